@@ -1,0 +1,1 @@
+"""noisy_fm: noisy model learning in JAX."""
