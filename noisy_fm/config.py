@@ -1,0 +1,296 @@
+"""Configs: one visible table of defaults, validation before anything runs, and a hash to cite.
+
+A config file has `get_config(arg="")`, starts from `train()` (or `study()`), and sets what differs.
+Every key of these tables is read by the code, so a key outside them is a mistake and is an error.
+"""
+
+import copy
+import difflib
+import hashlib
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import ml_collections
+from ml_collections import ConfigDict
+
+AUGMENTATIONS = ("none", "flip_crop")
+LOSSES = ("softmax", "bce")
+PRECISIONS = ("float32", "bfloat16")
+
+
+def train() -> ConfigDict:
+    """The defaults of one training run."""
+    return ConfigDict(
+        {
+            # What is learned from: a `data.load` source, and the one validation accuracy is for.
+            "data": {"name": "emoji_domains", "task": "subcategory", "domain": "", "size": 32},
+            "split": "pretrain",
+            "eval_split": "test",
+            "noise": {"kind": "symmetric", "rate": 0.0},
+            # `name` picks the model or optimiser; other keys go to its constructor, checked there.
+            "model": {"name": "resnet10_narrow"},
+            "loss": {"name": "softmax", "label_smoothing": 0.0},
+            "augment": "flip_crop",
+            "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4},
+            "decay": ".*kernel",  # parameters whose path matches are decayed
+            "schedule": {"name": "cosine", "warmup_epochs": 0.0},
+            "clip": 0.0,  # largest global norm of the gradient; 0: none
+            # (regex, multiplier of the schedule) in order, first match wins; None freezes.
+            "trainable": ((".*", 1.0),),
+            "batch_size": 128,  # global: over all hosts and devices
+            "epochs": 10.0,
+            "precision": "float32",
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            # (regex, "replicate" | "fsdp" | one mesh axis or None a dimension), first match wins.
+            "sharding": ((".*", "fsdp"),),
+            "seeds": {"noise": 0, "order": 0, "init": 0, "dropout": 0},
+            "log_every": 50,  # steps
+            "eval_every": 0,  # steps; 0: at the end
+            "checkpoint_every": 500,  # steps
+            "keep_checkpoints": 2,
+        }
+    )
+
+
+def study() -> ConfigDict:
+    """The defaults of a study: a grid of training runs and what is measured on each."""
+    return ConfigDict(
+        {
+            "pretrain": train(),
+            "noise_rates": (0.0, 0.05, 0.10, 0.20, 0.30),
+            "seeds": 1,  # pre-training seeds (initialisation, order, noise) per rate
+            "model": "",  # shorthand for pretrain.model.name
+            "feature": "pre_logits",
+            # In domain: (data name, task, domain), trained and tested on its own splits.
+            "id_tasks": (("emoji_domains", "category", "noto"), ("digits", "", "")),
+            # Out of domain: (data name, task, source domain, target domains).
+            "ood_tasks": (("emoji_domains", "category", "noto", ("lineart", "fluent3d")),),
+            "methods": ("lp", "mlp", "nmtune"),
+            "preset": "paper",
+            "fractions": (1.0,),
+            "label_noise": (0.0,),
+            "probe_seeds": 3,
+            "probe_epochs": 30,
+            "spectrum": {"center": False, "normalize": False},
+        }
+    )
+
+
+def parse_arg(arg: str, **defaults):
+    """Reads `noise_rate=0.1,seed=1` into a ConfigDict of the defaults' types."""
+    values = ConfigDict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, equals, text = item.partition("=")
+        if name not in defaults:
+            raise ValueError(unknown("config argument", name, defaults))
+        kind = type(defaults[name])
+        if kind is bool:
+            if equals and text.lower() not in ("true", "false", "1", "0"):
+                raise ValueError(f"config argument {name}={text}: expected true or false")
+            values[name] = not equals or text.lower() in ("true", "1")
+            continue
+        try:
+            values[name] = kind(text)
+        except ValueError:
+            raise ValueError(f"config argument {name}={text}: expected {kind.__name__}") from None
+    return values
+
+
+def unknown(what: str, name: str, known) -> str:
+    """One line for a name that does not exist: the closest one, else all of them."""
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"unknown {what} {name!r}; {hint}"
+
+
+def check_keys(config: Mapping, reference: Mapping, *, where: str = "config") -> None:
+    """Raises for a key of `config` that `reference` lacks, or lacks from `config`.
+
+    `model` and `optimizer` are open: their other keys are their constructor's arguments and are
+    checked against its signature by `check_arguments`.
+    """
+    open_ended = where.split(".")[-1] in ("model", "optimizer", "noise")
+    for key in config:
+        if key not in reference:
+            if open_ended:
+                continue
+            raise ValueError(unknown("key", f"{where}.{key}", [f"{where}.{k}" for k in reference]))
+        if isinstance(reference[key], Mapping | ConfigDict):
+            if not isinstance(config[key], Mapping | ConfigDict):
+                raise ValueError(f"{where}.{key} is {config[key]!r}; expected a group of keys")
+            check_keys(config[key], reference[key], where=f"{where}.{key}")
+    for key in reference:
+        if key not in config:
+            raise ValueError(f"{where}.{key} is missing; start the config from noisy_fm.config")
+
+
+def check_arguments(function: Callable, arguments: Mapping, *, where: str) -> None:
+    """Raises for an argument that `function` does not take."""
+    known = inspect.signature(function).parameters
+    for name in arguments:
+        if name not in known:
+            raise ValueError(unknown("key", f"{where}.{name}", [f"{where}.{k}" for k in known]))
+
+
+def check_train(config: ConfigDict) -> None:
+    """Raises one clear line for a training config that cannot run."""
+    check_keys(config, train())
+    choices = {
+        "loss.name": (config.loss.name, LOSSES),
+        "augment": (config.augment, AUGMENTATIONS),
+        "precision": (config.precision, PRECISIONS),
+    }
+    for key, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(unknown(f"config.{key}", value, known))
+    positive = ("batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints")
+    for key in positive:
+        if not config[key] > 0:
+            raise ValueError(f"config.{key} is {config[key]!r}; expected a positive number")
+    rate = config.noise.rate
+    if not 0 <= rate < 1:
+        raise ValueError(f"config.noise.rate is {rate!r}; expected γ in [0, 1)")
+    if not 0 <= config.loss.label_smoothing < 1:
+        raise ValueError(
+            f"config.loss.label_smoothing is {config.loss.label_smoothing!r}; expected [0, 1)"
+        )
+    if config.schedule.warmup_epochs >= config.epochs:
+        raise ValueError(
+            f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs}, training is "
+            f"{config.epochs} epochs; expected the warm-up to be shorter"
+        )
+
+
+def check_study(config: ConfigDict) -> None:
+    """Raises one clear line for a study config that cannot run."""
+    check_keys(config, study())
+    check_train(config.pretrain)
+    for rate in config.noise_rates:
+        if not 0 <= rate < 1:
+            raise ValueError(f"config.noise_rates has {rate!r}; expected every γ in [0, 1)")
+    for key in ("noise_rates", "methods", "fractions", "label_noise"):
+        if not config[key]:
+            raise ValueError(f"config.{key} is empty; expected at least one entry")
+    for key in ("seeds", "probe_seeds", "probe_epochs"):
+        if not (isinstance(config[key], int) and config[key] > 0):
+            raise ValueError(f"config.{key} is {config[key]!r}; expected a positive whole number")
+
+
+def num_steps(config: ConfigDict, num_examples: int) -> tuple[int, int]:
+    """(steps of the whole run, steps of one epoch) for `num_examples` training examples."""
+    per_epoch = num_examples // config.batch_size
+    if per_epoch == 0:
+        raise ValueError(
+            f"config.batch_size is {config.batch_size}, the training set has {num_examples} "
+            "examples; expected at least one whole batch"
+        )
+    return max(1, round(config.epochs * per_epoch)), per_epoch
+
+
+def plain(config) -> dict:
+    """The config as JSON types, keys sorted."""
+    if isinstance(config, ConfigDict | Mapping):
+        return {str(key): plain(config[key]) for key in sorted(config)}
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        return [plain(item) for item in config]
+    return config
+
+
+def hash_of(config) -> str:
+    """Twelve hex digits that name the config (SHA-256 of its sorted JSON)."""
+    text = json.dumps(plain(config), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(old: dict, new: dict, *, prefix: str = "") -> list[str]:
+    """`key: old → new` for every leaf that differs between two plain configs."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, prefix=f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {a} → {b}")
+    return lines
+
+
+def updated(config: ConfigDict, changes: Mapping) -> ConfigDict:
+    """A copy of `config` with dotted keys replaced: `updated(c, {"noise.rate": 0.1})`."""
+    new = ml_collections.ConfigDict(copy.deepcopy(config.to_dict()))
+    new.update_from_flattened_dict(changes)
+    return new
+
+
+def run_app(main: Callable, *, config_file: str | None = None, workdir: str | None = None) -> None:
+    """Parses `--config` and `--workdir`, runs `main(config, workdir)`, and words its failures.
+
+    A user's mistake is one line on stderr and exit code 2 (its traceback with `--traceback`);
+    Ctrl-C ends with 130 and SIGTERM with 143, after what was running has been saved.
+    """
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+
+    flags.DEFINE_bool("traceback", False, "show where an error was raised")
+    flags.DEFINE_string("workdir", workdir, "folder (or gs://, s3://) for results; resumes there")
+    config_flags.DEFINE_config_file(
+        "config", config_file, "config file, `:arguments` after it; override with --config.KEY=…"
+    )
+    app.usage = lambda *args, **kwargs: _usage(main)
+
+    def parse(argv):
+        try:
+            return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
+        except (flags.Error, *MISTAKES, AttributeError, TypeError, KeyError, ImportError) as error:
+            fail(error)
+
+    def wrapped(argv):
+        if len(argv) > 1:
+            fail(f"unexpected argument {argv[1]!r}; expected --config=FILE --workdir=DIR")
+        for name in ("config", "workdir"):
+            if not flags.FLAGS[name].value:
+                fail(f"--{name} is missing; see --help")
+        logging.set_verbosity(logging.WARNING)
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            main(flags.FLAGS.config, flags.FLAGS.workdir)
+        except KeyboardInterrupt:
+            fail("interrupted; run the same line again to go on", 130)
+        except Terminated:
+            fail("terminated; run the same line again to go on", 143)
+        except MISTAKES as error:
+            if flags.FLAGS.traceback:
+                raise
+            fail(error)
+
+    app.run(wrapped, flags_parser=parse)
+
+
+class Terminated(BaseException):
+    """SIGTERM: the machine is being taken away."""
+
+
+# What a user can cause; anything else is a fault of ours and keeps its traceback.
+MISTAKES = (ValueError, OSError, FloatingPointError)
+
+
+def _terminate(signum, frame):
+    raise Terminated
+
+
+def _usage(main: Callable) -> None:
+    module = sys.modules[main.__module__]
+    print(inspect.getdoc(module))
+    print("\nflags:\n  --config=FILE[:ARG=VALUE,…]  --config.KEY=VALUE …\n  --workdir=DIR  --traceback")
+
+
+def fail(error: object, code: int = 2) -> None:
+    """Prints one line to stderr and ends the process."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print(f"error: {' '.join(str(text).split())}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code) if code in (130, 143) else sys.exit(code)

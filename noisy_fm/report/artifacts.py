@@ -1,0 +1,182 @@
+"""Read what a study leaves in its working directory; the report reads nothing else."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+# One record is one metric of one cell. These fields say which cell; the rest is the measurement.
+IDENTITY = (
+    "stage",
+    "model",
+    "noise_kind",
+    "noise_rate",
+    "seed",
+    "dataset",
+    "task",
+    "shift",
+    "source",
+    "target",
+    "method",
+    "preset",
+    "fraction",
+    "label_noise",
+    "probe_seed",
+    "metric",
+)
+MEASUREMENT = (
+    "value",
+    "low",
+    "high",
+    "n",
+    "config_hash",
+    "manifest_hash",
+    "commit",
+    "versions",
+    "duration_s",
+)
+NUMERIC = (
+    "noise_rate",
+    "seed",
+    "fraction",
+    "label_noise",
+    "probe_seed",
+    "value",
+    "low",
+    "high",
+    "n",
+    "duration_s",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifacts:
+    """Everything the page is made of; `problems` are lines about what could not be read."""
+
+    workdir: Path
+    records: pd.DataFrame
+    spectra: list[dict]
+    config: dict
+    environment: dict
+    stages: list[dict]
+    noise: list[dict]
+    examples: list[dict]
+    problems: list[str]
+
+
+def load(workdir) -> Artifacts:
+    """Read a study's working directory.
+
+    Lines and files that are not JSON are left out and named in `problems`. Raises
+    FileNotFoundError if the folder or its records.jsonl is missing and ValueError if no record
+    can be read.
+    """
+    workdir = Path(workdir)
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"{workdir}: no such folder; expected a study's workdir")
+    path = workdir / "records.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run the study with this workdir first")
+    problems: list[str] = []
+    rows = read_lines(path, problems)
+    records = tidy(rows, problems)
+    if records.empty:
+        raise ValueError(f"{path}: holds no readable record with a value; run the study first")
+    return Artifacts(
+        workdir=workdir,
+        records=records,
+        spectra=[
+            row
+            for row in read_lines(workdir / "spectra.jsonl", problems)
+            if row.get("singular_values")
+        ],
+        config=read_object(workdir / "config.json", dict, problems),
+        environment=read_object(workdir / "environment.json", dict, problems),
+        stages=read_lines(workdir / "stages.jsonl", problems),
+        noise=[
+            manifest
+            for file in sorted((workdir / "noise").glob("*.json"))
+            if (manifest := read_object(file, dict, problems))
+        ],
+        examples=read_object(workdir / "examples.json", list, problems),
+        problems=problems,
+    )
+
+
+def read_lines(path: Path, problems: list[str]) -> list[dict]:
+    """The objects of a JSON Lines file; a line that is not one is skipped and reported."""
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:  # also bytes that are not UTF-8
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            problems.append(f"{path.name}, line {number}: not a JSON object; the line was skipped.")
+    return rows
+
+
+def read_object(path: Path, kind: type, problems: list[str]):
+    """The JSON value of a file, empty if the file is absent or does not hold a `kind`."""
+    if not path.is_file():
+        return kind()
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError:
+        value = None
+    if isinstance(value, kind):
+        return value
+    problems.append(f"{path.name}: not a JSON {kind.__name__}; the file was left out.")
+    return kind()
+
+
+def tidy(rows: list[dict], problems: list[str]) -> pd.DataFrame:
+    """Records as a frame in the contract's column order, one row a cell, every value finite."""
+    columns = [*IDENTITY, *MEASUREMENT]
+    frame = pd.DataFrame(rows)
+    frame = frame.reindex(columns=[*columns, *(c for c in frame.columns if c not in columns)])
+    for column in NUMERIC:
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    for column in frame.columns.difference(NUMERIC):
+        frame[column] = [plain(value) for value in frame[column]]
+    unusable = ~np.isfinite(frame["value"]) | frame["metric"].isna()
+    if unusable.any():
+        problems.append(f"{unusable.sum()} records have no finite value; they were left out.")
+    frame = frame[~unusable]
+    # A stage that was killed after writing and run again leaves its rows twice.
+    repeated = frame.duplicated(list(IDENTITY), keep="last")
+    if repeated.any():
+        problems.append(f"{repeated.sum()} records were written again; the last of each was kept.")
+    frame = frame[~repeated].reset_index(drop=True)
+    if frame["config_hash"].nunique() > 1:
+        problems.append(f"The records come from {frame['config_hash'].nunique()} configurations.")
+    if frame["noise_kind"].nunique() > 1:
+        kinds = ", ".join(sorted(frame["noise_kind"].dropna()))
+        problems.append(f"The records mix kinds of noise ({kinds}); averages run over them.")
+    return frame
+
+
+def plain(value):
+    """A cell that CSV and Parquet can hold: text or None; dicts and lists become JSON."""
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, sort_keys=True)
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return str(value)
+
+
+def write_records(records: pd.DataFrame, folder: Path) -> None:
+    """records.jsonl, records.csv and records.parquet, the same rows in each."""
+    records.to_json(
+        folder / "records.jsonl", orient="records", lines=True, double_precision=15
+    )
+    records.to_csv(folder / "records.csv", index=False)
+    records.to_parquet(folder / "records.parquet", index=False)

@@ -1,0 +1,186 @@
+"""Records to the aggregated frames that the figures, tables and tests are made of."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+METHODS = {
+    "features": "Features F",
+    "lp": "LP",
+    "mlp": "MLP",
+    "nmtune": "NMTune",
+    "lora": "LoRA",
+    "ft": "Full FT",
+}
+METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "sve": "SVE",
+    "lsvr": "LSVR",
+}
+SHIFTS = {"id": "in-domain", "ood": "out-of-domain"}
+# What stays the same when two noise levels or two methods are compared.
+UNIT = ["model", "seed", "dataset", "task", "source", "target", "fraction", "label_noise"]
+SPECTRUM_UNIT = ["model", "seed", "dataset", "task", "shift", "source", "target"]
+ENOUGH_SEEDS = 3
+
+
+def prepare(records: pd.DataFrame) -> pd.DataFrame:
+    """Fill the fields a stage leaves null and give each (method, preset) its `label`."""
+    frame = records.copy()
+    named = ["model", "dataset", "task", "source", "target"]
+    frame[named] = frame[named].astype(object).fillna("")
+    frame["seed"] = frame["seed"].fillna(0)
+    frame["fraction"] = frame["fraction"].fillna(1.0)
+    frame["label_noise"] = frame["label_noise"].fillna(0.0)
+    frame["noise_rate"] = frame["noise_rate"].fillna(0.0)
+    same = np.where(frame["source"] == frame["target"], "id", "ood")
+    frame["shift"] = frame["shift"].where(frame["shift"].notna(), same)
+    frame["label"] = method_labels(frame)
+    return frame
+
+
+def method_labels(frame: pd.DataFrame) -> pd.Series:
+    """LP, MLP, NMTune, …; the preset is added only where a method was run with several."""
+    method = frame["method"].fillna("features")
+    presets = frame.groupby(method)["preset"].nunique()
+    name = method.map(lambda key: METHODS.get(key, key))
+    several = method.map(presets).gt(1) & frame["preset"].notna()
+    return name.where(~several, name + " (" + frame["preset"].fillna("").astype(str) + ")")
+
+
+def ordered_labels(labels) -> list[str]:
+    """Method labels, the known methods in the paper's order, then the others by name."""
+    known = list(METHODS.values())
+
+    def rank(label):
+        name = label.split(" (")[0]
+        return (known.index(name) if name in known else len(known), label)
+
+    return sorted(set(labels), key=rank)
+
+
+def probe_scores(records: pd.DataFrame, *, shift: str, metric: str) -> pd.DataFrame:
+    """One row a (unit, γ, method): probe seeds, which share a model and test set, averaged."""
+    frame = records[
+        (records["stage"] == "probe")
+        & (records["shift"] == shift)
+        & (records["metric"] == metric)
+    ]
+    keys = [*UNIT, "noise_rate", "method", "label"]
+    return frame.groupby(keys, as_index=False, dropna=False)[["value", "low", "high", "n"]].mean()
+
+
+def full_data(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows tuned on the largest fraction and the least downstream label noise."""
+    if frame.empty:
+        return frame
+    return frame[
+        (frame["fraction"] == frame["fraction"].max())
+        & (frame["label_noise"] == frame["label_noise"].min())
+    ]
+
+
+def spectrum_scores(records: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One row a (feature set, γ, method) of a spectral metric; label "Features F" is F itself."""
+    frame = records[(records["stage"] == "spectrum") & (records["metric"] == metric)]
+    keys = [*SPECTRUM_UNIT, "noise_rate", "label"]
+    return frame.groupby(keys, as_index=False, dropna=False)[["value", "low", "high", "n"]].mean()
+
+
+def common_units(frame: pd.DataFrame, unit: list[str], cell: list[str]):
+    """Keep the units measured in every cell, so that means compare like with like.
+
+    Returns the rows and a line about what was left out, or None. Without a common unit all rows
+    are kept, and the line says so.
+    """
+    cells = frame[cell].drop_duplicates().shape[0]
+    present = frame.groupby(unit, dropna=False)[cell[0]].transform("size")
+    units = frame[unit].drop_duplicates().shape[0]
+    kept = frame[present == cells]
+    if kept.empty and not frame.empty:
+        return frame, (
+            "No task was measured in every cell, so these means are over different tasks "
+            "and should not be compared."
+        )
+    left_out = units - kept[unit].drop_duplicates().shape[0]
+    if left_out:
+        return kept, f"{left_out} of {units} tasks are not measured in every cell and are left out."
+    return kept, None
+
+
+def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean and 95 % interval of each cell.
+
+    With three or more pre-training seeds the interval is Student's t over the seeds' means. With
+    fewer it is the mean of the records' own intervals (test-set sampling), which would be exact
+    if the tasks' errors were fully correlated and is too wide otherwise.
+    """
+    rows = []
+    for key, group in frame.groupby(by, sort=True, dropna=False):
+        runs = group.groupby(["model", "seed"])["value"].mean()
+        mean = group["value"].mean()
+        low, high = group["low"].mean(), group["high"].mean()
+        if len(runs) >= ENOUGH_SEEDS:
+            half = stats.t.ppf(0.975, len(runs) - 1) * runs.std(ddof=1) / np.sqrt(len(runs))
+            low, high = mean - half, mean + half
+        rows.append([*key, mean, low, high, len(group), len(runs)])
+    return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "cells", "runs"])
+
+
+def interval_kind(summary: pd.DataFrame) -> str:
+    """What the intervals of `summarise` are, in words for a caption."""
+    if not summary["low"].notna().any():
+        return "The records hold no intervals."
+    if summary["runs"].min() >= ENOUGH_SEEDS:
+        return f"Bars: 95 % intervals over {summary['runs'].min()} pre-training runs (Student's t)."
+    return (
+        "Bars: 95 % intervals from the size of the test sets, averaged over tasks (too wide "
+        "rather than too narrow); they do not cover the luck of a pre-training run."
+    )
+
+
+def grid(summary: pd.DataFrame, *, scale: float, digits: int, row: str = "label") -> dict:
+    """A method × γ table as text: {"columns": [...], "rows": [(name, [cell, …])]}."""
+    rates = sorted(summary["noise_rate"].unique())
+    cells = {(r[row], r["noise_rate"]): r for _, r in summary.iterrows()}
+    rows = []
+    for name in ordered_labels(summary[row]):
+        texts = []
+        for rate in rates:
+            cell = cells.get((name, rate))
+            texts.append(None if cell is None else cell_text(cell, scale, digits))
+        rows.append((name, texts))
+    return {"columns": [percent(rate) for rate in rates], "rows": rows}
+
+
+def cell_text(cell, scale: float, digits: int) -> dict:
+    """A mean and its interval as text; the interval is empty if none was recorded."""
+    value, low, high = (f"{cell[k] * scale:.{digits}f}" for k in ("value", "low", "high"))
+    return {"value": value, "interval": f"{low}–{high}" if np.isfinite(cell["low"]) else ""}
+
+
+def task_table(frame: pd.DataFrame) -> list[dict]:
+    """One row a (task, source → target, method): accuracy in % at each γ, in γ's order."""
+    keys = ["dataset", "task", "source", "target"]
+    rates = sorted(frame["noise_rate"].unique())
+    rows = []
+    for key, group in frame.groupby(keys, sort=True):
+        dataset, task, source, target = key
+        for label in ordered_labels(group["label"]):
+            means = group[group["label"] == label].groupby("noise_rate")["value"].mean() * 100
+            rows.append(
+                {
+                    "task": " · ".join(part for part in (dataset, task) if part),
+                    "route": source if source == target else f"{source} → {target}",
+                    "method": label,
+                    "values": [means.get(rate, np.nan) for rate in rates],
+                }
+            )
+    return rows
+
+
+def percent(rate: float) -> str:
+    """0.05 -> "5 %"."""
+    return f"{rate * 100:g} %"
