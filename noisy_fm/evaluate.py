@@ -1,0 +1,94 @@
+"""Metrics of a classifier on a test set, with intervals that respect clusters of examples."""
+
+import math
+
+import numpy as np
+
+
+def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
+    """Counts [num_classes, num_classes]; rows are true classes, columns predicted ones.
+
+    Raises ValueError for arrays of unequal length, empty ones, and classes out of range.
+    """
+    labels, predictions = (
+        _classes(labels, "labels", num_classes),
+        _classes(predictions, "predictions", num_classes),
+    )
+    if len(labels) != len(predictions):
+        raise ValueError(f"{len(labels)} labels but {len(predictions)} predictions")
+    cells = labels.astype(np.int64) * num_classes + predictions
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def classification_metrics(
+    labels, predictions, num_classes: int, *, groups=None, seed: int = 0, resamples: int = 2000
+) -> dict[str, float]:
+    """Accuracy with a 95 % interval, balanced accuracy, macro-F1 and the number of examples.
+
+    Balanced accuracy is the mean recall of the classes that have test examples. Macro-F1 is the
+    mean over all `num_classes`: a class absent from the labels and the predictions scores 0. The
+    interval ("low", "high") is Wilson's, or a bootstrap of whole clusters where `groups` [n] says
+    which examples belong together (all renderings of one concept, all crops of one image).
+    Values are shares between 0 and 1.
+    """
+    counts = confusion_matrix(labels, predictions, num_classes)
+    true, predicted, hits = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
+    correct = np.asarray(labels) == np.asarray(predictions)
+    if groups is None:
+        low, high = wilson_interval(int(hits.sum()), int(true.sum()))
+    else:
+        low, high = cluster_bootstrap(correct, groups, seed=seed, resamples=resamples)
+    present = true > 0
+    return {
+        "accuracy": float(hits.sum() / true.sum()),
+        "low": low,
+        "high": high,
+        "balanced_accuracy": float(np.mean(hits[present] / true[present])),
+        "macro_f1": float(np.mean(2 * hits / np.maximum(true + predicted, 1))),
+        "n": int(true.sum()),
+    }
+
+
+def wilson_interval(successes: int, trials: int, *, z: float = 1.959963984540054):
+    """Wilson's score interval of a proportion, (low, high); 95 % by default."""
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes of {trials} trials is no proportion")
+    share = successes / trials
+    scale = 1 + z**2 / trials
+    centre = (share + z**2 / (2 * trials)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    # At 0 and all successes the bound is exact; rounding must not push it past.
+    return (
+        0.0 if successes == 0 else centre - half,
+        1.0 if successes == trials else centre + half,
+    )
+
+
+def cluster_bootstrap(
+    values, groups, *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of mean(values) when clusters, not examples, are drawn at random.
+
+    `values` [n] are numbers or booleans, `groups` [n] the cluster of each. A resample draws as
+    many clusters as there are, with replacement, and takes the mean over their examples.
+    """
+    values, groups = np.asarray(values, np.float64), np.asarray(groups)
+    if values.shape != groups.shape or values.ndim != 1 or not len(values):
+        raise ValueError(f"values {values.shape} and groups {groups.shape} must be [n], n ≥ 1")
+    _, cluster = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(cluster, weights=values), np.bincount(cluster)
+    random = np.random.default_rng(seed)
+    draws = random.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    low, high = np.quantile((draws @ sums) / (draws @ sizes), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _classes(values, name: str, num_classes: int) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 1 or not len(values) or values.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be whole numbers [n], got {values.dtype} {values.shape}")
+    if values.min() < 0 or values.max() >= num_classes:
+        raise ValueError(
+            f"{name} must lie in 0..{num_classes - 1}, got {values.min()}..{values.max()}"
+        )
+    return values

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn import metrics
+
+from noisy_fm import evaluate
+
+
+@pytest.fixture
+def answers():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 6, 300)
+    return labels, np.where(random.random(300) < 0.6, labels, random.integers(0, 6, 300))
+
+
+def test_metrics_agree_with_scikit_learn(answers):
+    labels, predictions = answers
+    ours = evaluate.classification_metrics(labels, predictions, 6)
+    assert ours["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predictions))
+    assert ours["balanced_accuracy"] == pytest.approx(
+        metrics.balanced_accuracy_score(labels, predictions)
+    )
+    assert ours["macro_f1"] == pytest.approx(metrics.f1_score(labels, predictions, average="macro"))
+    assert ours["n"] == 300
+    np.testing.assert_array_equal(
+        evaluate.confusion_matrix(labels, predictions, 6),
+        metrics.confusion_matrix(labels, predictions),
+    )
+
+
+def test_an_absent_class_counts_as_zero_in_macro_f1_and_not_in_balanced_accuracy(answers):
+    labels, predictions = answers
+    six = evaluate.classification_metrics(labels, predictions, 6)
+    eight = evaluate.classification_metrics(labels, predictions, 8)
+    assert eight["macro_f1"] == pytest.approx(six["macro_f1"] * 6 / 8)
+    assert eight["balanced_accuracy"] == six["balanced_accuracy"]
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (3, 10), (721, 1000)])
+def test_wilson_agrees_with_scipy(successes, trials):
+    exact = binomtest(successes, trials).proportion_ci(method="wilson")
+    assert evaluate.wilson_interval(successes, trials) == pytest.approx((exact.low, exact.high))
+
+
+def test_clusters_widen_the_interval_as_their_size_demands():
+    random = np.random.default_rng(1)
+    concept = random.random(200) < 0.7
+    values, groups = np.repeat(concept, 9), np.repeat(np.arange(200), 9)
+    low, high = evaluate.cluster_bootstrap(values, groups, resamples=4000)
+    spread = 1.96 * np.sqrt(concept.mean() * (1 - concept.mean()) / 200)
+    assert (high - low) / 2 == pytest.approx(spread, rel=0.08)
+    alone = evaluate.cluster_bootstrap(values, np.arange(1800), resamples=4000)
+    assert (high - low) / (alone[1] - alone[0]) == pytest.approx(3, rel=0.1)
+
+
+def test_groups_reach_the_metrics(answers):
+    groups = np.arange(300) // 3
+    ours = evaluate.classification_metrics(*answers, 6, groups=groups)
+    assert (ours["low"], ours["high"]) == evaluate.cluster_bootstrap(
+        answers[0] == answers[1], groups
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "words"),
+    [
+        ([0, 1], [0], "2 labels but 1 predictions"),
+        ([0, 3], [0, 1], "labels must lie in 0..2, got 0..3"),
+        ([0.5, 1.0], [0, 1], "labels must be whole numbers"),
+        ([], [], "labels must be whole numbers"),
+    ],
+)
+def test_bad_input_says_what_is_wrong(labels, predictions, words):
+    with pytest.raises(ValueError, match=words):
+        evaluate.classification_metrics(labels, predictions, 3)
+
+
+def test_intervals_refuse_nonsense():
+    with pytest.raises(ValueError, match="no proportion"):
+        evaluate.wilson_interval(3, 2)
+    with pytest.raises(ValueError, match="must be"):
+        evaluate.cluster_bootstrap([1, 0], [1])
