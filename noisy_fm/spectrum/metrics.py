@@ -23,7 +23,7 @@ def from_singular_values(values, *, n: int | None = None, d: int | None = None) 
 
     SVE = −Σ pᵢ log pᵢ, p = σ/Σσ (eq. 2); LSVR = −log(σ₁/Σσ) (eq. 3); effective rank: Roy &
     Vetterli 2007; RankMe: Garrido et al. 2023; α: weighted least squares (weights 1/i, so that
-    every octave counts alike) of log σᵢ² on log i, as in Agrawal et al. 2022; NaN under three points.
+    every octave counts alike) of log σᵢ² on log i, as in Agrawal et al. 2022; NaN under 3 points.
 
     Raises:
       ValueError: no value, a negative or non-finite one, or all zero (p is undefined).
@@ -83,7 +83,9 @@ def class_alignment(left, labels) -> np.ndarray:
     left = np.asarray(left, np.float64)
     labels = np.asarray(labels)
     if labels.shape != left.shape[:1]:
-        raise ValueError(f"labels must be [{len(left)}], one a row of the features, got {labels.shape}")
+        raise ValueError(
+            f"labels must be [{len(left)}], one a row of the features, got {labels.shape}"
+        )
     _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if not 2 <= len(counts) < len(labels):
         raise ValueError(

@@ -3,14 +3,16 @@
 A float64 Gram matrix costs half a QR factorisation but squares the condition number: singular
 values under 1e-8 σ₁ drown, and a rank-deficient matrix shows a whole tail of false ones. So the
 Gram matrix is kept only while a Cholesky factorisation certifies that it is well conditioned;
-the first block of rows that spoils it turns the state, still accurate, into its triangular
-factor R (RᵀR = FᵀF), and from then on rows are folded in by QR, whose error is eps·σ₁ on every
-singular value. Blocks are kept until they are certified, so nothing is lost by finding out late.
+where a block of rows spoils that, the sum so far, still accurate, becomes its triangular factor R
+(RᵀR = FᵀF) and the block is folded in by QR, whose error is eps·σ₁ on every singular value. Rows
+are kept until their block is certified, so nothing is lost by finding out late.
 """
 
-import copy
+import dataclasses
 
 import numpy as np
+
+from noisy_fm.spectrum.metrics import from_singular_values
 
 CONVENTIONS = {
     # eq. 2–3 as they read: the uncentred, un-normalised matrix.
@@ -70,8 +72,81 @@ def prepare(x: np.ndarray, *, center, normalize) -> np.ndarray:
         norm = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
         x /= np.where(norm > 0, norm, 1)
     if center == "samples":
+        largest = np.abs(x).max(axis=1, keepdims=True)
         x -= x.mean(axis=1, keepdims=True)
+        x[np.abs(x) <= 4 * np.finfo(np.float64).eps * largest] = 0  # the mean's own rounding
     return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """n rows as their mean (None if not centred) and either FᵀF or a matrix R with RᵀR = FᵀF."""
+
+    n: int
+    mean: np.ndarray | None
+    gram: np.ndarray | None
+    factor: np.ndarray | None
+
+    def as_gram(self) -> np.ndarray:
+        return self.factor.T @ self.factor if self.gram is None else self.gram
+
+    def as_factor(self) -> np.ndarray:
+        return np.linalg.cholesky(self.gram).T if self.factor is None else self.factor
+
+
+def certified(gram: np.ndarray) -> bool:
+    """Whether every eigenvalue of a float64 Gram matrix stands well above its rounding."""
+    from scipy.linalg import lapack  # here: importing noisy_fm.spectrum needs numpy alone
+
+    diagonal = np.diagonal(gram)
+    if not (np.isfinite(diagonal).all() and diagonal.min() > TRUSTED * diagonal.max()):
+        return False
+    # LAPACK takes columns first: the transpose of a symmetric matrix costs nothing.
+    root, info = lapack.dpotrf(gram.T, lower=0, clean=0)
+    norm = np.abs(gram).sum(axis=0).max()
+    return info == 0 and lapack.dpocon(root, norm, uplo="U")[0] >= TRUSTED
+
+
+def moments_of(rows: np.ndarray, *, center_columns: bool) -> Moments:
+    """The moments of raw rows [n d], not yet reduced: `combine` reduces them."""
+    mean = None
+    if center_columns:
+        mean = rows.mean(axis=0)
+        rows = rows - mean
+        # The mean's own rounding, of which n rows would make a false direction.
+        correction = rows.mean(axis=0)
+        mean, rows = mean + correction, rows - correction
+    return Moments(len(rows), mean, None, rows)
+
+
+def combine(blocks: list[Moments]) -> Moments:
+    """The moments of one or two blocks of rows together: Gram if certified, else by QR."""
+    n, mean, parts = blocks[0].n, blocks[0].mean, []
+    for block in blocks[1:]:
+        if mean is not None:  # Chan's update: the distance of the means is one more row
+            weight = np.sqrt(n * (block.n / (n + block.n)))
+            parts.append(weight * (block.mean - mean)[None])
+            mean = mean + (block.mean - mean) * (block.n / (n + block.n))
+        n += block.n
+    d = (blocks[0].gram if blocks[0].factor is None else blocks[0].factor).shape[1]
+    if n >= d:
+        with np.errstate(over="ignore", invalid="ignore"):
+            gram = sum([b.as_gram() for b in blocks[1:]], blocks[0].as_gram())
+            gram = sum([part.T @ part for part in parts], gram)
+        if certified(gram):
+            return Moments(n, mean, gram, None)
+    factor = np.concatenate([b.as_factor() for b in blocks] + parts)
+    return Moments(n, mean, None, np.linalg.qr(factor, mode="r") if len(factor) > d else factor)
+
+
+def values_of(matrix: np.ndarray) -> np.ndarray:
+    """Singular values of a matrix, through its smaller Gram matrix where that is certified."""
+    if len(matrix) < matrix.shape[1]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            gram = matrix @ matrix.T
+        if certified(gram):
+            return np.sqrt(np.linalg.eigvalsh(gram)[::-1])
+    return np.linalg.svd(matrix, compute_uv=False)
 
 
 class Spectrum:
@@ -92,22 +167,17 @@ class Spectrum:
         self.settings = resolve(center, normalize, convention)
         self.n = 0
         self.d: int | None = None
-        self._pending: list[np.ndarray] = []  # prepared rows not yet folded in
-        self._folded = 0
-        self._mean: np.ndarray | None = None  # of the folded rows; None unless center="columns"
-        self._gram: np.ndarray | None = None
-        self._factor: np.ndarray | None = None
-
-    @property
-    def capacity(self) -> int:
-        """Rows held before they are folded: enough for BLAS to run at speed, O(D) of them."""
-        return max(8192, 2 * self.d)
+        self._moments: Moments | None = None
+        self._pending: list[np.ndarray] = []  # prepared rows not yet in the moments
 
     def update(self, batch, *, mask=None) -> "Spectrum":
-        """Adds the rows of `batch` [m d], of any real dtype; rows where `mask` [m] is 0 do not count.
+        """Adds the rows of `batch` [m d], of any real dtype, and returns itself.
+
+        Rows where `mask` [m] is 0 (padding) do not count, whatever is in them.
 
         Raises:
           ValueError: not 2-D, another d, NaN or infinite values (how many rows, and the first).
+          TypeError: not real numbers.
         """
         batch = as_features(batch)
         if mask is not None:
@@ -115,107 +185,95 @@ class Spectrum:
             if mask.shape != batch.shape[:1]:
                 raise ValueError(f"mask must be [{len(batch)}], one a row, got {mask.shape}")
             batch = batch[mask]
-        if self.d is None:
-            self.d = batch.shape[1]
-        if batch.shape[1] != self.d:
+        if batch.shape[1] != (self.d or batch.shape[1]):
             raise ValueError(f"batch has {batch.shape[1]} features, the rows so far {self.d}")
-        ready = []
+        self.d = batch.shape[1]
+        capacity = max(8192, 2 * self.d)  # O(D) rows: enough for BLAS to run at speed
         start = 0
         while start < len(batch):
-            room = self.capacity - sum(map(len, self._pending)) - sum(map(len, ready[1:]))
-            rows = batch[start : start + room]
-            start += len(rows)
-            self._check(rows, batch, start - len(rows))
+            rows = batch[start : start + capacity - sum(map(len, self._pending))]
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = np.isfinite(rows.sum(axis=0, dtype=np.float64)).all()
+            if not finite:
+                require_finite(batch[start:], first_row=self.n)
             self._pending.append(prepare(rows, **self.settings))
             self.n += len(rows)
-            if len(rows) == room:
-                self._flush()
+            start += len(rows)
+            if sum(map(len, self._pending)) >= capacity:
+                self._moments, self._pending = self._fold(), []
         return self
 
-    def _check(self, rows, batch, start):
-        with np.errstate(over="ignore", invalid="ignore"):
-            finite = np.isfinite(rows.sum(axis=0, dtype=np.float64)).all()
-        if not finite:
-            require_finite(batch[start:], first_row=self.n)
-
     def merge(self, other: "Spectrum") -> "Spectrum":
-        """Adds what `other` saw, as if its rows had been given to this one; `other` is unchanged.
+        """Adds what `other` saw, as if its rows had been given here; `other` is unchanged.
 
         Raises:
           ValueError: other settings or another d.
         """
         if other.settings != self.settings:
-            raise ValueError(f"cannot merge spectra of {other.settings} into one of {self.settings}")
+            raise ValueError(f"cannot merge a spectrum with {other.settings} into {self.settings}")
         if other.n == 0:
             return self
-        if self.d is not None and other.d != self.d:
+        if other.d != (self.d or other.d):
             raise ValueError(f"cannot merge a spectrum of {other.d} features into one of {self.d}")
         self.d = other.d
+        self._pending = self._pending + other._pending
+        blocks = [m for m in (self._moments, other._moments) if m is not None]
+        self._moments = combine(blocks) if blocks else None
         self.n += other.n
-        if other._folded:
-            self._combine(other._folded, other._mean, other._gram, other._factor)
-        self._pending.extend(other._pending)
-        if sum(map(len, self._pending)) >= self.capacity:
-            self._flush()
         return self
 
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-        self._pending = []
-        mean = None
-        if self.settings["center"] == "columns":
-            mean = rows.mean(axis=0)
-            rows = rows - mean
-            # The mean's own rounding, of which n rows would make a false direction.
-            correction = rows.mean(axis=0)
-            mean, rows = mean + correction, rows - correction
-        self._combine(len(rows), mean, None, rows)
+    def _fold(self) -> Moments:
+        """All rows so far as one block; the state itself stays as it is."""
+        blocks = [] if self._moments is None else [self._moments]
+        if self._pending:
+            rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
+            columns = self.settings["center"] == "columns"
+            blocks.append(moments_of(rows, center_columns=columns))
+        return combine(blocks)
 
-    def _combine(self, n, mean, gram, rows) -> None:
-        """Folds in n rows given as a Gram matrix or as rows (or an R factor) with their mean."""
-        between = self._between(n, mean)
-        total = self._folded + n
-        if mean is not None and self._mean is not None:
-            mean = self._mean + (mean - self._mean) * (n / total)
-        empty = self._folded == 0
-        self._folded, self._mean = total, mean
-        if self._factor is None:
-            with np.errstate(over="ignore", invalid="ignore"):
-                added = gram if gram is not None else rows.T @ rows
-                merged = added + between.T @ between
-                merged = merged if empty else merged + self._gram
-            if certified(merged):
-                self._gram = merged
-                return
-        mine = self._factor if self._factor is not None else self._gram
-        parts = [factor_of(part) for part in (mine, gram) if part is not None]
-        parts += [part for part in (rows, between) if part is not None]
-        if self._factor is not None:
-            parts[0] = self._factor
-        self._gram, self._factor = None, np.linalg.qr(np.concatenate(parts), mode="r")
-
-    def _between(self, n, mean) -> np.ndarray:
-        """The row that Chan's update adds for the distance between two means, [0 or 1, d]."""
-        if mean is None or self._mean is None:
-            return np.zeros((0, self.d))
-        weight = np.sqrt(self._folded * (n / (self._folded + n)))
-        return weight * (mean - self._mean)[None]
-
-    def _read(self) -> "Spectrum":
-        """This state with nothing pending; the state itself stays as it is."""
+    def _read(self) -> Moments:
         if self.n < 2:
             raise ValueError(f"a spectrum needs at least 2 rows, got {self.n}")
-        state = copy.copy(self)
-        state._flush()
-        return state
+        return self._fold()
 
     def singular_values(self) -> np.ndarray:
-        """All min(n, d) singular values, descending, float64."""
-        state = self._read()
-        if state._gram is not None:
-            values = np.sqrt(np.maximum(np.linalg.eigvalsh(state._gram)[::-1], 0))
+        """All min(n, d) singular values, descending, float64.
+
+        Raises:
+          ValueError: fewer than two rows so far.
+        """
+        moments = self._read()
+        if moments.gram is not None:
+            values = np.sqrt(np.maximum(np.linalg.eigvalsh(moments.gram)[::-1], 0))
         else:
-            values = np.linalg.svd(state._factor, compute_uv=False)
+            values = values_of(moments.factor)
+        values = np.pad(values, (0, max(0, min(self.n, self.d) - len(values))))
+        if moments.mean is not None:  # constant columns: only the rounding of their mean is left
+            largest = np.sqrt(self.n) * np.linalg.norm(moments.mean)
+            values[values <= np.finfo(np.float64).eps * largest] = 0
         return values[: min(self.n, self.d)]
+
+    def directions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Singular values σ [k] and right singular vectors V [d k] as columns, k = min(n, d)."""
+        moments = self._read()
+        if moments.gram is not None:
+            energy, vectors = np.linalg.eigh(moments.gram)
+            return np.sqrt(np.maximum(energy[::-1], 0)), vectors[:, ::-1]
+        _, values, transposed = np.linalg.svd(moments.factor, full_matrices=False)
+        count = min(self.n, self.d)
+        return values[:count], transposed[:count].T
+
+    def left_vectors(self, x, *, top_k: int) -> np.ndarray:
+        """Leading left singular vectors [n k] at rows x [n d]: those seen, or new ones."""
+        values, vectors = self.directions()
+        count = min(top_k, int((values > values[0] * 1e-7).sum()))
+        rows = prepare(as_features(x), **self.settings)
+        if self.settings["center"] == "columns":
+            rows -= self._read().mean
+        return rows @ (vectors[:, :count] / values[:count])
+
+    def summary(self) -> dict:
+        """Every label-free metric of `METRICS`, with n, d and the settings."""
+        values = self.singular_values()
+        metrics = from_singular_values(values, n=self.n, d=self.d)
+        return {**metrics, "n": self.n, "d": self.d, **self.settings}

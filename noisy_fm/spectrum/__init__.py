@@ -1,0 +1,67 @@
+"""Feature spectra: exact singular values of [n d] features and what they say (SVE, LSVR, …).
+
+    from noisy_fm import spectrum
+    spectrum.summary(features)["sve"]            # one matrix
+    s = spectrum.Spectrum()                      # or batch by batch, host by host
+    for batch in batches: s.update(batch)
+    s.merge(other).summary()
+    spectrum.jackknife(features, groups=concept) # intervals
+
+From a shell: `python -m noisy_fm.spectrum FEATURES… --out report.html`.
+"""
+
+import numpy as np
+
+from noisy_fm.spectrum.intervals import Interval, bootstrap, jackknife
+from noisy_fm.spectrum.metrics import METRICS, class_alignment, from_singular_values
+from noisy_fm.spectrum.moments import CONVENTIONS, Spectrum
+
+__all__ = [
+    "CONVENTIONS",
+    "METRICS",
+    "Interval",
+    "Spectrum",
+    "bootstrap",
+    "class_alignment",
+    "from_singular_values",
+    "jackknife",
+    "singular_values",
+    "summary",
+]
+
+
+def singular_values(x, *, center=False, normalize=False, convention=None, mask=None) -> np.ndarray:
+    """All min(n, d) singular values of features x [n d], descending, float64-exact.
+
+    Args:
+      center, normalize, convention: as in `Spectrum`; by default neither (eq. 2–3 as they read).
+      mask: [n]; rows where it is 0 do not count.
+
+    Raises:
+      ValueError: not 2-D, fewer than two rows, NaN or infinity (how many rows, and the first).
+      TypeError: not real numbers.
+    """
+    state = Spectrum(center=center, normalize=normalize, convention=convention)
+    return state.update(x, mask=mask).singular_values()
+
+
+def summary(
+    x, *, labels=None, center=False, normalize=False, convention=None, mask=None, top_k=None
+) -> dict:
+    """Every metric of `METRICS` for features x [n d], with n, d, center and normalize.
+
+    With `labels` [n] also "class_alignment": the mean of `class_alignment` over the leading `top_k`
+    left singular vectors (default: as many as there are classes).
+
+    Raises:
+      ValueError: as `singular_values`; all values zero; labels of another length or one class.
+    """
+    state = Spectrum(center=center, normalize=normalize, convention=convention)
+    state.update(x, mask=mask)
+    result = state.summary()
+    if labels is not None:
+        left = state.left_vectors(x, top_k=top_k or len(np.unique(labels)))
+        keep = slice(None) if mask is None else np.asarray(mask).astype(bool)
+        alignment = class_alignment(left[keep], np.asarray(labels)[keep])
+        result["class_alignment"] = float(alignment.mean())
+    return result
