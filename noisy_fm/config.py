@@ -285,7 +285,7 @@ def _terminate(signum, frame):
 def _usage(main: Callable) -> None:
     module = sys.modules[main.__module__]
     print(inspect.getdoc(module))
-    print("\nflags:\n  --config=FILE[:ARG=VALUE,…]  --config.KEY=VALUE …\n  --workdir=DIR  --traceback")
+    print("\nflags: --config=FILE[:ARG=VALUE,…] --config.KEY=VALUE … --workdir=DIR --traceback")
 
 
 def fail(error: object, code: int = 2) -> None:

@@ -70,18 +70,28 @@ def split(params, rules: Sequence[tuple[str, float | None]]) -> tuple[dict, dict
     Frozen parameters are split off before `grad`, so they have no gradient and no moments.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
-    trainable, frozen, multipliers = {}, {}, {}
+    trainable, fixed, multipliers = {}, {}, {}
     for path, value in flat.items():
-        rule = next((rate for regex, rate in rules if re.search(regex, path)), ...)
-        if rule is ...:
-            raise ValueError(f"parameter {path} matches no rule of config.trainable")
+        rule = _rule(path, rules)
         if rule is None:
-            frozen[path] = value
+            fixed[path] = value
         else:
             trainable[path], multipliers[path] = value, float(rule)
     if not trainable:
         raise ValueError("config.trainable freezes every parameter; expected one to train")
-    return trainable, frozen, multipliers
+    return trainable, fixed, multipliers
+
+
+def frozen(path: str, rules: Sequence[tuple[str, float | None]]) -> bool:
+    """Whether the parameter at `path` does not train."""
+    return _rule(path, rules) is None
+
+
+def _rule(path: str, rules: Sequence[tuple[str, float | None]]) -> float | None:
+    for regex, rate in rules:
+        if re.search(regex, path):
+            return rate
+    raise ValueError(f"parameter {path} matches no rule of config.trainable")
 
 
 def join(trainable: dict, frozen: dict):

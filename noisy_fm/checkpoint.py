@@ -1,0 +1,162 @@
+"""Saving and restoring: whole checkpoints (orbax), and small artifacts that are whole or absent."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+VERSIONED = ("noisy-fm", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+SCHEMA = 1  # of the checkpoint's meta; raised when old checkpoints stop being readable
+
+
+class Checkpointer:
+    """Checkpoints of a training state in a folder, newest last.
+
+    Each holds the state (arrays, with their shardings) and `meta` (JSON: config, versions, commit,
+    noise manifest hash). A checkpoint that was being written when the process died is not listed.
+    """
+
+    def __init__(self, folder, *, keep: int = 2):
+        self.folder = epath.Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state, meta: dict) -> None:
+        """Starts writing in the background; `wait` or `close` waits until it is on disk."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                meta=ocp.args.JsonSave({"schema": SCHEMA, **meta}),
+            ),
+        )
+
+    def restore(self, target, *, step: int | None = None):
+        """(state, meta) like `target` (arrays or ShapeDtypeStructs with shardings), or None.
+
+        Without `step` the newest readable checkpoint is taken; one that cannot be read is
+        reported and passed over. Raises ValueError if there are some and none can be read.
+        """
+        steps = self.steps if step is None else [step]
+        for number in reversed(steps):
+            try:
+                found = self._manager.restore(
+                    number,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+                    ),
+                )
+                return found["state"], found["meta"]
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200]
+                logging.warning(
+                    "checkpoint %s cannot be read: %s", self.folder / str(number), reason
+                )
+        if not steps:
+            return None
+        raise ValueError(
+            f"no checkpoint in {self.folder} can be read (steps {steps}): damaged, or of another "
+            "model; move the folder away to start afresh"
+        )
+
+    def wait(self) -> None:
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+@contextlib.contextmanager
+def written_whole(path) -> Iterator[Path]:
+    """Gives a temporary sibling of `path` to write to, and moves it there when all went well.
+
+    Works for files and folders. If the body raises (or the process is killed) `path` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            for file in temporary.iterdir():
+                file.unlink()
+            temporary.rmdir()
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value) -> None:
+    """Writes `value` as JSON, whole or not at all."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    temporary.rename(path)
+
+
+def read_json(path):
+    """Reads what `write_json` wrote; one line that names the file if it is damaged."""
+    path = epath.Path(path)
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to have it made again") from None
+
+
+def claim(workdir, name: str, value: dict, *, differences) -> None:
+    """Marks `workdir` as belonging to the config `value`, or raises if it is another's."""
+    path = epath.Path(workdir) / name
+    if path.exists():
+        old = read_json(path)
+        if old != value:
+            lines = "; ".join(differences(old, value)[:4])
+            raise ValueError(
+                f"{workdir} holds results of another config ({lines}); choose another --workdir"
+            )
+    elif jax.process_index() == 0:
+        write_json(path, value)
+
+
+def provenance() -> dict:
+    """Package versions and the commit, as every record and checkpoint carries them."""
+    versions = {}
+    for name in VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {"versions": versions, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from, `+` if files differ; None outside one."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+        )
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        if head.returncode or git("ls-files", "--error-unmatch", "checkpoint.py").returncode:
+            return None
+        dirty = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+" if dirty else "")

@@ -1,0 +1,52 @@
+"""Progress of long work: a bar with an ETA on a terminal, plain lines elsewhere, host 0 only."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+PLAIN_INTERVAL = 15.0  # seconds between lines when nobody watches a terminal
+
+
+class Progress:
+    """Counts `total` units of something named; use as a context manager.
+
+    On a terminal a bar is redrawn in place. Elsewhere one line is printed every 15 s, and one at
+    the end, so that logs stay readable.
+    """
+
+    def __init__(self, name: str, total: int, *, start: int = 0, unit: str = "step", show=True):
+        self.name, self.total, self.unit, self.done, self.start = name, total, unit, start, start
+        self.show, self.note = show, ""
+        self.began = self.last = time.monotonic()
+        terminal = show and sys.stderr.isatty()
+        self.bar = (
+            tqdm(total=total, initial=start, desc=name, unit=unit, leave=False, dynamic_ncols=True)
+            if terminal
+            else None
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        if self.bar is not None:
+            self.bar.close()
+        if self.show and kind is None:
+            self._print(f"{time.monotonic() - self.began:.1f} s")
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        self.note = note or self.note
+        if self.bar is not None:
+            self.bar.set_postfix_str(self.note, refresh=False)
+            self.bar.update(count)
+        elif self.show and time.monotonic() - self.last > PLAIN_INTERVAL:
+            rate = (self.done - self.start) / (time.monotonic() - self.began)
+            left = (self.total - self.done) / max(rate, 1e-9)
+            self._print(f"{left:.0f} s left")
+            self.last = time.monotonic()
+
+    def _print(self, tail: str) -> None:
+        note = f"  {self.note}" if self.note else ""
+        print(f"{self.name}: {self.done}/{self.total} {self.unit}s{note}  {tail}", flush=True)
