@@ -51,8 +51,9 @@ def classify(
     per_example = example_loss[loss]
 
     def outputs(logits, batch):
-        correct = jnp.argmax(logits, -1) == batch["label"]
-        out = {"logits": logits, "correct": correct.astype(jnp.float32)}
+        prediction = jnp.argmax(logits, -1)
+        correct = (prediction == batch["label"]).astype(jnp.float32)
+        out = {"logits": logits, "prediction": prediction, "correct": correct}
         out["loss"] = per_example(logits, batch["label"], label_smoothing=label_smoothing)
         return {**out, **({"mask": batch["mask"]} if "mask" in batch else {})}
 

@@ -1,0 +1,57 @@
+# make study    one command from a bare checkout to the report (DEVICE=cuda13 or tpu for those)
+# make test     installs what the tests need and runs them (test-slow: the parity suites too)
+PYTHON ?= python3
+DEVICE ?= cpu
+WORKDIR ?= runs/emoji
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+CONSTRAINTS := tests/constraints.txt
+EXTRA := $(if $(filter-out cpu,$(DEVICE)),$(DEVICE))
+
+.PHONY: study test test-slow lint format bench clean
+
+study: $(VENV)/.installed-$(DEVICE)
+	$(BIN)/python -m noisy_fm.study --config=configs/study/emoji.py --workdir=$(WORKDIR) $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python tools/bench.py $(NAME) $(ARGS)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: noisy_fm needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The lock is for the Python it was made with; newer ones resolve the ranges of pyproject.toml.
+$(VENV)/.installed-cpu $(VENV)/.installed-cuda13 $(VENV)/.installed-tpu: pyproject.toml | $(VENV)/bin/python
+	@echo "installing noisy_fm ($(DEVICE)) into $(VENV) …"
+	$(PIP) $(if $(EXTRA),-e '.[$(EXTRA)]',$(call locked) -e .)
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) $(call locked) -e '.[test]'
+	@touch $@ $(VENV)/.installed-cpu
+
+$(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+locked = $$($(BIN)/python -c 'import sys; print("-c $(CONSTRAINTS)" if sys.version_info[:2] == (3, 11) else "")')
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,142 @@
+"""From a study's stages to the plain rows that a report reads; every row says what made it."""
+
+import base64
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from noisy_fm import checkpoint, train
+from noisy_fm import config as config_lib
+
+NUM_EXAMPLES = 12  # images with wrong labels shown in the report
+HEAD_FIELDS = ("method", "preset", "fraction", "label_noise", "probe_seed")
+FIELDS = (
+    *("stage", "model", "noise_kind", "noise_rate", "seed", "dataset", "task", "shift"),
+    *("source", "target", *HEAD_FIELDS, "metric", "value", "low", "high", "n", "duration_s"),
+)
+
+
+def assemble(config: ConfigDict, workdir: Path, outputs: dict) -> None:
+    """Writes what the report reads: records, spectra, stages, manifests and examples."""
+    common = {"config_hash": config_lib.hash_of(config), **checkpoint.provenance()}
+    records, curves, durations = [], [], []
+    for cell, out in outputs.items():
+        about = {
+            "model": cell.config.model.name,
+            "noise_kind": cell.config.noise.kind,
+            "noise_rate": cell.rate,
+            "seed": cell.seed,
+        }
+        manifest = out["pretrain"]["manifest"]
+        shared = {**about, "manifest_hash": manifest["hash"], **common}
+        records += list(cell_records(cell, out, shared, config))
+        curves += list(cell_curves(out, about))
+        durations += [
+            {"stage": f"{name} {cell.name}", "duration_s": made["duration_s"]}
+            for name, made in out.items()
+        ]
+        checkpoint.write_json(workdir / "noise" / f"{cell.name}.json", manifest)
+    write_lines(workdir / "records.jsonl", records)
+    write_lines(workdir / "spectra.jsonl", curves)
+    write_lines(workdir / "stages.jsonl", durations)
+    checkpoint.write_json(
+        workdir / "examples.json", wrong_labels(max(outputs, key=lambda c: c.rate))
+    )
+
+
+def cell_records(cell, out: dict, shared: dict, config: ConfigDict) -> Iterable[dict]:
+    """One row a metric: pre-training, spectrum, probes."""
+
+    def rows(stage_name, metrics, **fields):
+        seconds = out[stage_name]["duration_s"]
+        for metric, numbers in metrics.items():
+            yield {
+                **dict.fromkeys(FIELDS),
+                **shared,
+                "stage": {"spectra": "spectrum", "probes": "probe"}.get(stage_name, stage_name),
+                "duration_s": seconds,
+                **fields,
+                "metric": metric,
+                **numbers,
+            }
+
+    trained = {"dataset": cell.config.data.name, "task": cell.config.data.task}
+    yield from rows("pretrain", out["pretrain"]["metrics"], **trained)
+    in_domain = {(name, source) for name, _, source, _ in config.tasks}
+    for row in out["spectra"]["rows"]:
+        place = (row["dataset"], row["domain"])
+        fields = {
+            "dataset": row["dataset"],
+            "target": row["domain"],
+            "shift": "id" if place in in_domain else "ood",
+            "n": row["n"],
+        }
+        yield from rows("spectra", row["metrics"], **fields)
+    for row in out["probes"]["rows"]:
+        yield from rows("probes", row["metrics"], **{k: row[k] for k in row if k != "metrics"})
+    for row in out["probes"]["spectra"]:
+        fields = {key: row[key] for key in (*HEAD_FIELDS, "dataset", "task", "source", "n")}
+        shift = "id" if row["domain"] == row["source"] else "ood"
+        fields |= {"stage": "spectrum", "target": row["domain"], "shift": shift}
+        yield from rows("probes", row["metrics"], **fields)
+
+
+def cell_curves(out: dict, about: dict) -> Iterable[dict]:
+    """Singular values of F and, for tuned heads, of Z."""
+    for row in (*out["spectra"]["rows"], *out["probes"]["spectra"]):
+        keys = ("dataset", "task", "source", "domain", "method", "preset", "singular_values")
+        yield {**about, **{key: row.get(key) for key in keys}}
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    with checkpoint.written_whole(path) as temporary:
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+        temporary.write_text("".join(f"{line}\n" for line in lines))
+
+
+def wrong_labels(cell) -> list[dict]:
+    """A few images of the cell's training set whose label was flipped, as the report shows them."""
+    source = train.load_split(cell.config, cell.config.split)
+    labels, _ = train.corrupted(cell.config, source)
+    flipped = np.flatnonzero(labels != source.labels)
+    chosen = np.random.default_rng(0).permutation(flipped)[:NUM_EXAMPLES]
+    rows = []
+    for i in chosen:
+        png = io.BytesIO()
+        Image.fromarray(source.images[i]).save(png, "PNG")
+        rows.append(
+            {
+                "image": base64.b64encode(png.getvalue()).decode(),
+                "true": source.label_names[source.labels[i]],
+                "given": source.label_names[labels[i]],
+                "concept": source.captions[i] if source.captions else str(source.ids[i]),
+                "noise_rate": cell.rate,
+            }
+        )
+    return rows
+
+
+def environment() -> dict:
+    """The machine and the command, for the report."""
+    device = jax.devices()[0]
+    return {
+        **checkpoint.provenance(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "device": f"{len(jax.devices())} × {device.device_kind}",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m noisy_fm.study", *sys.argv[1:]]),
+    }
