@@ -175,8 +175,6 @@ def plain(value):
 
 def write_records(records: pd.DataFrame, folder: Path) -> None:
     """records.jsonl, records.csv and records.parquet, the same rows in each."""
-    records.to_json(
-        folder / "records.jsonl", orient="records", lines=True, double_precision=15
-    )
+    records.to_json(folder / "records.jsonl", orient="records", lines=True, double_precision=15)
     records.to_csv(folder / "records.csv", index=False)
     records.to_parquet(folder / "records.parquet", index=False)

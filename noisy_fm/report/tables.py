@@ -64,9 +64,7 @@ def ordered_labels(labels) -> list[str]:
 def probe_scores(records: pd.DataFrame, *, shift: str, metric: str) -> pd.DataFrame:
     """One row a (unit, γ, method): probe seeds, which share a model and test set, averaged."""
     frame = records[
-        (records["stage"] == "probe")
-        & (records["shift"] == shift)
-        & (records["metric"] == metric)
+        (records["stage"] == "probe") & (records["shift"] == shift) & (records["metric"] == metric)
     ]
     keys = [*UNIT, "noise_rate", "method", "label"]
     return frame.groupby(keys, as_index=False, dropna=False)[["value", "low", "high", "n"]].mean()

@@ -1,0 +1,38 @@
+"""Command line: python -m noisy_fm.report WORKDIR [--out DIR]."""
+
+import argparse
+import sys
+
+from noisy_fm.report import build
+
+DESCRIPTION = """\
+Build the report of a study: one self-contained index.html, its figures as SVG and PNG, and the
+records as CSV, JSON Lines and Parquet."""
+READS = """\
+It reads only what the study wrote to WORKDIR: records.jsonl (needed) and, where present,
+spectra.jsonl, config.json, environment.json, stages.jsonl, examples.json and noise/*.json.
+A part that is missing becomes a line on the page. Example:
+
+  python -m noisy_fm.report runs/emoji && xdg-open runs/emoji/report/index.html"""
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m noisy_fm.report",
+        description=DESCRIPTION,
+        epilog=READS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir", metavar="WORKDIR", help="the study's working directory")
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: WORKDIR/report)")
+    arguments = parser.parse_args(argv)
+    try:
+        print(build(arguments.workdir, arguments.out))
+    except (OSError, ValueError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""The report's figures: SVG for the page (text stays text, colours follow the page), PNG beside."""
+
+import dataclasses
+import html
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure as Canvas
+
+from noisy_fm.report import tables
+
+# Inline SVGs take these from CSS variables, so that one drawing serves light and dark pages.
+INK, MUTED, RULE = "#1d2126", "#5f6873", "#dfe3e8"
+METHOD_COLOURS = {
+    "Features F": "#6b7280",
+    "LP": "#2f6fb7",
+    "MLP": "#c77d11",
+    "NMTune": "#0f8a6b",
+    "LoRA": "#8a55c2",
+    "Full FT": "#b8466f",
+}
+SPARE_COLOURS = ["#a0522d", "#4a7a96", "#7d8b1c", "#9b3fa0", "#c05a4a"]
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "noisy_fm",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "ytick.major.size": 0,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+}
+SIZE = (4.6, 3.3)
+LABEL_GAP = 0.075  # of the axis' height, so that two direct labels never overlap
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A drawn figure: `svg` is ready for the page, `name` its files' stem under figures/."""
+
+    name: str
+    svg: str
+    alt: str
+
+
+class Studio:
+    """Draws into one folder with one style; colours of methods and γ are fixed for a report."""
+
+    def __init__(self, folder: Path, labels: list[str], rates: list[float]):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.levels = level_colours(len(rates))
+        by_rate = zip(map(tables.percent, rates), self.levels, strict=True)
+        self.colours = {**method_colours(labels), **dict(by_rate)}
+        self.rates = rates
+
+    def lines(
+        self,
+        summary: pd.DataFrame,
+        *,
+        name: str,
+        title: str,
+        ylabel: str,
+        scale: float = 1.0,
+        x: str = "noise_rate",
+        xlabel: str = "pre-training noise γ, %",
+    ) -> Drawing:
+        """One line a label (method) over `x`, with intervals and the labels at the lines' ends."""
+        canvas, axes = self.new(title, right=0.80)
+        labels = tables.ordered_labels(summary["label"])
+        ticks = sorted(summary[x].unique() * 100)
+        step = 0.012 * (ticks[-1] - ticks[0])
+        ends = []
+        for index, label in enumerate(labels):
+            line = summary[summary["label"] == label].sort_values(x)
+            at = line[x].to_numpy() * 100 + step * (index - (len(labels) - 1) / 2)
+            mean = line["value"].to_numpy() * scale
+            colour = self.colours.get(label, METHOD_COLOURS["LP"])
+            bars = np.abs(line[["low", "high"]].to_numpy().T * scale - mean)
+            axes.plot(at, mean, "o-", color=colour)
+            axes.vlines(at, mean - bars[0], mean + bars[1], color=colour, alpha=0.45, lw=1.4)
+            ends.append((at[-1], mean[-1], label, colour))
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        if labels[0] in self.colours:
+            direct_labels(axes, ends)
+        else:  # one line without a name to give: write its values instead
+            for at, value in zip(line[x] * 100, line["value"] * scale, strict=True):
+                axes.annotate(
+                    f"{value:.1f}", (at, value), (7, 4), textcoords="offset points", fontsize=9
+                )
+        return self.save(canvas, name, line_alt(summary, labels, title, x, scale))
+
+    def spectra(self, curves: dict, *, name: str, title: str, ylabel: str, log_y=True) -> Drawing:
+        """Curves over the singular values' rank i, one a γ, coloured from low to high γ."""
+        canvas, axes = self.new(title, right=0.96)
+        for rate, curve in curves.items():
+            rank = np.arange(1, len(curve) + 1)
+            colour = self.levels[self.rates.index(rate)]
+            axes.plot(rank, curve, color=colour, lw=1.6, label=tables.percent(rate))
+        axes.set_xscale("log")
+        if log_y:
+            axes.set_yscale("log")
+            top = max(np.nanmax(curve) for curve in curves.values())
+            bottom = min(np.nanmin(curve) for curve in curves.values())
+            axes.set_ylim(max(bottom, top * 1e-5) * 0.8, top * 1.4)
+        axes.set_xlabel("rank i of the singular value")
+        axes.set_ylabel(ylabel)
+        axes.legend(title="γ", frameon=False, fontsize=9, title_fontsize=9, labelcolor=INK)
+        first = ", ".join(f"{c[0]:.3g} at γ = {tables.percent(r)}" for r, c in curves.items())
+        return self.save(canvas, name, f"{title}, over rank i. At i = 1: {first}.")
+
+    def new(self, title: str, *, right: float):
+        with rc_context(STYLE):
+            canvas = Canvas(figsize=SIZE)
+            FigureCanvasAgg(canvas)
+            axes = canvas.add_axes((0.15, 0.155, right - 0.15, 0.72))
+            axes.set_title(title, x=-0.12 * 0.8 / (right - 0.15))
+        return canvas, axes
+
+    def save(self, canvas, name: str, alt: str) -> Drawing:
+        """Write NAME.svg and NAME.png and return the drawing for the page."""
+        text = io.StringIO()
+        with rc_context(STYLE):
+            canvas.savefig(text, format="svg", metadata={"Date": None})
+            canvas.savefig(self.folder / f"{name}.png", dpi=160)
+        svg = text.getvalue()
+        (self.folder / f"{name}.svg").write_text(svg)
+        return Drawing(name, self.inline(svg, name, alt), alt)
+
+    def inline(self, svg: str, name: str, alt: str) -> str:
+        """An SVG element that scales, carries its alt text and takes the page's colours."""
+        svg = svg[svg.index("<svg") :]
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+        head, body = svg.split(">", 1)
+        box = re.search(r'viewBox="[^"]*"', head).group()
+        # Several SVGs share a page, so their ids must not meet.
+        body = re.sub(r'\bid="', f'id="{name}-', body)
+        body = body.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+        body = re.sub(r"(font: [^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", body)
+        body = body.replace("#ffffff", "none")
+        for hexadecimal, variable in {INK: "--ink", MUTED: "--muted", RULE: "--rule"}.items():
+            body = body.replace(hexadecimal, f"var({variable})")
+        for index, colour in enumerate(self.levels):
+            body = body.replace(colour, f"var(--level-{index})")
+        alt = html.escape(alt, quote=True)
+        return (
+            f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box} role="img" '
+            f'aria-label="{alt}"><title>{alt}</title>{body}'
+        )
+
+
+def method_colours(labels: list[str]) -> dict[str, str]:
+    """The same colour for a method in every figure; further presets take spare colours."""
+    colours, spare = {}, 0
+    for label in labels:
+        plain = label.split(" (")[0]
+        if plain in METHOD_COLOURS and METHOD_COLOURS[plain] not in colours.values():
+            colours[label] = METHOD_COLOURS[plain]
+        else:
+            colours[label] = SPARE_COLOURS[spare % len(SPARE_COLOURS)]
+            spare += 1
+    return colours
+
+
+def level_colours(number: int, *, dark: bool = False) -> list[str]:
+    """A sequential palette over γ: noisier is further from the page's background."""
+    start, stop = (0.25, 0.95) if dark else (0.82, 0.08)
+    return [to_hex(colormaps["plasma"](t)) for t in np.linspace(start, stop, number)]
+
+
+def direct_labels(axes, ends: list[tuple]) -> None:
+    """Write each line's label at its right end, moved apart where they would overlap."""
+    bottom, top = axes.get_ylim()
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = [(end[1] - bottom) / (top - bottom) for end in ends]
+    for index in range(1, len(heights)):
+        heights[index] = max(heights[index], heights[index - 1] + LABEL_GAP)
+    overshoot = max(0.0, heights[-1] - 1.0)
+    for (_, _, label, colour), height in zip(ends, heights, strict=True):
+        wrapped = label.replace(" (", "\n(")
+        axes.text(
+            1.02,
+            height - overshoot,
+            wrapped,
+            color=colour,
+            transform=axes.transAxes,
+            va="center",
+            fontsize=9.5 if len(label) < 12 else 8.5,
+        )
+
+
+def line_alt(summary: pd.DataFrame, labels: list[str], title: str, x: str, scale: float) -> str:
+    """The figure's first and last values in words."""
+    parts = []
+    for label in labels:
+        line = summary[summary["label"] == label].sort_values(x)
+        first, last = line.iloc[0], line.iloc[-1]
+        parts.append(
+            f"{label} {first['value'] * scale:.3g} at {tables.percent(first[x])}, "
+            f"{last['value'] * scale:.3g} at {tables.percent(last[x])}"
+        )
+    return f"{title}: " + "; ".join(parts) + "."
+
+
+def mean_spectra(rows: list[dict]) -> dict[float, np.ndarray]:
+    """Mean normalised spectrum σ_i/Σσ of each γ, over the feature sets that every γ has."""
+    frame = pd.DataFrame(rows)
+    unit = [c for c in ("model", "seed", "dataset", "task", "domain") if c in frame]
+    frame[unit] = frame[unit].astype(object).fillna("")
+    frame, _ = tables.common_units(frame, unit, ["noise_rate"])
+    curves = {}
+    for rate, group in frame.groupby("noise_rate"):
+        sigmas = [np.sort(np.asarray(s, float))[::-1] for s in group["singular_values"]]
+        sigmas = [s for s in sigmas if np.isfinite(s).all() and s.sum() > 0]
+        length = min((len(s) for s in sigmas), default=0)
+        if length:
+            curves[rate] = np.mean([s[:length] / s.sum() for s in sigmas], axis=0)
+    return curves

@@ -1,0 +1,222 @@
+"""Assemble the page: sections of text, tables and drawings, rendered by template.html."""
+
+import datetime
+import json
+import os
+import re
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from noisy_fm.report import artifacts, figures, findings, sections, tables
+
+MANIFEST = ("kind", "rate", "realised", "seed", "n", "changed", "num_classes", "hash")
+EXAMPLE = ("image", "true", "given", "concept", "name", "noise_rate")
+TEMPLATE = Path(__file__).with_name("template.html")
+
+
+def build(workdir, out=None) -> Path:
+    """Write the report of a study's `workdir` to `out` (WORKDIR/report); returns index.html.
+
+    `out` receives index.html, which needs no other file and no network, figures/*.svg and
+    *.png, and the records as .jsonl, .csv and .parquet. Scores are fractions in [0, 1]. Raises
+    FileNotFoundError or ValueError if there are no records and OSError if `out` cannot be
+    written, each with one line.
+    """
+    found = artifacts.load(workdir)
+    out = Path(out) if out is not None else found.workdir / "report"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        artifacts.write_records(found.records, out)
+        page = render(found, out / "figures")
+        unfinished = out / "index.html.part"
+        unfinished.write_text(page, encoding="utf-8")
+        os.replace(unfinished, out / "index.html")
+    except OSError as error:
+        raise OSError(f"{out}: cannot write the report there ({error.strerror})") from error
+    return out / "index.html"
+
+
+def render(found: artifacts.Artifacts, folder: Path) -> str:
+    """The page as HTML; the figures are also written to `folder`."""
+    records = tables.prepare(found.records)
+    rates = sorted(records["noise_rate"].unique())
+    studio = figures.Studio(folder, tables.ordered_labels(records["label"]), rates)
+    studied = findings.collect(records)
+    several = records["model"].nunique() > 1
+    parts = []
+    for model, rows in records.groupby("model"):
+        spectra = [row for row in found.spectra if str(row.get("model") or "") == model]
+        parts.append(
+            {
+                "model": model if several else None,
+                "sections": [
+                    sections.pretraining(rows, studio, model),
+                    sections.downstream(rows, studio, model),
+                    *sections.less_data(rows, studio, model),
+                    sections.spectrum(rows, spectra, studio, model),
+                    sections.tasks(rows),
+                ],
+            }
+        )
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        statement=statement(records, found),
+        findings=[(finding, strip(finding)) for finding in studied],
+        verdicts=verdict_counts(studied),
+        parts=parts,
+        examples=shaped(found.examples, EXAMPLE, "image")[:24],
+        noise=sorted(shaped(found.noise, MANIFEST, "rate"), key=lambda row: row["rate"]),
+        stages=durations(found.stages),
+        environment=flat(found.environment),
+        config=json.dumps(found.config, indent=2, sort_keys=True) if found.config else None,
+        reproduce=reproduce(records, found),
+        problems=found.problems,
+        light=figures.level_colours(len(rates)),
+        dark=figures.level_colours(len(rates), dark=True),
+        percent=tables.percent,
+        today=datetime.date.today().isoformat(),
+    )
+
+
+def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
+    """What was run, in the words of the opening paragraph."""
+    pretrained = records[records["stage"] == "pretrain"]
+    probes = records[records["stage"] == "probe"]
+    steps = [
+        f"{find(found.config, key):,} {key}"
+        for key in ("steps", "epochs")
+        if isinstance(find(found.config, key), (int, float))
+    ]
+    tasks = {
+        shift: rows[["dataset", "task", "source", "target"]].drop_duplicates().shape[0]
+        for shift, rows in probes.groupby("shift")
+    }
+    kinds = sorted(records["noise_kind"].dropna().unique())
+    return {
+        "models": sorted(records["model"].unique()),
+        "datasets": sorted(set(pretrained["dataset"]) - {""}),
+        "task": sorted(set(pretrained["task"]) - {""}),
+        "kinds": kinds,
+        "rates": findings.levels(sorted(records["noise_rate"].unique())),
+        "seeds": findings.plural(records["seed"].nunique(), "pre-training seed"),
+        "probe_seeds": findings.plural(probes["probe_seed"].nunique(), "probe seed"),
+        "steps": steps[:1],
+        "methods": tables.ordered_labels(probes["label"]),
+        "id": findings.plural(tasks.get("id", 0), "in-domain task"),
+        "ood": findings.plural(tasks.get("ood", 0), "out-of-domain task"),
+        "records": f"{len(records):,}",
+    }
+
+
+def verdict_counts(studied: list[findings.Finding]) -> list[tuple[str, str, list[str]]]:
+    """(verdict, badge, the questions with it) in a fixed order, empty ones left out."""
+    grouped = []
+    for verdict, badge in findings.VERDICTS.items():
+        those = [finding for finding in studied if finding.verdict == verdict]
+        if those:
+            grouped.append((verdict, badge, those))
+    return grouped
+
+
+def shaped(rows: list, keys: tuple[str, ...], needed: str) -> list[dict]:
+    """Rows with exactly `keys`, absent ones None; rows without the `needed` one are left out."""
+    rows = [row for row in rows if isinstance(row, dict) and row.get(needed) is not None]
+    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def durations(stages: list[dict]) -> dict | None:
+    """Seconds by group of stages (the part of the name before a slash) and in all."""
+    rows = [
+        (str(row.get("stage") or row.get("name") or "?"), float(row["duration_s"]))
+        for row in stages
+        if isinstance(row.get("duration_s"), (int, float))
+    ]
+    if not rows:
+        return None
+    frame = pd.DataFrame(rows, columns=["stage", "seconds"])
+    frame["group"] = frame["stage"].map(lambda name: re.split(r"[/:\s]", name)[0])
+    grouped = frame.groupby("group", sort=False)["seconds"].agg(["size", "sum"]).reset_index()
+    total = frame["seconds"].sum()
+    return {
+        "groups": [
+            (g, int(size), duration(s), 100 * s / max(total, 1e-9))
+            for g, size, s in grouped.itertuples(index=False)
+        ],
+        "all": [(stage, duration(s)) for stage, s in rows],
+        "total": duration(total),
+    }
+
+
+def duration(seconds: float) -> str:
+    """4.2 -> "4.2 s"; 372 -> "6 min 12 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def reproduce(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
+    """What a reader needs to run it again."""
+    command = found.environment.get("command")
+    return {
+        "command": " ".join(map(str, command)) if isinstance(command, list) else command,
+        "commit": found.environment.get("commit") or first(records["commit"]),
+        "config_hash": ", ".join(sorted(records["config_hash"].dropna().unique())) or None,
+        "manifest_hash": records["manifest_hash"].nunique(),
+    }
+
+
+def first(column: pd.Series):
+    """The first value that is not null, or None."""
+    values = column.dropna()
+    return values.iloc[0] if len(values) else None
+
+
+def flat(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested dict as (dotted key, text) rows."""
+    rows = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{key}.")
+        else:
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((f"{prefix}{key}", text))
+    return rows
+
+
+def find(tree: dict, key: str):
+    """The first value under `key` in a nested dict, those under "pretrain" first; else None."""
+    branches = sorted(tree.items(), key=lambda item: "pretrain" not in item[0])
+    if key in tree:
+        return tree[key]
+    values = (find(branch, key) for _, branch in branches if isinstance(branch, dict))
+    return next((value for value in values if value is not None), None)
+
+
+def strip(finding: findings.Finding) -> dict | None:
+    """Positions, in % of the width, of a finding's pairs, effect and interval around zero."""
+    if finding.verdict == "missing":
+        return None
+    dots = np.asarray(finding.differences)
+    marks = [finding.effect, *(v for v in (finding.low, finding.high) if np.isfinite(v)), *dots]
+    reach = 1.0 if finding.unit == "τ" else 1.05 * max(np.abs(marks).max(), 1e-9)
+
+    def place(value):
+        return None if not np.isfinite(value) else round(50 + 48 * float(value) / reach, 2)
+
+    digits = 0 if reach >= 10 else 1 if reach >= 1 else 2
+    return {
+        "dots": [(place(d), 12 + (7 * i) % 17) for i, d in enumerate(dots[:400])],
+        "effect": place(finding.effect),
+        "low": place(finding.low),
+        "high": place(finding.high),
+        "left": findings.signed(-reach, digits),
+        "right": findings.signed(reach, digits),
+    }

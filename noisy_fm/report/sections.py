@@ -1,0 +1,281 @@
+"""The page's sections on scores and spectra: text, what is missing, drawings and tables."""
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from noisy_fm.report import figures, findings, tables
+
+SCORES = ("accuracy", "macro_f1")
+
+
+def section(key: str, title: str) -> dict:
+    """An empty section: what the template shows of it, in this order."""
+    return {
+        "key": key,
+        "title": title,
+        "text": "",
+        "missing": [],
+        "drawings": [],
+        "caption": "",
+        "groups": [],
+        "columns": [],
+        "tasks": [],
+    }
+
+
+def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> dict:
+    """Table 1 of the paper: accuracy of the pre-trained models at each γ."""
+    part = section("pretraining", "Pre-training accuracy")
+    frame = records[records["stage"] == "pretrain"]
+    if frame[frame["metric"] == "accuracy"].empty:
+        part["missing"] = ["No pre-training accuracy was recorded."]
+        return part
+    part["text"] = "Accuracy on held-out images against their true labels (the paper's Table 1)."
+    for metric, rows in frame.groupby("metric"):
+        summary = tables.summarise(rows.assign(label=named(metric)), ["noise_rate", "label"])
+        score = is_score(metric)
+        table = tables.grid(summary, scale=100 if score else 1, digits=1 if score else 3)
+        part["columns"] = part["columns"] or table["columns"]
+        unit = ", %" if score else ""
+        part["groups"].append({"title": named(metric) + unit, "rows": aligned(table, part)})
+        if metric == "accuracy":
+            part["caption"] = tables.interval_kind(summary)
+            if summary["noise_rate"].nunique() > 1:
+                drawing = studio.lines(
+                    summary.assign(label="Pre-training"),
+                    name=slug("pretraining", model),
+                    title="Pre-training accuracy",
+                    ylabel="accuracy, %",
+                    scale=100,
+                )
+                part["drawings"].append(drawing)
+            else:
+                part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
+    return part
+
+
+def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dict:
+    """Figs. 3 and 7 of the paper: in- and out-of-domain scores by method and γ."""
+    part = section("downstream", "Downstream, by method")
+    part["text"] = (
+        "Mean over tasks of heads tuned on frozen features, in the domain they were tuned on and "
+        "outside it (the paper's Figs. 3 and 7)."
+    )
+    notes = []
+    for shift, metric in ((s, m) for m in SCORES for s in tables.SHIFTS):
+        frame = tables.full_data(tables.probe_scores(records, shift=shift, metric=metric))
+        title = f"{tables.SHIFTS[shift].capitalize()} {tables.METRICS[metric]}"
+        if frame.empty:
+            part["missing"].append(f"{title}: not recorded.")
+            continue
+        frame, note = tables.common_units(frame, tables.UNIT, ["noise_rate", "label"])
+        summary = tables.summarise(frame, ["noise_rate", "label"])
+        table = tables.grid(summary, scale=100, digits=1)
+        part["columns"] = part["columns"] or table["columns"]
+        size = frame[["dataset", "task", "source", "target"]].drop_duplicates().shape[0]
+        part["groups"].append(
+            {
+                "title": f"{title}, % ({findings.plural(size, 'task')})",
+                "rows": aligned(table, part),
+            }
+        )
+        notes += [f"{title}: {note}"] if note else []
+        part["caption"] = tables.interval_kind(summary)
+        if summary["noise_rate"].nunique() > 1:
+            name = slug("downstream", shift, metric, model)
+            part["drawings"].append(
+                studio.lines(
+                    summary,
+                    name=name,
+                    title=title,
+                    ylabel=f"{tables.METRICS[metric]}, %",
+                    scale=100,
+                )
+            )
+    if part["groups"] and not part["drawings"]:
+        part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
+    part["missing"] += notes
+    return part
+
+
+def less_data(records: pd.DataFrame, studio: figures.Studio, model: str) -> list[dict]:
+    """Accuracy against the downstream fraction and label noise η, if the study varied them."""
+    parts = []
+    for x, other, title, label in (
+        ("fraction", "label_noise", "Downstream, by share of the data", "downstream data, %"),
+        ("label_noise", "fraction", "Downstream, by label noise η", "downstream label noise η, %"),
+    ):
+        probes = records[records["stage"] == "probe"]
+        if probes[x].nunique() < 2:
+            continue
+        part = section(x, title)
+        for shift in tables.SHIFTS:
+            frame = tables.probe_scores(records, shift=shift, metric="accuracy")
+            keep = frame[other].max() if other == "fraction" else frame[other].min()
+            frame = frame[frame[other] == keep]
+            methods = frame.assign(kind="methods, mean over γ")
+            lp = frame[frame["method"] == "lp"]
+            lp = lp.assign(label=lp["noise_rate"].map(tables.percent), kind="LP by γ")
+            for rows in (methods, lp):
+                unit = [u for u in tables.UNIT if u not in (x, other)]
+                rows, note = tables.common_units(rows, unit, [x, "noise_rate", "label"])
+                if rows.empty or rows[x].nunique() < 2:
+                    continue
+                kind = rows["kind"].iloc[0]
+                drawing = studio.lines(
+                    tables.summarise(rows, [x, "label"]),
+                    name=slug(x, shift, kind, model),
+                    title=f"{tables.SHIFTS[shift].capitalize()}, {kind}",
+                    ylabel="accuracy, %",
+                    scale=100,
+                    x=x,
+                    xlabel=label,
+                )
+                part["drawings"].append(drawing)
+                part["missing"] += [note] if note else []
+        parts.append(part)
+    return parts
+
+
+def spectrum(records: pd.DataFrame, spectra: list, studio: figures.Studio, model: str) -> dict:
+    """Fig. 5 of the paper: SVE, LSVR and the normalised singular values."""
+    part = section("spectrum", "Singular value spectrum of the features")
+    part["text"] = (
+        "F are the frozen features, and the methods' lines are of the features Z they make of "
+        "them. SVE is the entropy of σᵢ/Σσ, LSVR is −log σ₁/Σσ, both in nats (eqs. 2 and 3; the "
+        "paper's Figs. 5 and 7). A larger SVE is a flatter spectrum, a larger LSVR a weaker "
+        "dominant direction."
+    )
+    for metric in ("sve", "lsvr"):
+        frame = tables.spectrum_scores(records, metric)
+        if frame.empty:
+            part["missing"].append(f"{metric.upper()}: not recorded.")
+            continue
+        cell = ["noise_rate", "label"]
+        frame, note = tables.common_units(frame, tables.SPECTRUM_UNIT, cell)
+        part["missing"] += [f"{metric.upper()}: {note}".replace("task", "feature set")] * bool(note)
+        summary = tables.summarise(frame, cell)
+        table = tables.grid(summary, scale=1, digits=3)
+        part["columns"] = part["columns"] or table["columns"]
+        part["groups"].append({"title": f"{metric.upper()}, nats", "rows": aligned(table, part)})
+        part["caption"] = tables.interval_kind(summary).replace("test sets", "feature sets")
+        part["caption"] = part["caption"].replace("over tasks", "over them")
+        if summary["noise_rate"].nunique() > 1:
+            title = {"sve": "Singular value entropy", "lsvr": "Largest singular value ratio"}
+            part["drawings"].append(
+                studio.lines(
+                    summary,
+                    name=slug("spectrum", metric, model),
+                    title=title[metric],
+                    ylabel=f"{metric.upper()}, nats",
+                )
+            )
+    if not spectra:
+        part["missing"].append("The singular values themselves were not recorded.")
+    part["drawings"] += spectrum_curves(spectra, studio, model)
+    return part
+
+
+def spectrum_curves(spectra: list, studio: figures.Studio, model: str) -> list:
+    """σ_i/Σσ of F and of each method's Z, and F's against γ = 0."""
+    drawings = []
+    for method in sorted({row.get("method") or "features" for row in spectra}, key=method_rank):
+        rows = [r for r in spectra if (r.get("method") or "features") == method]
+        rows = [r for r in rows if r.get("noise_rate") in studio.rates]
+        curves = figures.mean_spectra(rows) if rows else {}
+        if not curves:
+            continue
+        name = "F" if method == "features" else f"Z, {tables.METHODS.get(method, method)}"
+        drawings.append(
+            studio.spectra(
+                curves,
+                name=slug("spectrum", method, model),
+                title=f"Normalised spectrum of {name}",
+                ylabel="σᵢ / Σσ",
+            )
+        )
+        if method == "features" and 0.0 in curves and len(curves) > 1:
+            clean = curves.pop(0.0)
+            length = min(len(clean), *(len(curve) for curve in curves.values()))
+            floor = clean[:length] > 1e-6 * clean[0]  # below that a ratio is rounding
+            ratios = {
+                rate: np.where(floor, curve[:length] / clean[:length].clip(1e-300), np.nan)
+                for rate, curve in curves.items()
+            }
+            drawings.append(
+                studio.spectra(
+                    ratios,
+                    name=slug("spectrum", "ratio", model),
+                    title="Spectrum of F relative to γ = 0 %",
+                    ylabel="ratio of σᵢ / Σσ",
+                    log_y=False,
+                )
+            )
+    return drawings
+
+
+def tasks(records: pd.DataFrame) -> dict:
+    """Every task's accuracy by method and γ."""
+    part = section("tasks", "Every task")
+    part["text"] = "Accuracy in %, probe and pre-training seeds averaged; best method in bold."
+    for shift, name in tables.SHIFTS.items():
+        frame = tables.full_data(tables.probe_scores(records, shift=shift, metric="accuracy"))
+        if frame.empty:
+            part["missing"].append(f"No {name} task is recorded.")
+            continue
+        rates = sorted(frame["noise_rate"].unique())
+        rows = tables.task_table(frame)
+        for row in rows:
+            peers = [r for r in rows if (r["task"], r["route"]) == (row["task"], row["route"])]
+            best = [max((p["values"][i] for p in peers), default=np.nan) for i in range(len(rates))]
+            row["best"] = [
+                v == b and len(peers) > 1 for v, b in zip(row["values"], best, strict=True)
+            ]
+            row["spark"] = sparkline(row["values"])
+            row["span"] = len(peers)
+            row["first"] = peers[0] is row
+        columns = [tables.percent(rate) for rate in rates]
+        part["tasks"].append({"title": name.capitalize(), "columns": columns, "rows": rows})
+    return part
+
+
+def aligned(table: dict, part: dict) -> list:
+    """The rows of a γ table with its cells under the section's columns."""
+    places = [table["columns"].index(c) if c in table["columns"] else None for c in part["columns"]]
+    return [
+        (name, [None if place is None else cells[place] for place in places])
+        for name, cells in table["rows"]
+    ]
+
+
+def named(metric: str) -> str:
+    """macro_f1 -> "Macro-F1"."""
+    name = tables.METRICS.get(metric, metric.replace("_", " "))
+    return name[0].upper() + name[1:]
+
+
+def is_score(metric: str) -> bool:
+    """Whether a metric is a fraction that reads best in %."""
+    return any(word in metric for word in ("accuracy", "f1", "memorised"))
+
+
+def method_rank(method: str) -> tuple:
+    known = list(tables.METHODS)
+    return (known.index(method) if method in known else len(known), method)
+
+
+def slug(*parts: str) -> str:
+    """Words to a file's stem."""
+    return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") for p in parts)))
+
+
+def sparkline(values: list[float]) -> str:
+    """Points of a small polyline in an 80 × 20 box; empty if a value is missing."""
+    array = np.asarray(values)
+    if len(array) < 2 or not np.isfinite(array).all():
+        return ""
+    height = (array - array.min()) / max(float(np.ptp(array)), 1e-9)
+    across = np.linspace(3, 77, len(array))
+    return " ".join(f"{x:.1f},{17 - 14 * y:.1f}" for x, y in zip(across, height, strict=True))

@@ -1,0 +1,492 @@
+"""The report on made-up records (test-only: no number here comes from a model)."""
+
+import base64
+import html.parser
+import io
+import itertools
+import json
+import re
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy import stats
+
+from noisy_fm import report
+from noisy_fm.report import __main__ as command
+from noisy_fm.report import figures, findings, paired, tables
+
+RATES = (0.0, 0.05, 0.1, 0.2, 0.3)
+DOMAINS = ("noto", "twemoji", "openmoji", "lineart", "fluent3d")
+TASKS = ("category", "skin_tone")
+COMMON = {
+    "model": "resnet_w16",
+    "noise_kind": "symmetric",
+    "config_hash": "c0ffee12",
+    "commit": "0123456789abcdef",
+    "versions": {"jax": "0.10.2"},
+    "duration_s": 1.5,
+}
+
+
+def write_study(folder, *, rates=RATES, seeds=(0,), probe_seeds=(0, 1), effect=None, ood=True):
+    """A plausible workdir. effect(shift, method, rate) in [0, 1] adds to every accuracy."""
+    effect = effect or planted
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(7)
+    rows, spectra = [], []
+    for seed, rate in itertools.product(seeds, rates):
+        here = {**COMMON, "seed": seed, "noise_rate": rate}
+        truth = {"stage": "pretrain", "dataset": "emoji_domains", "task": "subcategory"}
+        value = 0.72 - 0.5 * rate + rng.normal(0, 0.004)
+        rows.append({**here, **truth, "metric": "accuracy", **measured(value, 3000)})
+        for domain, method in itertools.product(DOMAINS, (None, "mlp", "nmtune")):
+            lift = {"mlp": -0.2, "nmtune": 0.35}.get(method, 0) + 0.8 * rate
+            sigma = np.exp(-np.arange(128) / (14 + 9 * lift)) * np.exp(rng.normal(0, 0.02, 128))
+            p = sigma / sigma.sum()
+            here_too = {**here, "dataset": "emoji_domains", "source": domain, "target": domain}
+            for metric, x in (("sve", -np.sum(p * np.log(p))), ("lsvr", -np.log(p[0]))):
+                rows.append(
+                    {**here_too, "stage": "spectrum", "method": method, "metric": metric}
+                    | {"value": x, "low": x - 0.02, "high": x + 0.02, "n": 800}
+                )
+            kept = ("model", "seed", "noise_rate")
+            spectra.append(
+                {k: here[k] for k in kept}
+                | {"domain": domain, "method": method, "singular_values": list(sigma * 90)}
+            )
+        pairs = [(s, t) for s in DOMAINS[:3] for t in DOMAINS if ood or s == t]
+        for task, (source, target) in itertools.product(TASKS, pairs):
+            shift = "id" if source == target else "ood"
+            # The same task is as hard at every γ and for every method.
+            hard = np.random.default_rng(zlib.crc32(f"{task}{source}{target}".encode())).uniform(
+                0, 0.25
+            )
+            for method, probe_seed in itertools.product(("lp", "mlp", "nmtune"), probe_seeds):
+                base = (0.85 if shift == "id" else 0.6) - hard + effect(shift, method, rate)
+                for metric, less in (("accuracy", 0), ("macro_f1", 0.07)):
+                    value = float(np.clip(base - less + rng.normal(0, 0.006), 0, 1))
+                    rows.append(
+                        {**here, "stage": "probe", "dataset": "emoji_domains", "task": task}
+                        | {"shift": shift, "source": source, "target": target, "fraction": 1.0}
+                        | {"method": method, "preset": "paper", "probe_seed": probe_seed}
+                        | {"label_noise": 0.0, "metric": metric, **measured(value, 380)}
+                    )
+    write_lines(folder / "records.jsonl", rows)
+    write_lines(folder / "spectra.jsonl", spectra)
+    write_rest(folder, rates, seeds)
+    return folder
+
+
+def planted(shift, method, rate):
+    """NMTune above the others out of domain, noise harmful there; nothing in domain."""
+    if shift == "id":
+        return 0.0
+    return -0.15 * rate + (0.03 if method == "nmtune" else 0.0)
+
+
+def measured(value, n):
+    half = 1.96 * np.sqrt(max(value * (1 - value), 1e-6) / n)
+    return {"value": value, "low": value - half, "high": value + half, "n": n}
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_rest(folder, rates, seeds):
+    """Everything but the records and spectra."""
+    config = {"pretrain": {"steps": 1200, "batch_size": 128}, "noise_rates": list(rates)}
+    (folder / "config.json").write_text(json.dumps(config))
+    environment = {"versions": {"jax": "0.10.2", "numpy": "2.4"}, "device": "cpu", "cores": 2}
+    environment |= {"commit": "0123456789abcdef", "command": "python -m noisy_fm.study --x=1"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    stages = [(f"pretrain/{rate:g}", 40.0 + rate) for rate in rates] + [("probe", 21.0)]
+    write_lines(folder / "stages.jsonl", [{"stage": s, "duration_s": d} for s, d in stages])
+    (folder / "noise").mkdir(exist_ok=True)
+    for rate, seed in itertools.product(rates, seeds):
+        manifest = {"kind": "symmetric", "rate": rate, "realised": int(rate * 11000) / 11000}
+        manifest |= {"seed": seed, "n": 11000, "changed": int(rate * 11000), "num_classes": 98}
+        manifest["hash"] = f"abc{int(rate * 100)}{seed}"
+        (folder / "noise" / f"{rate:g}-{seed}.json").write_text(json.dumps(manifest))
+    examples = [
+        {"image": png(i), "true": "cat-face", "given": "sky & weather", "noise_rate": 0.05}
+        | {"concept": f"concept <{i}>"}
+        for i in range(6)
+    ]
+    (folder / "examples.json").write_text(json.dumps(examples))
+
+
+def png(i):
+    pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((32, 32), 0).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+class Page(html.parser.HTMLParser):
+    """The parts of a page that the tests ask about."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.resources, self.open, self.images = [], [], [], []
+        self.findings, self.tables, self.text = {}, [], ""
+        self.feed(text)
+        assert not self.open, f"unclosed {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        for name in ("src", "href", "xlink:href"):
+            if name in attributes:
+                self.resources.append(attributes[name])
+        if "data-key" in attributes:
+            self.findings[attributes["data-key"]] = attributes["data-verdict"]
+        if tag == "svg" and attributes.get("role") == "img":
+            self.images.append(attributes["aria-label"])
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if "small" not in self.open and ("td" in self.open or "th" in self.open):
+            self.tables[-1][-1][-1] += data.strip()
+
+    def table_with(self, title):
+        """{row name: [cells]} of the group whose heading starts with `title`."""
+        for table in self.tables:
+            heads = [row[0] for row in table if row]
+            for at, head in enumerate(heads):
+                if head.startswith(title):
+                    rest = itertools.takewhile(lambda row: len(row) > 1, table[at + 1 :])
+                    return {row[0]: row[1:] for row in rest}
+        raise AssertionError(f"no table group {title!r}")
+
+
+@pytest.fixture
+def unsaved(monkeypatch):
+    """Figures are drawn but not rendered to files, for tests that are about the rest."""
+    monkeypatch.setattr(
+        figures.Studio, "save", lambda _, canvas, name, alt: figures.Drawing(name, "", alt)
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("study") / "run")
+
+
+@pytest.fixture(scope="module")
+def built(study):
+    path = report.build(study)
+    return path.parent, Page(path.read_text())
+
+
+def test_page_is_self_contained_and_complete(built):
+    folder, page = built
+    local = ("#", "data:image/png;base64,", "records.", "figures/")
+    assert [r for r in page.resources if not r.startswith(local)] == []
+    text = (folder / "index.html").read_text()
+    assert "@import" not in text
+    assert "<script" not in text
+    assert "url(http" not in text
+    sections = ["statement", "findings", "pretraining", "downstream", "spectrum", "tasks"]
+    assert {*sections, "noise", "run"} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids)), "the inline SVGs' ids meet"
+    assert "concept <0>" in page.text  # escaped in the source
+    assert "concept <0>" not in text
+    for needle in ("1,200 steps", "python -m noisy_fm.study --x=1", "c0ffee12", "abc300"):
+        assert needle in page.text
+
+
+def test_every_figure_has_files_and_alt_text(built):
+    folder, page = built
+    drawn = [i.removeprefix("figure-") for i in page.ids if i.startswith("figure-")]
+    drawn = [name for name in drawn if not name.endswith("figure_1")]
+    assert len(drawn) >= 11
+    for name in drawn:
+        assert (folder / "figures" / f"{name}.svg").stat().st_size > 1000
+        with Image.open(folder / "figures" / f"{name}.png") as image:
+            assert np.asarray(image.convert("L")).std() > 5
+    assert all(len(alt) > 20 for alt in page.images)
+    assert any("NMTune" in alt and "0 %" in alt for alt in page.images)
+
+
+def test_tables_equal_an_independent_computation(study, built):
+    frame = pd.read_json(study / "records.jsonl", lines=True)
+    probe = frame[(frame.stage == "probe") & (frame["shift"] == "ood")]
+    _, page = built
+    for title, metric in (
+        ("Out-of-domain accuracy", "accuracy"),
+        ("Out-of-domain macro", "macro_f1"),
+    ):
+        shown = page.table_with(title)
+        for label, method in (("LP", "lp"), ("MLP", "mlp"), ("NMTune", "nmtune")):
+            rows = probe[(probe.method == method) & (probe.metric == metric)]
+            means = rows.groupby("noise_rate").value.mean() * 100
+            assert shown[label] == [f"{m:.1f}" for m in means]
+    truth = frame[frame.stage == "pretrain"].groupby("noise_rate").value.mean() * 100
+    assert page.table_with("Accuracy, %")["Accuracy"] == [f"{m:.1f}" for m in truth]
+    sve = frame[(frame.stage == "spectrum") & (frame.metric == "sve") & frame.method.isna()]
+    means = sve.groupby("noise_rate").value.mean()
+    assert page.table_with("SVE")["Features F"] == [f"{m:.3f}" for m in means]
+
+
+def test_planted_effects_are_seen_and_planted_nulls_are_not(built):
+    _, page = built
+    assert page.findings["pretrain"] == "seen"
+    assert page.findings["ood"] == "seen"
+    assert page.findings["sve"] == page.findings["lsvr"] == "seen"
+    assert page.findings["nmtune lp ood"] == page.findings["nmtune mlp ood"] == "seen"
+    assert page.findings["nmtune lp id"] == page.findings["nmtune mlp id"] == "not seen"
+    # Six pairs cannot pass the correction, and five models cannot establish a correlation.
+    assert page.findings["slight 0.05"] == "too few"
+    assert page.findings["lsvr ood"] == "too few"
+    for needle in ("Pre-training accuracy falls with γ", "NMTune is above LP in out-of-domain"):
+        assert needle in page.text
+    assert "Not seen: a difference of in-domain accuracy between NMTune and LP" in page.text
+    assert "speaks of these particular models" in page.text
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_effects_of_the_other_sign_are_worded_so(tmp_path):
+    def harmful(shift, method, rate):
+        return 0.3 * rate - (0.05 if method == "nmtune" else 0)
+
+    write_study(tmp_path / "run", effect=harmful)
+    text = report.build(tmp_path / "run").read_text()
+    assert "NMTune is below LP in in-domain accuracy" in text
+    assert "10, 20, 30 %, is above clean pre-training" in text
+
+
+def test_finding_equals_scipy_on_pairs_made_by_hand(study):
+    frame = pd.read_json(study / "records.jsonl", lines=True)
+    rows = frame[
+        (frame.stage == "probe") & (frame["shift"] == "ood") & (frame.metric == "accuracy")
+    ]
+    unit = ["noise_rate", "seed", "task", "source", "target"]
+    means = rows.groupby([*unit, "method"]).value.mean().unstack() * 100
+    difference = means["nmtune"] - means["lp"]
+    records = tables.prepare(report.page.artifacts.load(study).records)
+    found = {f.key: f for f in findings.collect(records)}["nmtune lp ood"]
+    assert len(found.differences) == len(difference) == 120
+    assert found.p == pytest.approx(stats.wilcoxon(difference).pvalue, rel=1e-6)
+    assert found.low < difference.median() < found.high
+    assert found.effect == pytest.approx(difference.mean(), abs=0.1)
+
+
+def test_many_seeds_make_pretraining_runs_the_unit(tmp_path):
+    write_study(tmp_path / "run", seeds=tuple(range(9)), probe_seeds=(0,), rates=(0.0, 0.1, 0.3))
+    records = tables.prepare(report.page.artifacts.load(tmp_path / "run").records)
+    found = {f.key: f for f in findings.collect(records)}
+    assert len(found["ood"].differences) == 9
+    assert "units are pre-training runs" in found["ood"].scope
+    assert "within a pre-training seed" in found["pretrain"].test
+    assert found["pretrain"].verdict == "seen"
+    shown = tables.summarise(
+        tables.probe_scores(records, shift="id", metric="accuracy"), ["noise_rate", "label"]
+    )
+    cell = shown.iloc[0]
+    rows = records[(records.stage == "probe") & (records["shift"] == "id")]
+    rows = rows[(rows.metric == "accuracy") & (rows.noise_rate == cell.noise_rate)]
+    seeds = rows[rows.label == cell.label].groupby("seed").value.mean()
+    low, high = stats.t.interval(0.95, 8, seeds.mean(), stats.sem(seeds))
+    assert (cell.low, cell.high) == pytest.approx((low, high))
+
+
+def test_records_are_the_same_in_every_format(built):
+    folder, _ = built
+    csv = pd.read_csv(folder / "records.csv")
+    parquet = pd.read_parquet(folder / "records.parquet")
+    lines = pd.read_json(folder / "records.jsonl", lines=True)
+    assert len(csv) == len(parquet) == len(lines) > 500
+    for name in ("value", "low", "high", "noise_rate"):
+        np.testing.assert_array_equal(csv[name], parquet[name])
+        np.testing.assert_allclose(lines[name], parquet[name], rtol=1e-12)
+    for name in ("stage", "method", "target", "metric", "versions"):
+        assert csv[name].fillna("").tolist() == parquet[name].fillna("").tolist()
+
+
+@pytest.mark.parametrize(
+    ("kept", "line"),
+    [
+        (lambda r: r["stage"] == "pretrain", "No downstream tuning is recorded"),
+        (lambda r: r["stage"] != "pretrain", "No pre-training accuracy was recorded"),
+        (lambda r: r["stage"] != "spectrum", "SVE: not recorded"),
+        (lambda r: r["noise_rate"] == 0.1, "Only one γ is recorded"),
+        (lambda r: r.get("shift") != "ood", "No out-of-domain task is recorded"),
+        (lambda r: r.get("method") != "nmtune", "task was measured with both"),
+        (lambda r: r["noise_rate"] > 0, "there is no clean model"),
+    ],
+)
+@pytest.mark.usefixtures("unsaved")
+def test_missing_parts_become_a_line(study, tmp_path, kept, line):
+    rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
+    write_lines(tmp_path / "records.jsonl", [row for row in rows if kept(row)])
+    page = Page(report.build(tmp_path).read_text())
+    assert line in page.text
+    for other in (
+        "No example images",
+        "No noise manifest",
+        "No durations",
+        "configuration was not",
+    ):
+        assert other in page.text
+    assert not re.search(r"\bnan\b", page.text)
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_means_are_over_the_tasks_that_every_cell_has(study, tmp_path):
+    rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
+
+    def unfinished(r):
+        late = r["noise_rate"] == 0.3 and r["stage"] == "probe"
+        return late and r["task"] == "skin_tone" and r["source"] == "noto"
+
+    write_lines(tmp_path / "records.jsonl", [r for r in rows if not unfinished(r)])
+    page = Page(report.build(tmp_path).read_text())
+    assert "1 of 6 tasks are not measured in every cell" in page.text
+    frame = pd.DataFrame(rows)
+    frame = frame[
+        (frame.stage == "probe") & (frame["shift"] == "id") & (frame.metric == "accuracy")
+    ]
+    frame = frame[
+        (frame.method == "lp") & ~((frame.task == "skin_tone") & (frame.source == "noto"))
+    ]
+    means = frame.groupby("noise_rate").value.mean() * 100
+    assert page.table_with("In-domain accuracy")["LP"] == [f"{m:.1f}" for m in means]
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_fractions_presets_and_models_are_kept_apart(study, tmp_path):
+    rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
+    small = [
+        {**r, "fraction": 0.1, "value": r["value"] - 0.2, "low": None, "high": None}
+        for r in rows
+        if r["stage"] == "probe"
+    ]
+    release = [
+        {**r, "preset": "release", "value": r["value"] + 0.01}
+        for r in rows
+        if r.get("method") == "nmtune" and r["stage"] == "probe"
+    ]
+    vit = [{**r, "model": "vit_tiny"} for r in rows]
+    write_lines(tmp_path / "records.jsonl", rows + small + release + vit)
+    page = Page(report.build(tmp_path).read_text())
+    assert "fraction" in page.ids
+    shown = page.table_with("In-domain accuracy")
+    assert {"LP", "MLP", "NMTune (paper)", "NMTune (release)"} == set(shown)
+    once = Page(report.build(study, tmp_path / "once").read_text())
+    assert shown["LP"] == once.table_with("In-domain accuracy")["LP"]
+    assert "Downstream, by method: vit_tiny" in page.text
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_bad_lines_are_skipped_and_named(study, tmp_path):
+    text = (study / "records.jsonl").read_text().splitlines()
+    text[2] = text[2][:30]
+    text.append(text[-1])
+    text.append('{"stage": "probe", "metric": "accuracy", "value": NaN}')
+    (tmp_path / "records.jsonl").write_text("\n".join(text))
+    (tmp_path / "config.json").write_text("{")
+    page = Page(report.build(tmp_path).read_text())
+    assert "records.jsonl, line 3: not a JSON object" in page.text
+    assert "1 records were written again" in page.text
+    assert "1 records have no finite value" in page.text
+    assert "config.json: not a JSON dict" in page.text
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_mistakes_get_one_line(study, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank").mkdir()
+    (tmp_path / "blank" / "records.jsonl").write_text("\n")
+    (tmp_path / "file").write_text("")
+    for arguments, words in (
+        ([str(tmp_path / "none")], "no such folder"),
+        ([str(tmp_path / "empty")], "no such file"),
+        ([str(tmp_path / "blank")], "no readable record"),
+        ([str(study), "--out", str(tmp_path / "file" / "out")], "cannot write the report"),
+    ):
+        assert command.main(arguments) == 1
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.count("\n") == 1
+        assert words in error
+    assert command.main([str(study), "--out", str(tmp_path / "good")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "good" / "index.html")
+
+
+def test_help_says_what_is_read(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--help"])
+    text = capsys.readouterr().out
+    assert "records.jsonl" in text
+    assert "--out" in text
+
+
+def test_signed_rank_against_brute_force():
+    rng = np.random.default_rng(0)
+    d = rng.normal(0.4, 1, 9)
+    test = paired.signed_rank(d)
+    ranks = stats.rankdata(np.abs(d))
+    sums = np.array([ranks @ s for s in itertools.product((0, 1), repeat=9)])
+    observed = ranks[d > 0].sum()
+    tail = min(np.mean(sums <= observed), np.mean(sums >= observed))
+    assert test.p == pytest.approx(min(1, 2 * tail))
+    assert test.attainable == pytest.approx(2 / 2**9)
+
+    def p_at(shift):
+        return stats.wilcoxon(d - shift).pvalue
+
+    # The interval holds exactly the shifts that the test does not reject.
+    assert p_at(test.low - 1e-6) <= 0.05 < p_at(test.low + 1e-6)
+    assert p_at(test.high + 1e-6) <= 0.05 < p_at(test.high - 1e-6)
+    assert np.isnan(paired.signed_rank(d[:5]).low)
+    assert paired.signed_rank(np.zeros(8)).p == 1
+
+
+def test_blocked_kendall_is_kendall_for_one_block_and_enumeration_for_two():
+    rng = np.random.default_rng(1)
+    x, y = np.arange(6.0), rng.normal(size=6)
+    one = paired.kendall_in_blocks([(x, y)])
+    expected = stats.kendalltau(x, y, method="exact")
+    assert (one.effect, one.p) == pytest.approx((expected.statistic, expected.pvalue))
+    assert paired.kendall_in_blocks([(np.arange(5.0), np.arange(5.0))]).p == pytest.approx(2 / 120)
+    x, y, z = np.arange(4.0), rng.normal(size=4), rng.normal(size=4)
+
+    def score(values):
+        return sum(np.sign(values[j] - values[i]) for i in range(4) for j in range(i + 1, 4))
+
+    null = [
+        score(a) + score(b) for a in itertools.permutations(y) for b in itertools.permutations(z)
+    ]
+    two = paired.kendall_in_blocks([(x, y), (x, z)])
+    observed = abs(score(y) + score(z))
+    assert two.p == pytest.approx(np.mean(np.abs(null) >= observed))
+
+
+def test_holm_and_trend_against_closed_forms():
+    np.testing.assert_allclose(paired.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    # For two groups the trend test is the pooled two-proportion z-test, squared a χ² test.
+    z, p = paired.trend_in_proportions([0, 1], [0.30, 0.42], [200, 200])
+    table = [[60, 140], [84, 116]]
+    assert z > 0
+    assert p == pytest.approx(stats.chi2_contingency(table, correction=False).pvalue)
