@@ -1,0 +1,58 @@
+"""Networks as pure functions: `create(name, num_classes)` gives a Linen module.
+
+`module.apply(variables, images, train=…)` returns (logits, features), a dict of named arrays in
+which "pre_logits" [n d] is what the head reads. Parameters are in "params", BatchNorm's statistics
+in "batch_stats" (`mutable=["batch_stats"]` in training), drop path draws from the "dropout" key.
+"""
+
+import dataclasses
+import difflib
+from functools import partial
+
+import flax.linen as nn
+
+from noisy_fm.models.resnet import ResNet
+from noisy_fm.models.vit import ViT
+
+MODELS: dict[str, partial[nn.Module]] = {
+    # 224×224 images. He et al., CVPR 2016, table 1.
+    "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3)),
+    "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), block="bottleneck"),
+    "resnet101": partial(ResNet, stage_sizes=(3, 4, 23, 3), block="bottleneck"),
+    "resnet152": partial(ResNet, stage_sizes=(3, 8, 36, 3), block="bottleneck"),
+    # Dosovitskiy et al., ICLR 2021, table 1; Ti and S: Touvron et al., ICML 2021, table 1.
+    "vit_ti16": partial(ViT, patch=16, dim=192, depth=12, num_heads=3),
+    "vit_s16": partial(ViT, patch=16, dim=384, depth=12, num_heads=6),
+    "vit_b16": partial(ViT, patch=16, dim=768, depth=12, num_heads=12),
+    # 32×32 images. He et al., section 4.2, n = 3 (with 1×1 convolutions as shortcuts).
+    "resnet20": partial(ResNet, stage_sizes=(3, 3, 3), width=16, stem="cifar"),
+    "resnet18_cifar": partial(ResNet, stage_sizes=(2, 2, 2, 2), stem="cifar"),
+    "resnet10_narrow": partial(ResNet, stage_sizes=(1, 1, 1, 1), width=16, stem="cifar"),
+    "resnet10_half": partial(ResNet, stage_sizes=(1, 1, 1, 1), width=32, stem="half"),
+    "vit_tiny": partial(ViT, patch=4, dim=128, depth=4, num_heads=4, pool="gap"),
+}
+
+
+def create(name: str, num_classes: int, **overrides) -> nn.Module:
+    """The model of that name with `num_classes` outputs (0: no head, logits are "pre_logits").
+
+    overrides: fields of its class (`ResNet`, `ViT`), such as `dtype`, `drop_path`, `width`, `dim`.
+    Raises ValueError for a name or a field that does not exist.
+    """
+    if name not in MODELS:
+        raise ValueError(_unknown("model", name, MODELS))
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+        raise ValueError(f"num_classes is {num_classes!r}; expected a whole number, 0 for no head")
+    constructor = MODELS[name]
+    fields = {f.name for f in dataclasses.fields(constructor.func)} - {"parent", "name"}
+    for field in overrides:
+        if field not in fields - {"num_classes"}:
+            raise ValueError(_unknown(f"argument of {name}", field, fields - {"num_classes"}))
+    return constructor(num_classes=num_classes, **overrides)
+
+
+def _unknown(what: str, name: str, known) -> str:
+    close = difflib.get_close_matches(str(name), sorted(known), n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {what} {name!r}; {hint}known: {', '.join(sorted(known))}"

@@ -1,0 +1,40 @@
+"""Layers that more than one architecture uses."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): drops the whole branch of an example.
+
+    In training each example of x [n …] is zeroed with probability `rate` and the others are
+    divided by 1 − rate, so the expectation stays; otherwise the identity. Draws from "dropout".
+    `rate` is an argument, not a field, so that the same block can stand at every depth.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: float, *, train: bool) -> jax.Array:
+        if not train or (isinstance(rate, float | int) and rate == 0):
+            return x
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+        return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def drop_rates(last: float, depth: int) -> list[float]:
+    """Rates that rise linearly from 0 at the first of `depth` blocks to `last` at the last."""
+    return [last * i / max(1, depth - 1) for i in range(depth)]
+
+
+def check_rate(name: str, rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} is {rate}; expected a rate in [0, 1)")
+
+
+def check_images(images: jax.Array) -> None:
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images are {images.dtype} of shape {images.shape}; expected normalised floats "
+            "[n h w c]"
+        )

@@ -1,0 +1,186 @@
+"""Vision transformers (Dosovitskiy et al., ICLR 2021)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from noisy_fm.models.layers import DropPath, check_images, check_rate, drop_rates
+
+POOLS = ("token", "gap")
+POSITIONS = ("learned", "sincos2d")
+
+_init = nn.initializers.truncated_normal(0.02)
+
+
+def _norm(dtype, name: str) -> nn.LayerNorm:
+    # Flax's fast variance loses digits where the mean is large; eps is that of the paper's code.
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def _dense(features: int, dtype, name: str) -> nn.Dense:
+    return nn.Dense(features, kernel_init=_init, dtype=dtype, name=name)
+
+
+def sincos2d(h: int, w: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
+    """Fixed position embedding [h·w, dim]: a quarter each of sin x, cos x, sin y, cos y.
+
+    Frequencies fall geometrically from 1 to 1/temperature (Chen et al., ICCV 2021, MoCo v3).
+    """
+    if dim % 4 or dim < 8:
+        raise ValueError(f"dim is {dim}; sincos2d positions need a multiple of four, at least 8")
+    y, x = np.mgrid[:h, :w].reshape(2, -1, 1)
+    omega = temperature ** -(np.arange(dim // 4) / (dim // 4 - 1))
+    parts = [f(a * omega) for a in (x, y) for f in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+class Attention(nn.Module):
+    """softmax(q kᵀ / √(d/heads)) v over x [b l d]; the softmax in float32."""
+
+    num_heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        b, length, d = x.shape
+        qkv = _dense(3 * d, self.dtype, "qkv")(x).reshape(b, length, 3, self.num_heads, -1)
+        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return _dense(d, self.dtype, "proj")(x.reshape(b, length, d))
+
+
+class Mlp(nn.Module):
+    hidden: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        y = _dense(self.hidden, self.dtype, "fc1")(x)
+        return _dense(x.shape[-1], self.dtype, "fc2")(jax.nn.gelu(y, approximate=False))
+
+
+class LayerScale(nn.Module):
+    """Scales each channel of a branch by γ, which starts small (Touvron et al., ICCV 2021)."""
+
+    initial: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        gamma = self.param("gamma", nn.initializers.constant(self.initial), x.shape[-1:])
+        return x * gamma.astype(self.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP on x [b l d]; alike at every depth but for `rate`."""
+
+    num_heads: int
+    mlp_ratio: float
+    layer_scale: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, rate, *, train):
+        branches = (
+            Attention(self.num_heads, self.dtype, name="attn"),
+            Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp"),
+        )
+        for i, branch in enumerate(branches, 1):
+            y = branch(_norm(self.dtype, f"norm{i}")(x))
+            if self.layer_scale:
+                y = LayerScale(self.layer_scale, self.dtype, name=f"ls{i}")(y)
+            x = x + DropPath(name=f"drop_path{i}")(y, rate, train=train)
+        return x
+
+
+class ViT(nn.Module):
+    """images [n h w c], normalised floats → (logits [n num_classes], features).
+
+    features: "embed" (patches with positions), "blockI", each [n l dim], and "pre_logits" [n dim]
+    float32. pool "token": of the LayerNormed class token, which comes first of the l; "gap": the
+    LayerNorm of the tokens' mean, without a class token. Parameters are float32, compute is in
+    `dtype`, LayerNorm's statistics, softmax, pooling and head in float32. `num_classes=0` has no
+    head and returns the pooled features as logits.
+
+    position: "learned" (with a row for the class token; as long as the images it is initialised
+    with need) or "sincos2d" (fixed). drop_path: stochastic depth's rate at the last block, rising
+    linearly from 0. layer_scale: γ's initial value, 0 for no LayerScale.
+    """
+
+    num_classes: int
+    patch: int
+    dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    pool: str = "token"
+    position: str = "learned"
+    layer_scale: float = 0.0
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field, known in (("pool", POOLS), ("position", POSITIONS)):
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}; expected one of {', '.join(known)}"
+                )
+        check_rate("drop_path", self.drop_path)
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        check_images(images)
+        x = self._embed(images.astype(self.dtype))
+        features = {"embed": x}
+        for i, rate in enumerate(drop_rates(self.drop_path, self.depth)):
+            block = Block(
+                self.num_heads, self.mlp_ratio, self.layer_scale, self.dtype, name=f"block{i}"
+            )
+            x = features[f"block{i}"] = block(x, rate, train=train)
+        x = x.astype(jnp.float32)
+        if self.pool == "token":
+            x = _norm(jnp.float32, "norm")(x[:, 0])
+        else:
+            x = _norm(jnp.float32, "fc_norm")(x.mean(1))
+        features["pre_logits"] = x
+        if self.num_classes:
+            x = _dense(self.num_classes, jnp.float32, "head")(x)
+        return x, features
+
+    def _embed(self, x):
+        """Patches, the class token and their positions: [n l dim]."""
+        n, height, width, _ = x.shape
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"images are {height}×{width}; expected multiples of the patch size {self.patch}"
+            )
+        patch = (self.patch, self.patch)
+        x = nn.Conv(
+            self.dim, patch, patch, "VALID", kernel_init=_init, dtype=self.dtype, name="patch_embed"
+        )(x)
+        h, w = x.shape[1:3]
+        x = x.reshape(n, h * w, self.dim)
+        tokens = int(self.pool == "token")
+        if tokens:
+            token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.dim))
+            x = jnp.concatenate([jnp.tile(token.astype(self.dtype), (n, 1, 1)), x], axis=1)
+        if self.position == "learned":
+            position = self._learned_positions(h * w + tokens)
+        else:
+            position = np.pad(sincos2d(h, w, self.dim), ((tokens, 0), (0, 0)))[None]
+        return x + jnp.asarray(position, self.dtype)
+
+    def _learned_positions(self, length: int):
+        if self.has_variable("params", "pos_embed"):
+            known: int = self.get_variable("params", "pos_embed").shape[1]
+            if known != length:
+                raise ValueError(
+                    f"images make {length} tokens, the position embedding has {known}; expected "
+                    "images of the size the model was initialised with"
+                )
+        return self.param("pos_embed", nn.initializers.normal(0.02), (1, length, self.dim))
