@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
@@ -28,6 +29,7 @@ class Task(NamedTuple):
     metrics: type[clu_metrics.Collection]
 
 
+@flax.struct.dataclass
 class ClassifyMetrics(clu_metrics.Collection):
     """Mean loss and accuracy over the (unmasked) examples."""
 

@@ -1,0 +1,208 @@
+"""The loop: layouts agree, resuming is exact, frozen is frozen, and something is learned."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from noisy_fm import checkpoint, config, optim, sharding, train
+from noisy_fm.data import loader
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, toy.host(a), toy.host(b))
+
+
+def test_a_small_set_is_learned_by_heart():
+    state, losses = toy.fit(toy.one_device(), 60)
+    assert losses[0] > 1.0
+    assert losses[-1] < 0.05
+    assert int(state.step) == 60
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 4}])
+def test_losses_do_not_depend_on_the_layout(axes):
+    mesh = sharding.make_mesh(**axes)
+    state, losses = toy.fit(mesh, 20, augment="flip_crop")
+    _, alone = toy.fit(toy.one_device(), 20, augment="flip_crop")
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    wide = state.params["wide/kernel"]
+    shards = {shard.data.shape for shard in wide.addressable_shards}
+    assert shards == {(wide.shape[0], wide.shape[1]) if axes.get("fsdp", 1) == 1 else
+                      _divided(wide.shape, axes["fsdp"])}  # fmt: skip
+    moments = [
+        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if "wide/kernel" in sharding.path_of(path)
+    ]  # fmt: skip
+    assert len(moments) == 2
+    assert all(m.sharding == wide.sharding for m in moments)
+
+
+def _divided(shape, ways):
+    axis = int(np.argmax(shape))
+    return tuple(n // ways if i == axis else n for i, n in enumerate(shape))
+
+
+def test_resuming_from_a_checkpoint_is_exact(tmp_path):
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    whole, losses = toy.fit(mesh, 20, augment="flip_crop")
+
+    saver = checkpoint.Checkpointer(tmp_path / "ckpt")
+    _, first = toy.fit(
+        mesh, 11, augment="flip_crop",
+        save=lambda step, state: saver.save(step, state, {"note": "x"}), save_every=11,
+    )  # fmt: skip
+    saver.wait()
+    _, _, fresh = toy.start(mesh, augment="flip_crop")
+    state, meta = saver.restore(train.abstract(fresh))
+    saver.close()
+    assert int(state.step) == 11
+    assert meta["note"] == "x"
+    resumed, rest = toy.fit(mesh, 20, augment="flip_crop", state=state)
+    same(whole, resumed)
+    assert first + rest == losses
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_is_an_error(tmp_path):
+    mesh = toy.one_device()
+    saver = checkpoint.Checkpointer(tmp_path / "ckpt", keep=3)
+    toy.fit(mesh, 4, save=lambda step, state: saver.save(step, state, {}), save_every=2)
+    saver.close()
+    _, _, fresh = toy.start(mesh)
+
+    def damage(step):
+        for file in (tmp_path / "ckpt" / str(step)).rglob("*"):
+            if file.is_file():
+                file.write_bytes(file.read_bytes()[: max(0, file.stat().st_size // 2)])
+
+    damage(4)
+    saver = checkpoint.Checkpointer(tmp_path / "ckpt")
+    state, _ = saver.restore(train.abstract(fresh))
+    assert int(state.step) == 2
+    saver.close()
+    damage(2)
+    saver = checkpoint.Checkpointer(tmp_path / "ckpt")
+    with pytest.raises(ValueError, match="can be read"):
+        saver.restore(train.abstract(fresh))
+    saver.close()
+
+
+def test_frozen_parameters_and_statistics_do_not_change_by_a_bit():
+    mesh = toy.one_device()
+    rules = (("^(head|wide|norm2)/", 1.0), (".*", None))
+    _, _, before = toy.start(mesh, trainable=rules)
+    before = toy.host(before)
+    state, losses = toy.fit(mesh, 30, trainable=rules)
+    assert losses[-1] < losses[0]
+    assert set(state.frozen) == {"stem/kernel", "stem/bias", "norm/scale", "norm/bias"}
+    same(before.frozen, state.frozen)
+    statistics = toy.host(state.model_state)["batch_stats"]
+    same(before.model_state["batch_stats"]["norm"], statistics["norm"])
+    assert not np.array_equal(
+        before.model_state["batch_stats"]["norm2"]["mean"], statistics["norm2"]["mean"]
+    )
+    moments = [sharding.path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
+    assert not any("stem" in path for path in moments)
+
+
+def test_a_frozen_batchnorm_normalises_with_its_stored_statistics():
+    mesh = toy.one_device()
+    rules = (("^(head|wide|norm2)/", 1.0), (".*", None))
+    task, _, state = toy.start(mesh, trainable=rules)
+    batch = toy.ToySource().take(np.arange(8))
+    params, model_state = state.variables
+    far = jax.tree.map(lambda x: x, model_state)
+    far["batch_stats"]["norm"]["mean"] = model_state["batch_stats"]["norm"]["mean"] + 3.0
+    near_loss, _ = task.loss_fn(params, model_state, batch, jax.random.key(0))
+    far_loss, _ = task.loss_fn(params, far, batch, jax.random.key(0))
+    assert abs(float(near_loss) - float(far_loss)) > 1e-3  # the stored mean is what counts
+
+
+def test_learning_rate_multipliers_scale_a_parameters_updates():
+    cfg = config.train()
+    cfg.optimizer.weight_decay = 0.0
+    params = {"a/kernel": np.ones(3, np.float32), "b/kernel": np.ones(3, np.float32)}
+    tx = optim.optimizer(cfg, lambda step: 0.1, multipliers={"a/kernel": 1.0, "b/kernel": 0.25})
+    grads = {name: np.full(3, 2.0, np.float32) for name in params}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["b/kernel"], 0.25 * np.asarray(updates["a/kernel"]))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_saved_after_it():
+    source = toy.ToySource()
+    saved = []
+
+    def batches():
+        for step in range(20):
+            batch = source.take(np.arange(16))
+            yield batch if step < 7 else {**batch, "label": np.full(16, 99, np.int32)}
+
+    with pytest.raises(FloatingPointError, match="at step 8"):
+        toy.fit(
+            toy.one_device(), 20, batches=batches(), save_every=1,
+            save=lambda step, state: saved.append(step),
+        )  # fmt: skip
+    assert saved == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, config.Terminated), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_saves_the_step_it_came_at_and_then_stops(number, error):
+    source, saved = toy.ToySource(), []
+
+    def batches():
+        for step in range(1, 50):
+            if step == 9:
+                os.kill(os.getpid(), number)
+            yield source.take(np.arange(16))
+
+    handler = signal.getsignal(number)
+    with pytest.raises(error):
+        toy.fit(
+            toy.one_device(), 50, batches=batches(), save_every=1000,
+            save=lambda step, state: saved.append((step, int(state.step))),
+        )  # fmt: skip
+    assert saved == [(9, 9)]
+    assert signal.getsignal(number) is handler
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    source = toy.ToySource(50)
+
+    def ids(**options):
+        args = {"batch_size": 8, "seed": 3, "stop": 30, **options}
+        return [b["id"] for b in loader.train_batches(source, **args)]
+
+    whole = ids()
+    np.testing.assert_array_equal(whole[17:], ids(start=17))
+    np.testing.assert_array_equal(whole, ids(threads=3))
+    halves = [ids(process=(i, 2)) for i in range(2)]
+    np.testing.assert_array_equal(
+        whole, [np.concatenate(pair) for pair in zip(*halves, strict=True)]
+    )
+    assert not np.array_equal(whole, ids(seed=4))
+    epoch = np.concatenate(whole)[:50]
+    assert sorted(epoch) == sorted(source.ids)
+    assert not np.array_equal(epoch, np.concatenate(whole)[50:100])
+
+
+def test_eval_batches_hold_every_example_once():
+    source = toy.ToySource(13)
+    parts = [list(loader.eval_batches(source, batch_size=4, process=(i, 2))) for i in range(2)]
+    ids = [
+        np.concatenate([b["id"][b["mask"] > 0] for b in pair]) for pair in zip(*parts, strict=True)
+    ]
+    np.testing.assert_array_equal(np.concatenate(ids), source.ids)
+
+
+def test_relabel_follows_ids_not_positions():
+    source = toy.ToySource(20)
+    labels = np.arange(20)
+    shuffled = np.random.default_rng(0).permutation(20)
+    corrupt = loader.relabel(source.ids[shuffled], labels[shuffled])
+    batch = corrupt(source.take(np.array([5, 19, 0])))
+    assert batch["label"].tolist() == [5, 19, 0]

@@ -1,0 +1,115 @@
+"""A small labelled image set and model for the tests of training; not the thing under test."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from noisy_fm import optim, sharding, tasks, train
+from noisy_fm.data import loader
+
+RULES = ((".*", "fsdp"),)
+EVERYTHING = ((".*", 1.0),)
+
+
+class ToySource:
+    """`n` 8×8 images whose class is the quadrant that is bright."""
+
+    label_names = ("a", "b", "c", "d")
+    num_classes = 4
+
+    def __init__(self, n: int = 64, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.labels = rng.integers(0, 4, n).astype(np.int32)
+        self.ids = (1000 + np.arange(n)).astype(np.int64)
+        self.images = rng.integers(0, 100, (n, 8, 8, 3)).astype(np.uint8)
+        for image, label in zip(self.images, self.labels, strict=True):
+            y, x = divmod(int(label), 2)
+            image[4 * y : 4 * y + 4, 4 * x : 4 * x + 4] += 100
+
+    def __len__(self):
+        return len(self.labels)
+
+    def take(self, indices):
+        return {
+            "image": self.images[indices],
+            "label": self.labels[indices],
+            "id": self.ids[indices],
+        }
+
+
+class ToyNet(nn.Module):
+    """Convolution, BatchNorm, and a layer wide enough to be sharded."""
+
+    width: int = 256
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(16, (3, 3), strides=2, name="stem")(x)
+        x = nn.relu(nn.BatchNorm(name="norm")(x, use_running_average=not train))
+        x = nn.Dense(self.width, name="wide")(x.reshape(len(x), -1))
+        x = nn.BatchNorm(name="norm2")(x, use_running_average=not train)
+        return nn.Dense(4, name="head")(nn.relu(x)), {"pre_logits": x}
+
+
+class Seeds:
+    init = 0
+    dropout = 1
+
+
+def start(mesh, *, trainable=EVERYTHING, learning_rate=1e-2, augment="none"):
+    """(task, tx, state) of a toy run on `mesh`."""
+    task = tasks.classify(
+        ToyNet(), augment=augment, frozen=lambda m: optim.frozen(f"{m}/scale", trainable)
+    )
+    state, tx = train.init_state(
+        task,
+        lambda multipliers: optax.adamw(learning_rate),
+        ToySource().take(np.zeros(1, int)),
+        mesh=mesh,
+        trainable=trainable,
+        rules=RULES,
+        seeds=Seeds,
+    )
+    return task, tx, state
+
+
+def fit(mesh, steps, *, source=None, state=None, batches=None, **options):
+    """Trains the toy for `steps` and returns (state, losses a step)."""
+    kinds = ("trainable", "learning_rate", "augment")
+    task, tx, fresh = start(mesh, **{k: options.pop(k) for k in kinds if k in options})
+    state = fresh if state is None else state
+    losses = []
+    source = source or ToySource()
+    if batches is None:
+        batches = loader.train_batches(
+            source, batch_size=16, seed=0, start=int(state.step), stop=steps
+        )
+    state = train.fit(
+        task,
+        tx,
+        state,
+        batches,
+        steps=steps,
+        mesh=mesh,
+        log_every=1,
+        on_log=lambda step, values: losses.append(values["loss"]),
+        **options,
+    )
+    return state, losses
+
+
+def one_device():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def host(tree):
+    """Every leaf as a NumPy array (typed keys as their data)."""
+
+    def get(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf)
+
+    return jax.tree.map(get, tree)
