@@ -1,1 +1,26 @@
-"""noisy_fm: noisy model learning in JAX."""
+"""Noisy model learning in JAX: what supervision noise does to a model, and NMTune, which repairs it.
+
+    from noisy_fm import NMTuneClassifier, diagnose, spectrum
+
+Names are imported when they are first used, so `import noisy_fm` is immediate.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_MODULES = ("data", "features", "losses", "models", "nmtune", "noise", "probe", "spectrum")
+_NAMES: dict[str, str] = {}
+__all__ = [*_MODULES, *_NAMES]
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"noisy_fm.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"noisy_fm.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'noisy_fm' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)
