@@ -91,12 +91,15 @@ class Studio:
         scale: float = 1.0,
         x: str = "noise_rate",
         xlabel: str = "pre-training noise γ, %",
+        zero: bool = False,
     ) -> Drawing:
         """One line a label (method) over `x`, with intervals and the labels at the lines' ends."""
         canvas, axes = self.new(title, right=0.80)
         labels = tables.ordered_labels(summary["label"])
         ticks = sorted(summary[x].unique() * 100)
-        step = 0.012 * (ticks[-1] - ticks[0])
+        if zero:
+            axes.axhline(0, color=MUTED, lw=1)
+        step = 0.016 * (ticks[-1] - ticks[0])
         ends = []
         for index, label in enumerate(labels):
             line = summary[summary["label"] == label].sort_values(x)
@@ -115,7 +118,12 @@ class Studio:
         else:  # one line without a name to give: write its values instead
             for at, value in zip(line[x] * 100, line["value"] * scale, strict=True):
                 axes.annotate(
-                    f"{value:.1f}", (at, value), (7, 4), textcoords="offset points", fontsize=9
+                    f"{value:.1f}",
+                    (at, value),
+                    (7, 4),
+                    textcoords="offset points",
+                    fontsize=9,
+                    color=INK,
                 )
         return self.save(canvas, name, line_alt(summary, labels, title, x, scale))
 
@@ -132,6 +140,7 @@ class Studio:
             top = max(np.nanmax(curve) for curve in curves.values())
             bottom = min(np.nanmin(curve) for curve in curves.values())
             axes.set_ylim(max(bottom, top * 1e-5) * 0.8, top * 1.4)
+        axes.minorticks_off()
         axes.set_xlabel("rank i of the singular value")
         axes.set_ylabel(ylabel)
         axes.legend(title="γ", frameon=False, fontsize=9, title_fontsize=9, labelcolor=INK)

@@ -52,32 +52,38 @@ class Finding:
     @property
     def headline(self) -> str:
         if self.verdict == "missing":
-            return f"Not tested: {self.change}."
+            return f"Nothing can be said of a {self.change}."
         if self.verdict == "seen":
-            sign = self.direction if np.isfinite(self.direction) else self.effect
-            return f"{self.up if sign > 0 else self.down}: {self.effect_text}."
-        start = "Not seen" if self.verdict == "not seen" else "Too few to tell"
-        return f"{start}: {self.change} ({self.effect_text})."
+            return f"{self.claim}: {self.effect_text}."
+        if self.verdict == "not seen":
+            return f"No {self.change} is seen: {self.effect_text}."
+        return f"Whether there is a {self.change} cannot be told: {self.effect_text}."
+
+    @property
+    def claim(self) -> str:
+        sign = self.direction if np.isfinite(self.direction) else self.effect
+        return self.up if sign > 0 else self.down
 
     @property
     def short(self) -> str:
         """The finding in a few words, for the summary at the top."""
-        if self.verdict != "seen":
-            return self.change
-        return self.headline.removesuffix(".")
+        if self.verdict == "missing":
+            return f"A {self.change}"
+        return f"{self.claim if self.verdict == 'seen' else 'A ' + self.change}: {self.effect_text}"
 
     @property
     def effect_text(self) -> str:
+        """The effect with its 95 % interval in brackets, where there is one."""
         digits = {"points": 2, "nats": 3, "τ": 2}[self.unit]
-        name, suffix = ("τ = ", "") if self.unit == "τ" else ("", f" {self.unit}")
+        name, suffix = ("τ = ", "") if self.unit == "τ" else ("", f"\N{NO-BREAK SPACE}{self.unit}")
         text = f"{name}{signed(self.effect, digits)}{suffix}"
         if np.isfinite(self.low):
-            text += f", 95 % interval {signed(self.low, digits)} to {signed(self.high, digits)}"
+            text += f" [{signed(self.low, digits)}, {signed(self.high, digits)}]"
         return text
 
     @property
     def p_text(self) -> str:
-        return f"p = {p_value(self.p)}, Holm-corrected {p_value(self.p_holm)}"
+        return f"p {p_value(self.p)}, Holm-corrected p {p_value(self.p_holm)}"
 
 
 def signed(value: float, digits: int) -> str:
@@ -92,7 +98,7 @@ def p_value(p: float) -> str:
     """Two significant digits; below 0.0001 only that."""
     if p < 1e-4:
         return "< 0.0001"
-    return f"{p:.2g}"
+    return f"= {p:.2g}"
 
 
 def collect(records: pd.DataFrame) -> list[Finding]:
@@ -144,7 +150,7 @@ def pretraining_trend(records: pd.DataFrame) -> Finding:
     """Does pre-training accuracy fall with γ?"""
     base = Finding(
         key="pretrain",
-        change="a change of pre-training accuracy with γ",
+        change="change of pre-training accuracy with γ",
         up="Pre-training accuracy rises with γ",
         down="Pre-training accuracy falls with γ",
     )
@@ -185,14 +191,15 @@ def slight_noise(lp: pd.DataFrame) -> list[Finding]:
     """Does slight noise change in-domain accuracy? One question for each γ up to 10 %."""
     rates = [r for r in sorted(lp["noise_rate"].unique()) if 0 < r <= SLIGHT_NOISE]
     if not rates:
-        base = Finding("slight", "a change of in-domain accuracy (LP) under slight noise")
+        base = Finding("slight", "change of in-domain accuracy (LP) under slight noise")
         return [unavailable(base, "no in-domain LP accuracy at a γ of at most 10 %")]
     return [
         noise_effect(
             lp,
             [rate],
             key=f"slight {rate:g}",
-            where=f"In-domain accuracy (LP) at γ = {tables.percent(rate)}",
+            what="in-domain accuracy (LP)",
+            level=f"at γ = {tables.percent(rate)}",
         )
         for rate in rates
     ]
@@ -202,18 +209,18 @@ def noise_out_of_domain(lp: pd.DataFrame) -> Finding:
     """Does noise, over all its levels, change out-of-domain accuracy?"""
     rates = [rate for rate in sorted(lp["noise_rate"].unique()) if rate > 0]
     if not rates:
-        base = Finding("ood", "a change of out-of-domain accuracy (LP) under noise")
+        base = Finding("ood", "change of out-of-domain accuracy (LP) under noise")
         return unavailable(base, "no out-of-domain LP accuracy at a γ above 0")
-    where = f"Out-of-domain accuracy (LP), mean over γ = {levels(rates)},"
-    return noise_effect(lp, rates, key="ood", where=where)
+    level = f"over γ = {levels(rates)}"
+    return noise_effect(lp, rates, key="ood", what="out-of-domain accuracy (LP)", level=level)
 
 
-def noise_effect(frame: pd.DataFrame, rates: list[float], *, key: str, where: str) -> Finding:
+def noise_effect(frame: pd.DataFrame, rates: list[float], *, key, what, level) -> Finding:
     """Mean accuracy at `rates` less that at γ = 0, paired by task and pre-training seed."""
-    noun = where[0].lower() + where[1:].rstrip(",")
+    where = f"{what[0].upper()}{what[1:]} {level}"
     base = Finding(
         key=key,
-        change=f"a difference between {noun} and clean pre-training",
+        change=f"difference of {what} {level} from clean pre-training",
         up=f"{where} is above clean pre-training",
         down=f"{where} is below clean pre-training",
     )
@@ -228,11 +235,11 @@ def noise_effect(frame: pd.DataFrame, rates: list[float], *, key: str, where: st
     runs = difference.groupby(["model", "seed"]).mean()
     enough = 2 * 0.5 ** len(runs) <= RUNS_SUFFICE
     if enough:
-        scope, what = scope_of_runs(len(runs)), "pre-training runs, tasks averaged"
+        scope, units = scope_of_runs(len(runs)), "pre-training runs, tasks averaged"
         difference = runs
     else:
         scope = these_models(len(runs), "tasks")
-        what = "pairs: the same task, source, target and pre-training seed; probe seeds averaged"
+        units = "pairs: the same task, source, target and pre-training seed; probe seeds averaged"
     parts = [f"seed {seed:g} {signed(value, 2)}" for (_, seed), value in runs.items()]
     by_part = ("By pre-training run: " + ", ".join(parts) + ".") if 1 < len(runs) <= 12 else ""
     if len(rates) > 1:
@@ -241,7 +248,7 @@ def noise_effect(frame: pd.DataFrame, rates: list[float], *, key: str, where: st
             f"{tables.percent(rate)} {signed(each[rate], 2)}" for rate in rates
         )
         by_part += "."
-    return tested(base, difference, what, scope, by_part.strip())
+    return tested(base, difference, units, scope, by_part.strip())
 
 
 def method_effect(records: pd.DataFrame, other: str, shift: str) -> Finding:
@@ -250,7 +257,7 @@ def method_effect(records: pd.DataFrame, other: str, shift: str) -> Finding:
     name += " tuning" if other == "mlp" else ""
     base = Finding(
         key=f"nmtune {other} {shift}",
-        change=f"a difference of {where} accuracy between NMTune and {name}",
+        change=f"difference of {where} accuracy between NMTune and {name}",
         up=f"NMTune is above {name} in {where} accuracy",
         down=f"NMTune is below {name} in {where} accuracy",
     )
@@ -278,7 +285,7 @@ def spectrum_trend(records: pd.DataFrame, metric: str, name: str) -> Finding:
     noun = name[0].lower() + name[1:]
     base = Finding(
         key=metric,
-        change=f"a trend of {noun} with γ",
+        change=f"trend of {noun} with γ",
         up=f"{name} rises with γ",
         down=f"{name} falls with γ",
         unit="nats",
@@ -316,7 +323,7 @@ def lsvr_with_accuracy(records: pd.DataFrame, lp: pd.DataFrame) -> Finding:
     """Do models with a larger LSVR do worse out of domain?"""
     base = Finding(
         key="lsvr ood",
-        change="a correlation of LSVR with out-of-domain accuracy (LP) over the models",
+        change="correlation of LSVR with out-of-domain accuracy (LP) over the models",
         up="Models with a larger LSVR are better out of domain (LP)",
         down="Models with a larger LSVR are worse out of domain (LP)",
         unit="τ",
@@ -414,5 +421,5 @@ def plural(number: int, noun: str) -> str:
 
 
 def levels(rates: list[float]) -> str:
-    """[0.05, 0.1] -> "5, 10 %"."""
-    return ", ".join(f"{rate * 100:g}" for rate in rates) + " %"
+    """[0.05, 0.1] -> "5, 10 %", with a no-break space."""
+    return ", ".join(f"{rate * 100:g}" for rate in rates) + "\N{NO-BREAK SPACE}%"

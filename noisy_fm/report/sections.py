@@ -33,13 +33,15 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
         part["missing"] = ["No pre-training accuracy was recorded."]
         return part
     part["text"] = "Accuracy on held-out images against their true labels (the paper's Table 1)."
+    rows_shown = []
+    part["groups"] = [{"title": "", "rows": rows_shown}]
     for metric, rows in frame.groupby("metric"):
         summary = tables.summarise(rows.assign(label=named(metric)), ["noise_rate", "label"])
         score = is_score(metric)
         table = tables.grid(summary, scale=100 if score else 1, digits=1 if score else 3)
         part["columns"] = part["columns"] or table["columns"]
-        unit = ", %" if score else ""
-        part["groups"].append({"title": named(metric) + unit, "rows": aligned(table, part)})
+        name = named(metric) + (", %" if score else "")
+        rows_shown += [(name, cells) for _, cells in aligned(table, part)]
         if metric == "accuracy":
             part["caption"] = tables.interval_kind(summary)
             if summary["noise_rate"].nunique() > 1:
@@ -85,19 +87,36 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
         part["caption"] = tables.interval_kind(summary)
         if summary["noise_rate"].nunique() > 1:
             name = slug("downstream", shift, metric, model)
+            ylabel = f"{tables.METRICS[metric]}, %"
             part["drawings"].append(
-                studio.lines(
-                    summary,
-                    name=name,
-                    title=title,
-                    ylabel=f"{tables.METRICS[metric]}, %",
-                    scale=100,
-                )
+                studio.lines(summary, name=name, title=title, ylabel=ylabel, scale=100)
             )
+    part["drawings"] += gains(records, studio, model)
     if part["groups"] and not part["drawings"]:
         part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
     part["missing"] += notes
     return part
+
+
+def gains(records: pd.DataFrame, studio: figures.Studio, model: str) -> list:
+    """The same accuracies as paired differences: from γ = 0, and from LP."""
+    drawings = []
+    for reference, title in (("noise_rate", "change from γ = 0"), ("label", "gain over LP")):
+        for shift, where in tables.SHIFTS.items():
+            scores = tables.probe_scores(records, shift=shift, metric="accuracy")
+            difference = tables.paired_gains(tables.full_data(scores), reference)
+            if difference.empty or difference["noise_rate"].nunique() < 2:
+                continue
+            drawing = studio.lines(
+                difference,
+                name=slug("gain", reference, shift, model),
+                title=f"{where.capitalize()} accuracy, {title}",
+                ylabel="points",
+                scale=100,
+                zero=True,
+            )
+            drawings.append(drawing)
+    return drawings
 
 
 def less_data(records: pd.DataFrame, studio: figures.Studio, model: str) -> list[dict]:

@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from noisy_fm.report import paired
+
 METHODS = {
     "features": "Features F",
     "lp": "LP",
@@ -127,6 +129,25 @@ def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "cells", "runs"])
 
 
+def paired_gains(frame: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Differences of paired units, by γ and label, as `summarise` gives means.
+
+    reference: "label" for each method less LP at the same γ, "noise_rate" for each γ less γ = 0
+    with the same method. Value and interval are Hodges and Lehmann's over the tasks.
+    """
+    base = METHODS["lp"] if reference == "label" else 0.0
+    other = {"label": "noise_rate", "noise_rate": "label"}[reference]
+    wide = frame.pivot_table(index=[*UNIT, other], columns=reference, values="value")
+    if base not in wide:
+        return pd.DataFrame()
+    gains = wide.drop(columns=base).sub(wide[base], axis=0).stack().dropna()
+    rows = [
+        {**dict(zip((other, reference), key, strict=True)), **paired.signed_rank(group)._asdict()}
+        for key, group in gains.groupby(level=[other, reference])
+    ]
+    return pd.DataFrame(rows).rename(columns={"effect": "value"})
+
+
 def interval_kind(summary: pd.DataFrame) -> str:
     """What the intervals of `summarise` are, in words for a caption."""
     if not summary["low"].notna().any():
@@ -180,5 +201,5 @@ def task_table(frame: pd.DataFrame) -> list[dict]:
 
 
 def percent(rate: float) -> str:
-    """0.05 -> "5 %"."""
-    return f"{rate * 100:g} %"
+    """0.05 -> "5 %", with a no-break space."""
+    return f"{rate * 100:g}\N{NO-BREAK SPACE}%"
