@@ -87,6 +87,10 @@ class Moments:
     gram: np.ndarray | None
     factor: np.ndarray | None
 
+    @property
+    def d(self) -> int:
+        return (self.gram if self.factor is None else self.factor).shape[1]
+
     def as_gram(self) -> np.ndarray:
         return self.factor.T @ self.factor if self.gram is None else self.gram
 
@@ -95,16 +99,21 @@ class Moments:
 
 
 def certified(gram: np.ndarray) -> bool:
-    """Whether every eigenvalue of a float64 Gram matrix stands well above its rounding."""
-    from scipy.linalg import lapack  # here: importing noisy_fm.spectrum needs numpy alone
+    """Whether every eigenvalue of a float64 Gram matrix stands well above its rounding.
 
+    λ_min > τ λ₁ exactly if G − τλ₁·1 is positive definite, so one Cholesky factorisation tells
+    (with the largest column sum, which is at least λ₁).
+    """
     diagonal = np.diagonal(gram)
     if not (np.isfinite(diagonal).all() and diagonal.min() > TRUSTED * diagonal.max()):
         return False
-    # LAPACK takes columns first: the transpose of a symmetric matrix costs nothing.
-    root, info = lapack.dpotrf(gram.T, lower=0, clean=0)
-    norm = np.abs(gram).sum(axis=0).max()
-    return info == 0 and lapack.dpocon(root, norm, uplo="U")[0] >= TRUSTED
+    shifted = gram.copy()
+    np.fill_diagonal(shifted, diagonal - TRUSTED * np.abs(gram).sum(axis=0).max())
+    try:
+        np.linalg.cholesky(shifted)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def moments_of(rows: np.ndarray, *, center_columns: bool) -> Moments:
@@ -119,24 +128,35 @@ def moments_of(rows: np.ndarray, *, center_columns: bool) -> Moments:
     return Moments(len(rows), mean, None, rows)
 
 
-def combine(blocks: list[Moments]) -> Moments:
-    """The moments of one or two blocks of rows together: Gram if certified, else by QR."""
-    n, mean, parts = blocks[0].n, blocks[0].mean, []
-    for block in blocks[1:]:
-        if mean is not None:  # Chan's update: the distance of the means is one more row
-            weight = np.sqrt(n * (block.n / (n + block.n)))
-            parts.append(weight * (block.mean - mean)[None])
-            mean = mean + (block.mean - mean) * (block.n / (n + block.n))
-        n += block.n
-    d = (blocks[0].gram if blocks[0].factor is None else blocks[0].factor).shape[1]
-    if n >= d:
+def joined(a: Moments, b: Moments) -> tuple[int, np.ndarray | None, np.ndarray]:
+    """n and mean of two blocks together, and the row that joins them.
+
+    Chan's update: the distance of the two means counts as one more centred row [1, d] (none if
+    the moments are not centred, [0, d]).
+    """
+    n = a.n + b.n
+    if a.mean is None:
+        return n, None, np.zeros((0, a.d))
+    step = b.mean - a.mean
+    return n, a.mean + step * (b.n / n), np.sqrt(a.n * (b.n / n)) * step[None]
+
+
+def combine(a: Moments | None, b: Moments, *, certify: bool = True) -> Moments:
+    """The moments of two blocks of rows together: as a Gram matrix if certified, else by QR.
+
+    `certify=False` adds Gram matrices untested, for a caller who tests their sum.
+    """
+    a = a or Moments(0, b.mean, None, np.zeros((0, b.d)))
+    n, mean, joint = joined(a, b)
+    # An R factor means that these rows were refused before: the rows to come seldom mend that.
+    refused = any(block.gram is None and len(block.factor) == block.d for block in (a, b))
+    if n >= b.d and not (certify and refused):
         with np.errstate(over="ignore", invalid="ignore"):
-            gram = sum([b.as_gram() for b in blocks[1:]], blocks[0].as_gram())
-            gram = sum([part.T @ part for part in parts], gram)
-        if certified(gram):
+            gram = a.as_gram() + b.as_gram() + joint.T @ joint
+        if not certify or certified(gram):
             return Moments(n, mean, gram, None)
-    factor = np.concatenate([b.as_factor() for b in blocks] + parts)
-    return Moments(n, mean, None, np.linalg.qr(factor, mode="r") if len(factor) > d else factor)
+    factor = np.concatenate([a.as_factor(), b.as_factor(), joint])
+    return Moments(n, mean, None, np.linalg.qr(factor, mode="r") if len(factor) > b.d else factor)
 
 
 def values_of(matrix: np.ndarray) -> np.ndarray:
@@ -188,20 +208,44 @@ class Spectrum:
         if batch.shape[1] != (self.d or batch.shape[1]):
             raise ValueError(f"batch has {batch.shape[1]} features, the rows so far {self.d}")
         self.d = batch.shape[1]
-        capacity = max(8192, 2 * self.d)  # O(D) rows: enough for BLAS to run at speed
-        start = 0
-        while start < len(batch):
-            rows = batch[start : start + capacity - sum(map(len, self._pending))]
+        capacity = self._capacity
+        chunks = [batch[i : i + capacity] for i in range(0, len(batch), capacity)]
+        for rows in chunks:  # all of them before any is counted
             with np.errstate(over="ignore", invalid="ignore"):
                 finite = np.isfinite(rows.sum(axis=0, dtype=np.float64)).all()
             if not finite:
-                require_finite(batch[start:], first_row=self.n)
-            self._pending.append(prepare(rows, **self.settings))
-            self.n += len(rows)
-            start += len(rows)
-            if sum(map(len, self._pending)) >= capacity:
-                self._moments, self._pending = self._fold(), []
+                require_finite(batch, first_row=self.n)
+        full = [rows for rows in chunks if len(rows) == capacity]
+        if full:
+            self._moments = self._add_chunks(full)
+        self._pending = self._pending + [prepare(r, **self.settings) for r in chunks[len(full) :]]
+        self.n += len(batch)
+        self._bound_pending()
         return self
+
+    def _add_chunks(self, chunks: list[np.ndarray]) -> Moments:
+        """Large chunks of raw rows: their sum is certified once, or else each chunk in turn."""
+        if len(chunks) > 1 and (self._moments is None or self._moments.gram is not None):
+            total = self._moments
+            for rows in chunks:
+                total = combine(total, self._block(prepare(rows, **self.settings)), certify=False)
+            if certified(total.gram):
+                return total
+        total = self._moments
+        for rows in chunks:
+            total = combine(total, self._block(prepare(rows, **self.settings)))
+        return total
+
+    def _block(self, rows: np.ndarray) -> Moments:
+        return moments_of(rows, center_columns=self.settings["center"] == "columns")
+
+    @property
+    def _capacity(self) -> int:
+        return max(8192, 2 * self.d)  # O(D) rows: enough for BLAS to run at speed
+
+    def _bound_pending(self) -> None:
+        if sum(map(len, self._pending)) >= self._capacity:
+            self._moments, self._pending = self._fold(), []
 
     def merge(self, other: "Spectrum") -> "Spectrum":
         """Adds what `other` saw, as if its rows had been given here; `other` is unchanged.
@@ -216,20 +260,19 @@ class Spectrum:
         if other.d != (self.d or other.d):
             raise ValueError(f"cannot merge a spectrum of {other.d} features into one of {self.d}")
         self.d = other.d
+        if other._moments is not None:
+            self._moments = combine(self._moments, other._moments)
         self._pending = self._pending + other._pending
-        blocks = [m for m in (self._moments, other._moments) if m is not None]
-        self._moments = combine(blocks) if blocks else None
         self.n += other.n
+        self._bound_pending()
         return self
 
     def _fold(self) -> Moments:
         """All rows so far as one block; the state itself stays as it is."""
-        blocks = [] if self._moments is None else [self._moments]
-        if self._pending:
-            rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-            columns = self.settings["center"] == "columns"
-            blocks.append(moments_of(rows, center_columns=columns))
-        return combine(blocks)
+        if not self._pending:
+            return self._moments
+        rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
+        return combine(self._moments, self._block(rows))
 
     def _read(self) -> Moments:
         if self.n < 2:
