@@ -27,7 +27,7 @@ def train() -> ConfigDict:
     return ConfigDict(
         {
             # What is learned from: a `data.load` source, and the one validation accuracy is for.
-            "data": {"name": "emoji_domains", "task": "subcategory", "domain": "", "size": 32},
+            "data": {"name": "emoji_domains", "task": "subcategory", "domain": (), "size": 32},
             "split": "pretrain",
             "eval_split": "test",
             "noise": {"kind": "symmetric", "rate": 0.0},
@@ -257,7 +257,7 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
         try:
             return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
         except (flags.Error, *MISTAKES, AttributeError, TypeError, KeyError, ImportError) as error:
-            fail(error)
+            fail(_cause(error))
 
     def wrapped(argv):
         if len(argv) > 1:
@@ -287,6 +287,13 @@ class Terminated(BaseException):
 
 # What a user can cause; anything else is a fault of ours and keeps its traceback.
 MISTAKES = (ValueError, OSError, FloatingPointError)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a config file raised, under the flag errors that wrap it with a traceback."""
+    while "Error whilst parsing config file" in str(error) and error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _terminate(signum, frame):

@@ -1,0 +1,140 @@
+"""A mistake in a config is one line, before anything runs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from noisy_fm import checkpoint, config, optim
+
+
+def changed(**changes):
+    return config.updated(config.train(), {k.replace("__", "."): v for k, v in changes.items()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"noise__rate": 1.0}, r"noise\.rate is 1\.0; expected γ in \[0, 1\)"),
+        ({"noise__rate": -0.1}, r"noise\.rate is -0\.1"),
+        ({"loss__name": "sofmax"}, "did you mean 'softmax'"),
+        ({"augment": "flip"}, "did you mean 'flip_crop'"),
+        ({"precision": "float16"}, "did you mean '.*float"),
+        ({"batch_size": 0}, "batch_size is 0; expected a positive"),
+        ({"schedule__warmup_epochs": 10.0}, "expected the warm-up to be shorter"),
+        ({"loss__label_smoothing": 1.0}, "label_smoothing"),
+    ],
+)
+def test_values_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        config.check_train(changed(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_key_names_the_closest():
+    cfg = config.train()
+    with cfg.unlocked():
+        cfg.schedule.warmup_epoch = 3
+    with pytest.raises(ValueError, match=r"'config\.schedule\.warmup_epoch'.*warmup_epochs"):
+        config.check_train(cfg)
+
+
+def test_a_missing_key_is_named():
+    cfg = config.train()
+    with cfg.unlocked():
+        del cfg.schedule
+    with pytest.raises(ValueError, match=r"config\.schedule is missing"):
+        config.check_train(cfg)
+
+
+def test_an_optimiser_refuses_arguments_it_does_not_read():
+    cfg = config.train()
+    with cfg.unlocked():
+        cfg.optimizer.momentum = 0.9
+    with pytest.raises(ValueError, match=r"'config\.optimizer\.momentum'"):
+        optim.optimizer(cfg, lambda step: 0.1, multipliers={"a/kernel": 1.0})
+
+
+def test_parse_arg_reads_types_and_refuses_the_rest():
+    got = config.parse_arg("rate=0.1,full,seed=3", rate=0.0, full=False, seed=0)
+    assert got.to_dict() == {"rate": 0.1, "full": True, "seed": 3}
+    with pytest.raises(ValueError, match="did you mean 'seed'"):
+        config.parse_arg("sed=3", seed=0)
+    with pytest.raises(ValueError, match="seed=x: expected int"):
+        config.parse_arg("seed=x", seed=0)
+
+
+def test_the_hash_follows_values_not_order():
+    a, b = config.train(), config.train()
+    assert config.hash_of(a) == config.hash_of(b)
+    assert config.hash_of({"x": 1, "y": (2, 3)}) == config.hash_of({"y": [2, 3], "x": 1})
+    b.noise.rate = 0.1
+    assert config.hash_of(a) != config.hash_of(b)
+    assert config.differences(config.plain(a), config.plain(b)) == ["noise.rate: 0.0 → 0.1"]
+
+
+@pytest.mark.parametrize("table", [config.train(), config.study()], ids=["train", "study"])
+def test_every_default_is_read_by_the_code(table):
+    """A key that nothing reads would be a setting that does nothing."""
+    package = Path(config.__file__).parent
+    text = "".join(f.read_text() for f in package.rglob("*.py") if f.name != "config.py")
+    text += Path(config.__file__).read_text().split("def parse_arg")[1]
+    unread = [key for key in table if not re.search(rf'config\.{key}\b|"{key}"', text)]
+    assert not unread
+
+
+def command(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"noisy_fm.{module}", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+PRETRAIN = "--config=configs/pretrain/emoji.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((PRETRAIN, "--config.batchsize=3"), "batch_size"),
+        ((PRETRAIN + ":noise=0.1",), "noise_rate"),
+        ((PRETRAIN, "--config.noise.rate=1.0"), "expected γ in [0, 1)"),
+        ((PRETRAIN, "--config.model.name=resnet5"), "resnet"),
+        ((PRETRAIN, "--config.data.name=emoji_domain"), "emoji_domains"),
+        ((PRETRAIN, "--config.data.task=categry"), "category"),
+        (("--config=configs/missing.py",), "configs/missing.py"),
+        ((), "--config is missing"),
+        ((PRETRAIN, "--wrkdir=/tmp/x"), "workdir"),
+    ],
+)
+def test_the_command_line_words_a_mistake_in_one_line(arguments, message, tmp_path):
+    workdir = () if any("wrkdir" in a for a in arguments) else (f"--workdir={tmp_path / 'run'}",)
+    out = command("train", *arguments, *workdir)
+    assert out.returncode == 2
+    lines = out.stderr.strip().splitlines()
+    assert len(lines) == 1, out.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module", ["train", "study"])
+def test_help_is_useful(module):  # what it does, the line to type, and the flags
+    out = command(module, "--help")
+    assert "--config=" in out.stdout
+    assert "--workdir" in out.stdout
+    assert f"python -m noisy_fm.{module}" in out.stdout
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path):
+    old, new = {"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}}
+    checkpoint.claim(tmp_path, "config.json", old, differences=config.differences)
+    checkpoint.claim(tmp_path, "config.json", old, differences=config.differences)
+    with pytest.raises(ValueError, match=r"another config \(b\.c: 2 → 3\)"):
+        checkpoint.claim(tmp_path, "config.json", new, differences=config.differences)
+    assert json.loads((tmp_path / "config.json").read_text()) == old

@@ -1,0 +1,103 @@
+"""The feature store: whole or absent, checked when opened; prediction keeps order and size."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from noisy_fm import features, sharding
+from noisy_fm.data import augment
+
+
+@pytest.fixture
+def store(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "features": rng.normal(size=(50, 7)).astype(np.float32),
+        "ids": np.arange(50) * 3,
+        "labels": {"task": rng.integers(0, 4, 50), "other": rng.integers(0, 2, 50)},
+    }
+    features.write_store(tmp_path / "s", **arrays, meta={"weights": "abc"})
+    return tmp_path / "s", arrays
+
+
+def test_a_store_gives_back_what_was_written(store):
+    path, arrays = store
+    got = features.open_store(path)
+    np.testing.assert_array_equal(got.features, arrays["features"])
+    np.testing.assert_array_equal(got.ids, arrays["ids"])
+    np.testing.assert_array_equal(got.labels["other"], arrays["labels"]["other"])
+    assert got.meta["weights"] == "abc"
+    assert isinstance(got.features, np.memmap)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "version", "meta", "shape"])
+def test_a_damaged_store_is_one_clear_line(store, harm):
+    path, _ = store
+    file, meta = path / "features.npy", path / "meta.json"
+    content = bytearray(file.read_bytes())
+    if harm == "truncate":
+        file.write_bytes(content[:-100])
+    elif harm == "flip":
+        content[-5] ^= 1
+        file.write_bytes(content)
+    elif harm == "remove":
+        file.unlink()
+    elif harm == "version":
+        meta.write_text(json.dumps(json.loads(meta.read_text()) | {"store_version": 99}))
+    elif harm == "meta":
+        meta.write_text(meta.read_text()[:40])
+    elif harm == "shape":
+        np.save(file, np.zeros((50, 6), np.float32))
+    with pytest.raises(ValueError, match=r"features\.npy|meta\.json|version 99") as error:
+        features.open_store(path)
+    assert "\n" not in str(error.value)
+
+
+def test_no_store_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a feature store"):
+        features.open_store(tmp_path)
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_the_old(store):
+    path, arrays = store
+    with pytest.raises(ValueError, match="one length"):
+        features.write_store(path, features=arrays["features"][:9], ids=arrays["ids"], meta={})
+    with pytest.raises(TypeError):
+        features.write_store(path, features=arrays["features"], ids=arrays["ids"], meta={"x": {1}})
+    assert features.open_store(path).meta["weights"] == "abc"
+    assert [p.name for p in path.parent.iterdir()] == ["s"]
+
+
+def test_prediction_is_in_order_whatever_the_batch_and_layout():
+    source = toy.ToySource(45)
+    one = toy.one_device()
+    task, _, state = toy.start(one)
+    keep = ("features/pre_logits", "correct", "loss")
+    got = features.predict(task, state.variables, source, keep=keep, batch_size=16, mesh=one)
+    params, model_state = state.variables
+    net = toy.ToyNet()
+    images = augment.normalize(source.images)
+    logits, named = net.apply({"params": params, **model_state}, images)
+    np.testing.assert_allclose(got["features/pre_logits"], named["pre_logits"], atol=1e-5)
+    np.testing.assert_array_equal(got["correct"], np.argmax(logits, -1) == source.labels)
+    expected = -np.asarray(jax.nn.log_softmax(logits))[np.arange(45), source.labels]
+    np.testing.assert_allclose(got["loss"], expected, atol=1e-5)
+    many = sharding.make_mesh()
+    spread = features.predict(task, jax.device_put(state.variables), source, keep=keep,
+                              batch_size=10, mesh=one)  # fmt: skip
+    np.testing.assert_allclose(spread["loss"], got["loss"], atol=1e-5)
+    task, _, state = toy.start(many)
+    spread = features.predict(task, state.variables, source, keep=keep, batch_size=10, mesh=many)
+    np.testing.assert_allclose(spread["loss"], got["loss"], atol=1e-5)
+
+
+def test_an_unknown_feature_is_named():
+    one = toy.one_device()
+    task, _, state = toy.start(one)
+    with pytest.raises(ValueError, match=r"no output 'features/pool'.*features/pre_logits"):
+        features.predict(
+            task, state.variables, toy.ToySource(), keep=("features/pool",), batch_size=8, mesh=one
+        )
