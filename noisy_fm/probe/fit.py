@@ -1,0 +1,362 @@
+"""Fits any number of heads on one feature matrix: one compiled program a group of equal shape.
+
+Heads are packed one after another into lanes; a step moves all lanes at once (`vmap`), the steps
+run in one compiled loop, and the features are gathered from one resident copy.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from noisy_fm import evaluate
+from noisy_fm.probe import check, plan, reference
+from noisy_fm.probe.heads import (
+    TRAINED,
+    Head,
+    cosine,
+    logits,
+    start_state,
+    train_step,
+    transform,
+)
+from noisy_fm.progress import Progress
+
+CHUNK = 512  # steps handed to the device at a time
+EVALUATION_ROWS = 2048
+
+
+@dataclasses.dataclass
+class Result:
+    """A fitted head.
+
+    metrics: {test set: {"accuracy", "low", "high", "balanced_accuracy", "macro_f1", "n"}};
+    predictions: {test set: int32 [n]}; losses: mean training cross-entropy of each epoch;
+    parameters and statistics: NumPy trees (None where they were not kept); examples: the number
+    trained on; steps: the optimiser steps taken.
+    """
+
+    head: Head
+    parameters: dict | None
+    statistics: dict | None
+    metrics: dict[str, dict[str, float]]
+    predictions: dict[str, np.ndarray]
+    losses: np.ndarray
+    examples: int
+    steps: int
+
+    def transform(self, features) -> np.ndarray:
+        """Z [n d] of features [n d] (the first view of [n v d]); F itself for a linear head."""
+        f = self._first_view(features)
+        if self.head.layout == "linear":
+            return np.asarray(f, np.float32)
+        run = functools.partial(_transform, self.parameters, self.statistics)
+        return np.concatenate([run(f[rows]) for rows in _blocks(len(f))])
+
+    def decision_function(self, features) -> np.ndarray:
+        """Class scores [n c]: logits, ridge's outputs, or kNN's vote shares."""
+        f = self._first_view(features)
+        if self.head.method == "knn":
+            return reference.knn_scores(self.parameters, self.head.neighbors, np.asarray(f))
+        run = functools.partial(_logits, self.parameters, self.statistics)
+        return np.concatenate([run(f[rows]) for rows in _blocks(len(f))])
+
+    def predict(self, features) -> np.ndarray:
+        """int32 [n]: the class of the largest score."""
+        return self.decision_function(features).argmax(axis=1).astype(np.int32)
+
+    def _first_view(self, features):
+        if self.parameters is None:
+            raise ValueError("this head's parameters were not kept: fit with keep_parameters=True")
+        name = "kernel" if "kernel" in self.parameters else "examples"
+        width = self.parameters[name].shape[0 if name == "kernel" else 1]
+        return _first_view(check.checked_features(features, "features", width=width, least=1))
+
+
+def fit_heads(
+    features,
+    labels,
+    heads: Sequence[Head],
+    *,
+    num_classes: int,
+    test_sets: Mapping[str, tuple] | None = None,
+    ids=None,
+    groups: Mapping[str, np.ndarray] | None = None,
+    memory_budget: int = 2**31,
+    keep_parameters: bool = True,
+    devices: Sequence | None = None,
+    progress: bool = False,
+) -> list[Result]:
+    """Trains every head on its own subset and labels, and tests each; results in the same order.
+
+    features   [n d], or [n v d] with v stored views; float16/32/64; computed in float32
+    labels     integers [n]; ids [n] are unique, stable integers (0..n−1 by default)
+    test_sets  {name: (features, labels)}, read once for all heads; of stored views, the first
+    groups     {name: [n]} clusters of a test set's examples for its accuracy's interval
+    memory_budget  bytes for the training features and the heads in training
+    devices    lanes are spread over these; by default all accelerators, or one CPU device
+
+    A head's result is that of training it alone, to float32 rounding. Subset, noise, initial
+    parameters and order follow from the head's seed and the ids. An incomplete last batch counts
+    its real rows only. Raises ValueError or TypeError, in one line, for features, labels, test
+    sets or heads that cannot be used.
+    """
+    heads = check.checked_heads(heads)
+    if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 2:
+        raise ValueError(f"num_classes must be a whole number ≥ 2, got {num_classes!r}")
+    features = check.checked_features(features, "features")
+    labels = check.checked_labels(labels, len(features), num_classes, "labels", train=True)
+    ids = check.checked_ids(ids, len(features))
+    tests = _checked_tests(test_sets or {}, groups or {}, features.shape[-1], num_classes)
+    views = features.shape[1] if features.ndim == 3 else 1
+    _check_views(heads, views)
+    check.check_finite(features, "features")
+    check.warn_constant(features, "features")
+
+    plans = [plan.make_plan(head, labels, num_classes, ids) for head in heads]
+    groups_of_heads: dict[tuple, list[int]] = {}
+    for i, head in enumerate(heads):
+        groups_of_heads.setdefault(plan.group_key(head, views), []).append(i)
+    results: list[Result | None] = [None] * len(heads)
+    total = sum(p.steps for p in plans)
+    with Progress("probe", total, unit="head-step", show=progress) as bar:
+        for key, members in groups_of_heads.items():
+            chosen = [plans[i] for i in members]
+            fit = _fit_group if key[0] not in reference.FITS else _fit_reference
+            options = {"memory_budget": memory_budget, "devices": devices, "bar": bar}
+            for i, result in zip(
+                members, fit(features, chosen, key, num_classes, **options), strict=True
+            ):
+                results[i] = result
+    _test(results, tests, num_classes, keep_parameters)
+    return results
+
+
+def _checked_tests(test_sets, groups, width: int, num_classes: int) -> dict[str, tuple]:
+    if unknown := set(groups) - set(test_sets):
+        raise ValueError(f"groups name {sorted(unknown)}, which are not among the test sets")
+    tests = {}
+    for name, pair in test_sets.items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"test set {name!r} must be a pair (features, labels)")
+        f = check.checked_features(pair[0], f"test set {name!r} features", width=width, least=1)
+        check.check_finite(f, f"test set {name!r} features")
+        y = check.checked_labels(
+            pair[1], len(f), num_classes, f"test set {name!r} labels", train=False
+        )
+        if name in groups and np.shape(groups[name]) != (len(f),):
+            raise ValueError(f"groups of {name!r} must be [{len(f)}], got {np.shape(groups[name])}")
+        tests[name] = (_first_view(f), y, groups.get(name))
+    return tests
+
+
+def _check_views(heads, views: int) -> None:
+    if views > 2 and any(head.preset == "release" for head in heads):
+        raise ValueError(f"preset 'release' trains on one or two views, the features hold {views}")
+
+
+def _first_view(f):
+    return f[:, 0] if f.ndim == 3 else f
+
+
+def _blocks(rows: int, size: int = EVALUATION_ROWS):
+    return [slice(first, first + size) for first in range(0, rows, size)]
+
+
+_logits = jax.jit(logits)
+
+
+@jax.jit
+def _transform(params, statistics, f):
+    return transform(params, statistics, f.astype(jnp.float32))[0]
+
+
+@jax.jit
+def _predictions(params, statistics, f):
+    return jax.vmap(lambda p, s: logits(p, s, f).argmax(axis=1))(params, statistics)
+
+
+def _fit_reference(features, plans, key, num_classes, *, bar, **_):
+    for p in plans:
+        f = np.asarray(_first_view(features)[p.rows], np.float32)
+        parameters = reference.FITS[key[0]](p.head, f, p.labels, num_classes)
+        yield Result(p.head, parameters, {}, {}, {}, np.empty(0), len(p.rows), 0)
+
+
+def _fit_group(features, plans, key, num_classes, *, memory_budget, devices, bar):
+    """Trains heads of one shape in lanes; see the module's docstring."""
+    layout, preset, batch, views = key
+    f = features[:, :views] if features.ndim == 3 else features[:, None]
+    f = np.asarray(f, features.dtype if features.dtype.itemsize <= 4 else np.float32)
+    width = f.shape[-1]
+    start = jax.jit(functools.partial(start_state, layout, width=width, num_classes=num_classes))
+    sharded, whole, count = _placement(devices)
+    most = _lanes_within(memory_budget - f.nbytes, start, batch * views, layout, width)
+    lanes = plan.choose_lanes([p.steps for p in plans], most, multiple=count)
+    f = jax.device_put(f, whole)
+    queues = plan.pack([p.steps for p in plans], lanes)
+    run = _Lanes(plans, queues, batch)
+    fresh = jax.vmap(start)(jnp.array([run.seed(lane) for lane in range(lanes)]))
+    state = jax.device_put(fresh, sharded)
+    results: list[Result | None] = [None] * len(plans)
+    while run.active():
+        steps = run.chunk()
+        arrays = {name: jax.device_put(a, sharded) for name, a in run.arrays(steps).items()}
+        state, losses = _advance(state, f, arrays, steps, preset=preset)
+        bar.update(steps * len(run.active()))
+        finished = run.move(steps, np.asarray(losses))
+        for lane, job in finished:
+            held = jax.tree.map(lambda a, lane=lane: np.asarray(a[lane]), state)
+            results[job] = run.result(job, held)
+            if lane in run.active():
+                state = _replace(state, start(run.seed(lane)), lane)
+    return results
+
+
+def _placement(devices):
+    """Shardings of lanes and of whole arrays, and the number of devices."""
+    if devices is None:
+        local = jax.local_devices()
+        devices = local[:1] if local[0].platform == "cpu" else local
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("lanes",))
+    spec = jax.sharding.PartitionSpec
+    sharding = functools.partial(jax.sharding.NamedSharding, mesh)
+    return sharding(spec("lanes")), sharding(spec()), len(devices)
+
+
+def _lanes_within(budget: int, start, rows: int, layout: str, width: int) -> int:
+    """How many lanes fit: parameters, gradient and two moments, and the activations of a batch."""
+    shapes = jax.tree.leaves(jax.eval_shape(start, 0)["params"])
+    hidden = 0 if layout == "linear" else 8 * width
+    each = 4 * (5 * sum(a.size for a in shapes) + rows * (4 * width + 2 * hidden))
+    return max(1, int(budget // each))
+
+
+class _Lanes:
+    """Where every lane stands: its queue of heads, and the step within the current one."""
+
+    def __init__(self, plans, queues, batch: int):
+        self.plans, self.queues, self.batch = plans, [list(q) for q in queues], batch
+        self.step = [0] * len(queues)
+        self.losses: dict[int, list[np.ndarray]] = {}
+        self.counts: dict[int, list[np.ndarray]] = {}
+        self.rates = [cosine(p.head.learning_rate, p.steps) for p in plans]
+
+    def active(self) -> list[int]:
+        return [lane for lane, queue in enumerate(self.queues) if queue]
+
+    def seed(self, lane: int) -> int:
+        return self.plans[self.queues[lane][0]].head.seed if self.queues[lane] else 0
+
+    def chunk(self) -> int:
+        """Steps until the next head is done, at most CHUNK."""
+        left = [self.plans[self.queues[i][0]].steps - self.step[i] for i in self.active()]
+        return min(CHUNK, *left)
+
+    def arrays(self, steps: int) -> dict[str, np.ndarray]:
+        """What each lane needs for the next steps, lane first; idle lanes step on nothing."""
+        lanes = len(self.queues)
+        a = {
+            "rows": np.zeros((lanes, CHUNK, self.batch), np.int32),
+            "labels": np.zeros((lanes, CHUNK, self.batch), np.int32),
+            "counts": np.ones((lanes, CHUNK), np.int32),
+            "rates": np.zeros((lanes, CHUNK), np.float32),
+            "steps": np.ones((lanes, CHUNK), np.float32),
+            "weights": np.zeros((lanes, 3), np.float32),
+            "decay": np.zeros((lanes, 2), np.float32),
+        }
+        for lane in self.active():
+            job, first = self.queues[lane][0], self.step[lane]
+            p, head, here = self.plans[job], self.plans[job].head, (lane, slice(0, steps))
+            a["rows"][here], a["labels"][here], a["counts"][here] = p.batches(first, first + steps)
+            a["rates"][here] = self.rates[job][first : first + steps]
+            a["steps"][here] = np.arange(first + 1, first + steps + 1)
+            a["weights"][lane] = head.weights
+            a["decay"][lane] = head.weight_decay
+            a["decay"][lane, 1] *= head.preset == "release"
+            self.counts.setdefault(job, []).append(a["counts"][here].copy())
+        return a
+
+    def move(self, steps: int, losses: np.ndarray) -> list[tuple[int, int]]:
+        """Moves on; returns (lane, head) of those that are done."""
+        finished = []
+        for lane in self.active():
+            job = self.queues[lane][0]
+            self.losses.setdefault(job, []).append(losses[lane, :steps])
+            self.step[lane] += steps
+            if self.step[lane] == self.plans[job].steps:
+                finished.append((lane, job))
+        for lane, _ in finished:
+            self.queues[lane].pop(0)
+            self.step[lane] = 0
+        return finished
+
+    def result(self, job: int, state: dict) -> Result:
+        p = self.plans[job]
+        shape = (p.head.epochs, p.steps_per_epoch)
+        losses = np.concatenate(self.losses.pop(job)).reshape(shape)
+        counts = np.concatenate(self.counts.pop(job)).reshape(shape)
+        curve = (losses * counts).sum(1) / counts.sum(1)
+        return Result(
+            p.head, state["params"], state["statistics"], {}, {}, curve, len(p.rows), p.steps
+        )
+
+
+@functools.partial(jax.jit, static_argnames="preset", donate_argnums=0)
+def _advance(state, f, arrays, steps, *, preset):
+    """`steps` training steps of all lanes; f [n v d]; returns (state, losses [lanes, CHUNK])."""
+    one = jax.vmap(functools.partial(train_step, preset=preset))
+    places = jnp.arange(arrays["rows"].shape[-1])
+
+    def step(i, carry):
+        state, losses = carry
+        mask = (places < arrays["counts"][:, i, None]).astype(jnp.float32)
+        batch = f[arrays["rows"][:, i]].astype(jnp.float32)
+        state, loss = one(
+            state,
+            batch,
+            arrays["labels"][:, i],
+            mask,
+            arrays["weights"],
+            arrays["decay"],
+            arrays["rates"][:, i],
+            arrays["steps"][:, i],
+        )
+        return state, losses.at[:, i].set(loss)
+
+    losses = jnp.zeros(arrays["rates"].shape)
+    return jax.lax.fori_loop(0, steps, step, (state, losses))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _replace(state, new, lane):
+    return jax.tree.map(lambda a, b: a.at[lane].set(b), state, new)
+
+
+def _test(results, tests, num_classes: int, keep_parameters: bool) -> None:
+    """Fills metrics and predictions; heads of one shape see each block of a test set together."""
+    shapes: dict[str, list[Result]] = {}
+    for result in results:
+        name = result.head.layout if result.head.method in TRAINED else result.head.method
+        shapes.setdefault(name, []).append(result)
+    for members in shapes.values():
+        if members[0].head.method != "knn":
+            trees = [(r.parameters, r.statistics) for r in members]
+            stacked = jax.tree.map(lambda *a: np.stack(a).astype(np.float32), *trees)
+        for name, (f, labels, clusters) in tests.items():
+            if members[0].head.method == "knn":
+                found = np.stack([r.predict(f) for r in members])
+            else:
+                blocks = [_predictions(*stacked, f[rows]) for rows in _blocks(len(f))]
+                found = np.concatenate(blocks, axis=1).astype(np.int32)
+            for result, predicted in zip(members, found, strict=True):
+                result.predictions[name] = predicted
+                result.metrics[name] = evaluate.classification_metrics(
+                    labels, predicted, num_classes, groups=clusters
+                )
+        if not keep_parameters:
+            for result in members:
+                result.parameters = result.statistics = None

@@ -1,0 +1,248 @@
+"""What a head is: its recipe, its parameters, one training step. Pure functions of one head."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from noisy_fm import nmtune
+
+# Learning rate, weight decay and epochs as the paper's recipes give them; for "ridge" and
+# "logreg" the weight decay is the L2 penalty (closed form and L-BFGS take no other setting).
+DEFAULTS = {
+    "lp": {"learning_rate": 0.01, "weight_decay": 0.0, "epochs": 30},
+    "mlp": {"learning_rate": 1e-3, "weight_decay": 1e-4, "epochs": 30},
+    "nmtune": {"learning_rate": 1e-3, "weight_decay": 1e-4, "epochs": 30},
+    "ridge": {"learning_rate": 0.0, "weight_decay": 1.0, "epochs": 0},
+    "logreg": {"learning_rate": 0.0, "weight_decay": 1e-4, "epochs": 0},
+    "knn": {"learning_rate": 0.0, "weight_decay": 0.0, "epochs": 0},
+}
+TRAINED = ("lp", "mlp", "nmtune")
+PRESETS = ("paper", "release")
+TERMS = ("mse", "cov", "svd")
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+NORM_EPSILON, NORM_MOMENTUM = 1e-5, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """One head to fit, as data; what is left None takes the method's recipe from the paper.
+
+    method         "lp" (linear), "mlp", "nmtune"; reference points "ridge", "logreg", "knn"
+    preset         "paper": z = MLP(f), first view only, decay on matrices only;
+                   "release": z = s ⊙ MLP(f) + f, all stored views, decay on every parameter
+    seed           of the subset, the label noise, the initialisation and the order of examples
+    weights        λ on the three terms of eq. 7: one number, or (MSE, COV, SVD); NMTune's only
+    fraction       share of each class's training examples, at least one; nested for one seed
+    label_noise    η, share of the labels flipped after subsetting
+    neighbors      k of "knn"
+
+    Raises ValueError for an unknown method or preset and for a value out of range.
+    """
+
+    method: str = "nmtune"
+    preset: str = "paper"
+    seed: int = 0
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    weights: float | Sequence[float] | None = None
+    fraction: float = 1.0
+    label_noise: float = 0.0
+    epochs: int | None = None
+    batch_size: int = 64
+    neighbors: int = 20
+
+    def __post_init__(self):
+        _choice("method", self.method, DEFAULTS)
+        _choice("preset", self.preset, PRESETS)
+        for name, value in DEFAULTS[self.method].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "weights", self._three_weights())
+        trained = self.method in TRAINED
+        _between("learning_rate", self.learning_rate, 0, math.inf, above=trained)
+        _between("weight_decay", self.weight_decay, 0, math.inf)
+        _between("fraction", self.fraction, 0, 1, above=True)
+        _between("label_noise", self.label_noise, 0, 1, below=True)
+        _whole("seed", self.seed, 0)
+        _whole("epochs", self.epochs, int(trained))
+        _whole("batch_size", self.batch_size, 1)
+        _whole("neighbors", self.neighbors, 1)
+
+    def _three_weights(self) -> tuple[float, float, float]:
+        if self.method != "nmtune":
+            if self.weights is not None and np.any(np.asarray(self.weights) != 0):
+                raise ValueError(f"weights belong to method 'nmtune', not to {self.method!r}")
+            return (0.0, 0.0, 0.0)
+        default = tuple(nmtune.PRESETS[self.preset]["weights"][name] for name in TERMS)
+        weights = np.asarray(default if self.weights is None else self.weights, float)
+        if weights.shape not in ((), (3,)):
+            raise ValueError(f"weights must be one number or {TERMS}, got {self.weights!r}")
+        values = tuple(float(w) for w in np.broadcast_to(weights, 3))
+        for value in values:
+            _between("weights", value, 0, math.inf)
+        return values
+
+    @property
+    def layout(self) -> str:
+        """The architecture: "linear", "plain" (MLP) or "residual" (MLP with learned scale)."""
+        if self.method not in ("mlp", "nmtune"):
+            return "linear"
+        return "plain" if self.preset == "paper" else "residual"
+
+    @property
+    def regularized(self) -> bool:
+        return any(self.weights)
+
+
+def initialize(layout: str, seed: int, width: int, num_classes: int) -> tuple[dict, dict]:
+    """Parameters and BatchNorm statistics of one head, a function of the seed alone.
+
+    The classifier is Kaiming-uniform, U(±√(6/D)), with zero bias; the MLP's two layers have
+    PyTorch's default, U(±1/√fan_in), for weights and biases; BatchNorm and s start at 1 and 0.
+    """
+    keys = jax.random.split(jax.random.key(seed), 5)
+
+    def uniform(key, bound, *shape):
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+    bound = math.sqrt(6 / width)
+    params = {
+        "kernel": uniform(keys[0], bound, width, num_classes),
+        "bias": jnp.zeros(num_classes),
+    }
+    if layout == "linear":
+        return params, {}
+    hidden, narrow, wide = 4 * width, 1 / math.sqrt(width), 1 / math.sqrt(4 * width)
+    params["mlp"] = {
+        "kernel_in": uniform(keys[1], narrow, width, hidden),
+        "bias_in": uniform(keys[2], narrow, hidden),
+        "norm_scale": jnp.ones(hidden),
+        "norm_bias": jnp.zeros(hidden),
+        "kernel_out": uniform(keys[3], wide, hidden, width),
+        "bias_out": uniform(keys[4], wide, width),
+    }
+    if layout == "residual":
+        params["mlp"]["scale"] = jnp.ones(width)
+    return params, {"mean": jnp.zeros(hidden), "var": jnp.ones(hidden)}
+
+
+def transform(params: dict, statistics: dict, f, *, mask=None):
+    """Z [m d] of F [m d], and the statistics; `mask` [m] trains (batch moments of its rows).
+
+    Without a mask BatchNorm reads the running statistics, as at evaluation.
+    """
+    if "mlp" not in params:
+        return f, statistics
+    p = params["mlp"]
+    hidden = f @ p["kernel_in"] + p["bias_in"]
+    if mask is None:
+        mean, var = statistics["mean"], statistics["var"]
+    else:
+        mean, var, statistics = _batch_moments(hidden, mask, statistics)
+    hidden = (hidden - mean) * (jax.lax.rsqrt(var + NORM_EPSILON) * p["norm_scale"])
+    z = jax.nn.relu(hidden + p["norm_bias"]) @ p["kernel_out"] + p["bias_out"]
+    return (f + p["scale"] * z if "scale" in p else z), statistics
+
+
+def _batch_moments(hidden, mask, statistics):
+    """Moments over the masked rows; the running variance takes the unbiased one, as PyTorch's."""
+    rows = mask.sum()
+    mean = (hidden * mask[:, None]).sum(0) / rows
+    var = (jnp.square(hidden - mean) * mask[:, None]).sum(0) / rows
+    new = {"mean": mean, "var": var * (rows / jnp.maximum(rows - 1, 1))}
+    moved = {k: (1 - NORM_MOMENTUM) * statistics[k] + NORM_MOMENTUM * new[k] for k in new}
+    return mean, var, jax.lax.stop_gradient(moved)
+
+
+def logits(params: dict, statistics: dict, f):
+    """Class scores [m c] of features [m d] at evaluation."""
+    z, _ = transform(params, statistics, f.astype(jnp.float32))
+    return z @ params["kernel"] + params["bias"]
+
+
+def loss(params, statistics, f, labels, mask, weights, *, preset: str | None):
+    """Eq. 7 on one batch: cross-entropy, plus the three terms where `preset` is given.
+
+    f [b v d] with v views, labels [b], mask [b] (1 for real rows), weights [3]. All views enter
+    the cross-entropy, L_COV and L_SVD; consistency compares the last view's z with the first
+    view's f. Returns (loss, (statistics, cross-entropy)).
+    """
+    views = f.shape[1]
+    rows = jnp.swapaxes(f, 0, 1).reshape(-1, f.shape[2])
+    mask, labels = jnp.tile(mask, views), jnp.tile(labels, views)
+    z, statistics = transform(params, statistics, rows, mask=mask)
+    log_p = jax.nn.log_softmax(z @ params["kernel"] + params["bias"])
+    picked = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
+    cross_entropy = -(picked * mask).sum() / mask.sum()
+    total = cross_entropy
+    if preset is not None:
+        named = dict(zip(TERMS, weights, strict=True))
+        total += nmtune.nmtune_loss(z, rows, preset, weights=named, mask=mask, views=views)
+    return total, (statistics, cross_entropy)
+
+
+def train_step(state, f, labels, mask, weights, weight_decay, learning_rate, step, *, preset):
+    """One AdamW step of one head. `step` counts from 1; `preset` as in `loss`.
+
+    state: {"params", "statistics", "mean", "square"}. Decay is decoupled (as `optax.adamw`) and
+    `weight_decay` is (on matrices, on vectors). Returns (state, cross-entropy).
+    """
+    gradient = jax.grad(loss, has_aux=True)
+    grads, (statistics, value) = gradient(
+        state["params"], state["statistics"], f, labels, mask, weights, preset=preset
+    )
+    size = learning_rate / (1 - BETA1**step)
+    correction = 1 / (1 - BETA2**step)
+    tree = jax.tree.map
+    mean = tree(lambda m, g: BETA1 * m + (1 - BETA1) * g, state["mean"], grads)
+    square = tree(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, state["square"], grads)
+    params = tree(
+        lambda p, m, v: (
+            p * (1 - learning_rate * weight_decay[0 if p.ndim > 1 else 1])
+            - size * m / (jnp.sqrt(v * correction) + EPSILON)
+        ),
+        state["params"],
+        mean,
+        square,
+    )
+    return {"params": params, "statistics": statistics, "mean": mean, "square": square}, value
+
+
+def start_state(layout: str, seed: int, width: int, num_classes: int) -> dict:
+    """Parameters, statistics and AdamW's two zero moments, before the first step."""
+    params, statistics = initialize(layout, seed, width, num_classes)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return {"params": params, "statistics": statistics, "mean": zeros, "square": zeros}
+
+
+def cosine(peak: float, steps: int) -> np.ndarray:
+    """Learning rates of steps 0..steps−1: peak·(1 + cos(πt/T))/2, which would be 0 at step T."""
+    return 0.5 * peak * (1 + np.cos(np.pi * np.arange(steps) / steps))
+
+
+def _choice(name: str, value, options) -> None:
+    if value not in options:
+        close = difflib.get_close_matches(str(value), options, n=1, cutoff=0.3)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown {name} {value!r}, expected one of {', '.join(options)}{hint}")
+
+
+def _between(name: str, value, low, high, *, above=False, below=False) -> None:
+    inside = np.isscalar(value) and not isinstance(value, str) and math.isfinite(value)
+    if inside:
+        inside = (low < value if above else low <= value) and (
+            value < high if below else value <= high
+        )
+    if not inside:
+        left, right = "(" if above else "[", ")" if below or math.isinf(high) else "]"
+        raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value!r}")
+
+
+def _whole(name: str, value, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")

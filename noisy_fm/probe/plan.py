@@ -1,0 +1,125 @@
+"""Who trains on what, in which order: subsets, labels, batches, and heads packed into lanes."""
+
+import dataclasses
+
+import numpy as np
+
+from noisy_fm import noise
+from noisy_fm.probe.heads import TRAINED, Head
+
+
+def subset(labels, fraction: float, *, seed: int = 0, ids=None) -> np.ndarray:
+    """Positions of a share of each class's examples, at least one of each class.
+
+    A class with n examples gives max(1, ⌊fraction·n⌉) of them: those whose hash of (seed, id) is
+    smallest, so the subsets of one seed are nested, and independent of the order of the rows.
+    Positions come in the order of the hash. labels [n]; ids [n] are unique, 0..n−1 by default.
+    """
+    labels = np.asarray(labels)
+    ids = np.arange(len(labels)) if ids is None else np.asarray(ids)
+    order = np.argsort(_hash(seed, ids), kind="stable")
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    kept = np.maximum(1, np.floor(fraction * counts + 0.5)).astype(np.int64)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.zeros(len(labels), bool)
+    chosen[by_class[rank < np.repeat(kept, counts)]] = True
+    return order[chosen[order]]
+
+
+def _hash(seed: int, ids: np.ndarray) -> np.ndarray:
+    """uint64 [n], a bijection of the ids for each seed (SplitMix64's finaliser, twice)."""
+    bits = ids.astype(np.uint64)
+    for key in (np.array([seed], np.uint64), np.array([0x5B5E7], np.uint64)):
+        bits = (bits ^ key * np.uint64(0xD1342543DE82EF95)) + np.uint64(0x9E3779B97F4A7C15)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        bits ^= bits >> np.uint64(31)
+    return bits
+
+
+@dataclasses.dataclass
+class Plan:
+    """What one head trains on: positions [n] and labels [n] after subsetting and label noise."""
+
+    head: Head
+    rows: np.ndarray
+    labels: np.ndarray
+    _epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """⌈n / batch⌉; a last batch of a single row is left out where BatchNorm needs two."""
+        whole, rest = divmod(len(self.rows), self.head.batch_size)
+        lonely = rest == 1 and whole > 0 and self.head.method in ("mlp", "nmtune")
+        return whole + (rest > 0 and not lonely)
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.head.epochs
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Permutation [n] of the epoch: a function of (seed, epoch, n)."""
+        if self._epoch[0] != epoch:
+            random = np.random.default_rng([self.head.seed, epoch])
+            self._epoch = epoch, random.permutation(len(self.rows)).astype(np.int32)
+        return self._epoch[1]
+
+    def batches(self, start: int, stop: int):
+        """Rows [s b], labels [s b] and real rows [s] of steps start..stop−1; padding is row 0."""
+        size, per_epoch = self.head.batch_size, self.steps_per_epoch
+        picks = np.zeros((stop - start, size), np.int32)
+        counts = np.full(stop - start, size, np.int32)
+        for epoch in range(start // per_epoch, (stop - 1) // per_epoch + 1):
+            first, last = max(start, epoch * per_epoch), min(stop, (epoch + 1) * per_epoch)
+            left = (first - epoch * per_epoch) * size
+            right = min((last - epoch * per_epoch) * size, len(self.rows))
+            flat = picks[first - start : last - start].reshape(-1)
+            flat[: right - left] = self.order(epoch)[left:right]
+            counts[last - start - 1] = right - left - (last - first - 1) * size
+        return self.rows[picks], self.labels[picks], counts
+
+
+def make_plan(head: Head, labels, num_classes: int, ids) -> Plan:
+    """Subset by class on the given labels, then flip η of what is left."""
+    rows = subset(labels, head.fraction, seed=head.seed, ids=ids)
+    kept = labels[rows]
+    if head.label_noise:
+        kept, _ = noise.flip_labels(
+            kept, num_classes, head.label_noise, ids=ids[rows], seed=head.seed
+        )
+    return Plan(head, rows.astype(np.int32), kept.astype(np.int32))
+
+
+def group_key(head: Head, views: int) -> tuple:
+    """Heads of one key share one compiled program; "paper" reads the first view only."""
+    if head.method not in TRAINED:
+        return (head.method,)
+    seen = views if head.preset == "release" else 1
+    return head.layout, head.preset if head.regularized else None, head.batch_size, seen
+
+
+def pack(lengths, lanes: int) -> list[list[int]]:
+    """Jobs into `lanes` queues, longest first into the shortest queue (Graham's LPT rule)."""
+    queues: list[list[int]] = [[] for _ in range(lanes)]
+    loads = [0] * lanes
+    for job in sorted(range(len(lengths)), key=lambda j: -lengths[j]):
+        lane = loads.index(min(loads))
+        queues[lane].append(job)
+        loads[lane] += lengths[job]
+    return queues
+
+
+def choose_lanes(lengths, most: int, *, multiple: int = 1, overhead: float = 2.0) -> int:
+    """Number of lanes, at most `most`, for the least time makespan × (overhead + lanes).
+
+    A step costs about its lanes plus a fixed part, `overhead`, in units of one lane.
+    """
+    best, least = multiple, float("inf")
+    ceiling = min(most, len(lengths) + multiple - 1)
+    for lanes in range(multiple, max(multiple, ceiling) + 1, multiple):
+        span = max(sum(lengths[j] for j in queue) for queue in pack(lengths, lanes))
+        if span * (overhead + lanes) < least:
+            best, least = lanes, span * (overhead + lanes)
+    return best
