@@ -6,15 +6,20 @@
     for batch in batches: s.update(batch)
     s.merge(other).summary()
     spectrum.jackknife(features, groups=concept) # intervals
+    spectrum.plot({"clean": a, "noisy": b})      # and `compare`, `report`, `track`; `device` in jit
 
 From a shell: `python -m noisy_fm.spectrum FEATURES… --out report.html`.
 """
 
 import numpy as np
 
+from noisy_fm.spectrum.compare import compare
+from noisy_fm.spectrum.draw import plot
+from noisy_fm.spectrum.files import load_features
 from noisy_fm.spectrum.intervals import Interval, bootstrap, jackknife
 from noisy_fm.spectrum.metrics import METRICS, class_alignment, from_singular_values
 from noisy_fm.spectrum.moments import CONVENTIONS, Spectrum
+from noisy_fm.spectrum.report import report
 
 __all__ = [
     "CONVENTIONS",
@@ -23,10 +28,15 @@ __all__ = [
     "Spectrum",
     "bootstrap",
     "class_alignment",
+    "compare",
     "from_singular_values",
     "jackknife",
+    "load_features",
+    "plot",
+    "report",
     "singular_values",
     "summary",
+    "track",
 ]
 
 
@@ -65,3 +75,24 @@ def summary(
         alignment = class_alignment(left[keep], np.asarray(labels)[keep])
         result["class_alignment"] = float(alignment.mean())
     return result
+
+
+def track(features, *, center=False, normalize=False, convention=None) -> dict[str, float]:
+    """Metrics of several layers during training: {layer: x} → {"layer/sve": …, "layer/lsvr": …}.
+
+    An array of more than two axes [n … d] (feature maps, tokens) is averaged over the middle ones.
+    Meant for a log: features that have collapsed to zero or turned NaN give NaN, not an error.
+    """
+    values = {}
+    for layer, x in features.items():
+        x = np.asarray(x)
+        if x.ndim > 2:
+            x = x.astype(np.float64).mean(axis=tuple(range(1, x.ndim - 1)))
+        try:
+            result = summary(x, center=center, normalize=normalize, convention=convention)
+        except ValueError:
+            if x.ndim != 2 or len(x) < 2:
+                raise
+            result = dict.fromkeys(METRICS.keys() - {"class_alignment"}, float("nan"))
+        values |= {f"{layer}/{name}": float(result[name]) for name in METRICS if name in result}
+    return values

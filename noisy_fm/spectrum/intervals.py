@@ -57,9 +57,9 @@ def jackknife(
         name: float(np.sqrt((count - 1) / count * ((theta - theta.mean()) ** 2).sum()))
         for name, theta in thetas.items()
     }
+    half = {name: float(quantile) * error[name] for name in error}
     return {
-        name: Interval(v, v - quantile * error[name], v + quantile * error[name], error[name])
-        for name, v in value.items()
+        name: Interval(v, v - half[name], v + half[name], error[name]) for name, v in value.items()
     }
 
 
@@ -67,7 +67,7 @@ def bootstrap(
     x,
     *,
     groups=None,
-    blocks=20,
+    blocks=None,
     replicates=200,
     level=0.95,
     seed=0,
@@ -79,9 +79,14 @@ def bootstrap(
 
     Bounds are value − quantiles of (θ* − θ̄*)·√(B/(B−1)): the "basic" interval, about the value
     itself and not about the replicates' shifted mean (see this module's head). Asymmetric where
-    the metric's distribution is; else `jackknife` says the same in B replicates. Arguments and
-    errors as there.
+    the metric's distribution is. Near its maximum (an isotropic spectrum, or d near n) SVE is
+    quadratic in the noise, which a resample doubles: the interval is then up to 3 times too wide,
+    where `jackknife` is right to a half. `blocks` is 200 by default or as many as 256 MiB hold
+    (20 at least), other arguments and errors as there.
     """
+    if blocks is None:
+        n, d = as_features(x).shape
+        blocks = 200 if n < d else max(20, min(200, 2**28 // (8 * d * d)))
     moments = _block_moments(x, groups, blocks, seed, resolve(center, normalize, convention))
     count = moments.count
     value = moments.metrics(np.ones(count))
@@ -92,7 +97,7 @@ def bootstrap(
         deviation = (theta - theta.mean()) * np.sqrt(count / (count - 1))
         low, high = np.quantile(deviation, [(1 - level) / 2, (1 + level) / 2])
         v = value[name]
-        intervals[name] = Interval(v, v - high, v - low, float(deviation.std(ddof=1)))
+        intervals[name] = Interval(v, float(v - high), float(v - low), float(deviation.std(ddof=1)))
     return intervals
 
 

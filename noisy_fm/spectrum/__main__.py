@@ -1,0 +1,97 @@
+"""Spectra of stored features, as a table and a self-contained HTML page.
+
+python -m noisy_fm.spectrum clean.npy noisy.npy --out report.html
+python -m noisy_fm.spectrum features.npz:train store/ --convention release
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from noisy_fm.spectrum.files import load_features
+from noisy_fm.spectrum.moments import CONVENTIONS
+from noisy_fm.spectrum.report import measure, page, table
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m noisy_fm.spectrum",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "features",
+        nargs="+",
+        metavar="FEATURES",
+        help=".npy, .npz, .parquet, .safetensors or a feature-store folder, [n d]; FILE:KEY picks "
+        "an array of an .npz or .safetensors; NAME=FILE names it in the report",
+    )
+    parser.add_argument("--out", metavar="HTML", help="write the page here")
+    parser.add_argument(
+        "--convention",
+        choices=sorted(CONVENTIONS),
+        help="paper: rows as they are (the default); release: unit rows minus each row's own mean",
+    )
+    parser.add_argument(
+        "--center", choices=("columns", "samples"), help="subtract column means, or each row's own"
+    )
+    parser.add_argument("--normalize", action="store_true", help="scale rows to unit length first")
+    parser.add_argument("--no-intervals", action="store_true", help="skip the jackknife")
+    return parser.parse_args(argv)
+
+
+def load_named(sources: list[str]) -> dict:
+    """Features by name: what stands before `=`, else the file's own name, made unique."""
+    named = {}
+    for source in sources:
+        name, equals, rest = source.rpartition("=")
+        if not equals or Path(source).exists():
+            name, rest = Path(source).name, source
+        if name in named:
+            name = source
+        if name in named:
+            raise ValueError(f"{source}: given twice")
+        named[name] = load_features(rest)
+    return named
+
+
+def show_progress():
+    """A `progress` callback that draws one bar a file on a terminal, and nothing elsewhere."""
+    from tqdm import tqdm
+
+    bars = {}
+
+    def progress(name: str, rows: int, of: int) -> None:
+        if name not in bars:
+            bars[name] = tqdm(total=of, desc=name, unit=" rows", unit_scale=True, disable=None)
+        bars[name].update(rows - bars[name].n)
+        if rows == of:
+            bars[name].close()
+
+    return progress
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        features = load_named(args.features)
+        spectra, summaries, bounds = measure(
+            features,
+            intervals=not args.no_intervals,
+            center=args.center or False,
+            normalize=args.normalize,
+            convention=args.convention,
+            progress=show_progress(),
+        )
+        print(table(summaries))
+        if args.out:
+            Path(args.out).write_text(page(spectra, summaries, bounds), encoding="utf-8")
+            print(f"report: {args.out}")
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

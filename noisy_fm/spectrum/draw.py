@@ -1,0 +1,96 @@
+"""Pictures of spectra."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from noisy_fm.spectrum.intervals import Interval
+from noisy_fm.spectrum.moments import Spectrum
+
+# Okabe & Ito's colours: told apart in any colour vision, and in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK, FAINT = "#222222", "#dddddd"
+
+
+def plot(spectra, *, intervals: Mapping[str, Mapping[str, Interval]] | None = None, title=None):
+    """Draws normalised singular values of one or several spectra: decay, and energy gathered.
+
+    Left: pᵢ = σᵢ/Σσ (eq. 2's) against i on log axes; right: the share of Σσ² in the first i. The
+    legend gives SVE and LSVR, with ± half of the interval's width where `intervals` has one.
+
+    Args:
+      spectra: a name → `Spectrum`, features [n d] or singular values [k] mapping, or one of them.
+      intervals: name → what `jackknife` or `bootstrap` returned for it.
+
+    Returns: a matplotlib Figure (not tied to pyplot: nothing to close).
+    """
+    from matplotlib.figure import Figure
+
+    if not isinstance(spectra, Mapping):
+        spectra = {"": spectra}
+    if not spectra:
+        raise ValueError("no spectra to plot")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    decay, gathered = figure.subplots(1, 2)
+    shades = _colours(len(spectra))
+    for colour, (name, spectrum) in zip(shades, spectra.items(), strict=True):
+        values = _values(spectrum)
+        p = values / values.sum()
+        index = np.arange(1, len(p) + 1)
+        seen = p > p[0] * 1e-12  # rounding below it would stretch the axis over nothing
+        label = _label(name, p, (intervals or {}).get(name, {}))
+        style = {"color": colour, "linewidth": 1.8, "solid_capstyle": "round"}
+        decay.plot(index[seen], p[seen], label=label, **style)
+        gathered.plot(index, np.cumsum(values**2) / (values**2).sum(), **style)
+    decay.set(
+        xscale="log", yscale="log", xlabel="index $i$", ylabel="$\\sigma_i\\,/\\,\\sum\\sigma$"
+    )
+    decay.set_title("Normalised singular values", loc="left")
+    gathered.set(
+        xscale="log", xlabel="index $i$", ylabel="share of $\\sum\\sigma^2$", ylim=(0, 1.02)
+    )
+    gathered.set_title("Energy in the first $i$ directions", loc="left")
+    decay.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left")
+    for axes in (decay, gathered):
+        axes.grid(color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def _colours(count: int) -> list:
+    """Distinct colours for a few spectra, one ordered ramp for many (checkpoints, noise rates)."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    from matplotlib import colormaps
+
+    return list(colormaps["viridis"](np.linspace(0, 0.92, count)))
+
+
+def _values(spectrum) -> np.ndarray:
+    if not isinstance(spectrum, Spectrum):
+        array = np.asarray(spectrum)
+        if array.ndim == 1:
+            return _positive(np.sort(array.astype(np.float64))[::-1])
+        spectrum = Spectrum().update(array)
+    return _positive(spectrum.singular_values())
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all() or not values.size or values[0] <= 0 or values[-1] < 0:
+        raise ValueError("cannot plot a spectrum without finite, positive singular values")
+    return values
+
+
+def _label(name: str, p: np.ndarray, interval: Mapping[str, Interval]) -> str:
+    positive = p[p > 0]
+    numbers = {"sve": -(positive * np.log(positive)).sum(), "lsvr": -np.log(p[0])}
+    parts = []
+    for metric, value in numbers.items():
+        half = ""
+        if metric in interval:
+            half = f" ± {(interval[metric].high - interval[metric].low) / 2:.2g}"
+        parts.append(f"{metric.upper()} {value:.3f}{half}")
+    return f"{name}  ({', '.join(parts)})" if name else ", ".join(parts)

@@ -1,0 +1,116 @@
+"""Features from what people keep them in; every fault of a file is one clear line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+SUFFIXES = (".npy", ".npz", ".parquet", ".safetensors")
+
+
+def load_features(source: str | Path) -> np.ndarray:
+    """The [n d] features in a file or feature-store folder; memory-mapped where the format allows.
+
+    `.npy`; `.npz` and `.safetensors`: their one 2-D array, or the one named after a colon
+    (`file.npz:train`); `.parquet`: a column of lists if there is one, else all columns of floating
+    point; a folder with `features.npy` and `meta.json` (of [n v d] views, the first).
+
+    Raises:
+      FileNotFoundError: no such file. ValueError: not of these, unreadable, truncated, or no
+      (single) 2-D array in it.
+    """
+    path, key = _split(str(source))
+    if not path.exists():
+        raise FileNotFoundError(f"no such features: {path}")
+    try:
+        if path.is_dir():
+            return _read_store(path)
+        reader = {
+            ".npy": _read_npy,
+            ".npz": _read_npz,
+            ".parquet": _read_parquet,
+            ".safetensors": _read_safetensors,
+        }.get(path.suffix)
+        if reader is None:
+            raise _FormatError(f"expected {', '.join(SUFFIXES)} or a feature-store folder")
+        return reader(path, key)
+    except _FormatError as fault:
+        raise ValueError(f"{path}: {fault}") from None
+    except Exception as error:  # each reader has its own zoo: zip, Arrow, EOF, header errors
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: unreadable or truncated ({why})") from None
+
+
+class _FormatError(Exception):
+    """A readable file with the wrong thing in it."""
+
+
+def _split(source: str) -> tuple[Path, str | None]:
+    path, colon, key = source.rpartition(":")
+    if colon and Path(path).suffix in (".npz", ".safetensors"):
+        return Path(path), key
+    return Path(source), None
+
+
+def _read_npy(path, key=None):
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _read_store(path):
+    features = path / "features.npy"
+    if not features.exists():
+        raise _FormatError("not a feature store (no features.npy in the folder)")
+    if (path / "meta.json").exists():
+        json.loads((path / "meta.json").read_text())
+    array = _read_npy(features)
+    return array[:, 0] if array.ndim == 3 else array
+
+
+def _read_npz(path, key):
+    with np.load(path, allow_pickle=False) as archive:
+        return _pick(archive, list(archive.files), key)
+
+
+def _read_safetensors(path, key):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as archive:
+        names = list(archive.keys())
+        return _pick({name: archive.get_tensor(name) for name in names}, names, key)
+
+
+def _pick(arrays, names, key):
+    if key is not None:
+        if key not in names:
+            raise _FormatError(f"no array {key!r}: it has {', '.join(names)}")
+        return arrays[key]
+    found = {name: arrays[name] for name in names}
+    matrices = {name: array for name, array in found.items() if array.ndim == 2}
+    if len(matrices) != 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in found.items())
+        raise _FormatError(f"expected one 2-D array, or name one as FILE:NAME; it has {shapes}")
+    return next(iter(matrices.values()))
+
+
+def _read_parquet(path, key=None):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    lists = [
+        field.name
+        for field in table.schema
+        if pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+    ]
+    if len(lists) > 1:
+        raise _FormatError(f"expected one column of lists, it has {', '.join(lists)}")
+    if lists:
+        column = table[lists[0]].combine_chunks()
+        if table.num_rows and len({*column.value_lengths().to_pylist()}) != 1:
+            raise _FormatError(f"the lists in column {lists[0]!r} differ in length")
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+    names = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    if not names:
+        raise _FormatError("no column of lists and no floating-point columns")
+    columns = [table[name].to_numpy() for name in names]
+    return np.column_stack(columns)

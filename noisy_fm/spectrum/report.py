@@ -1,0 +1,147 @@
+"""One self-contained HTML page about the spectra of one or several sets of features."""
+
+import html
+import io
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from noisy_fm.spectrum.draw import plot
+from noisy_fm.spectrum.intervals import Interval, jackknife
+from noisy_fm.spectrum.metrics import METRICS
+from noisy_fm.spectrum.moments import Spectrum, as_features
+
+CHUNK = 8192
+# Rows × d² up to which the report's jackknife takes seconds.
+INTERVAL_WORK = 4e11
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 62rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } .note { opacity: .75; margin-top: 0; }
+figure { margin: 1.5rem 0; background: #fff; border-radius: 6px; overflow-x: auto; }
+figure svg { width: 100%; height: auto; min-width: 34rem; display: block; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .8rem .35rem 0; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+td small { opacity: .7; display: block; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; }
+"""
+
+
+def measure(
+    features: Mapping[str, object],
+    *,
+    intervals: bool = True,
+    groups=None,
+    center=False,
+    normalize=False,
+    convention: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[dict[str, Spectrum], dict[str, dict], dict[str, dict[str, Interval]]]:
+    """Spectra, summaries and jackknife intervals of named features [n d], chunk by chunk.
+
+    `intervals` is skipped for a matrix where it would take long; `progress(name, rows, of)` is
+    called after every chunk. A fault names the features it is in.
+    """
+    settings = {"center": center, "normalize": normalize, "convention": convention}
+    spectra, summaries, bounds = {}, {}, {}
+    for name, x in features.items():
+        try:
+            x = as_features(x)
+            spectra[name] = spectrum = Spectrum(**settings)
+            for start in range(0, len(x), CHUNK):
+                spectrum.update(x[start : start + CHUNK])
+                if progress:
+                    progress(name, spectrum.n, len(x))
+            summaries[name] = spectrum.summary()
+            if intervals and len(x) >= 6 and len(x) * x.shape[1] ** 2 <= INTERVAL_WORK:
+                bounds[name] = jackknife(x, groups=groups, **settings)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{name}: {error}" if name else str(error)) from None
+    return spectra, summaries, bounds
+
+
+def report(features: Mapping[str, object] | object, path: str | Path, **options) -> dict[str, dict]:
+    """Writes the page about named features [n d] to `path`; returns their summaries.
+
+    `options` as in `measure` (intervals, groups, center, normalize, convention, progress).
+
+    Raises:
+      ValueError: as `summary`, with the name of the features at fault.
+    """
+    if not isinstance(features, Mapping):
+        features = {"features": features}
+    spectra, summaries, bounds = measure(features, **options)
+    Path(path).write_text(page(spectra, summaries, bounds), encoding="utf-8")
+    return summaries
+
+
+def page(spectra, summaries, bounds) -> str:
+    """The HTML text: picture, table, and what every number means."""
+    from matplotlib import rc_context
+
+    picture = io.StringIO()
+    with rc_context({"svg.hashsalt": "noisy_fm", "svg.fonttype": "path"}):
+        plot(spectra, intervals=bounds).savefig(picture, format="svg", metadata={"Date": None})
+    svg = picture.getvalue()
+    svg = svg[svg.index("<svg") :]
+    settings = next(iter(spectra.values())).settings
+    how = (
+        f"centre: {settings['center'] or 'none'}, rows "
+        f"{'normalised' if settings['normalize'] else 'as they are'}; natural logarithms"
+    )
+    if bounds:
+        how += "; 95 % delete-a-block jackknife intervals below the values"
+    columns = [name for name in METRICS if all(name in row for row in summaries.values())]
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{row['n']} × {row['d']}</td>"
+        + "".join(_cell(row[c], bounds.get(name, {}).get(c)) for c in columns)
+        + "</tr>\n"
+        for name, row in summaries.items()
+    )
+    head = "".join(f"<th>{_title(c)}</th>" for c in columns)
+    meanings = "".join(f"<dt>{_title(c)}</dt><dd>{html.escape(METRICS[c])}</dd>" for c in columns)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Feature spectra</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>
+<body><h1>Feature spectra</h1><p class="note">{html.escape(how)}</p>
+<figure>{svg}</figure>
+<div class="wide"><table><thead><tr><th>features</th><th>n × d</th>{head}</tr></thead>
+<tbody>{rows}</tbody></table></div>
+<h2>What the numbers mean</h2><dl>{meanings}</dl></body></html>
+"""
+
+
+def table(summaries: Mapping[str, dict]) -> str:
+    """Summaries as aligned text, one line a set of features."""
+    columns = [c for c in METRICS if all(c in row for row in summaries.values())]
+    lines = [["features", "n", "d", *columns]]
+    for name, row in summaries.items():
+        lines.append([name, str(row["n"]), str(row["d"]), *(_number(row[c]) for c in columns)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _cell(value, interval: Interval | None) -> str:
+    bounds = ""
+    if interval is not None and math.isfinite(interval.low):
+        bounds = f"<small>{_number(interval.low)} – {_number(interval.high)}</small>"
+    return f"<td>{_number(value)}{bounds}</td>"
+
+
+def _number(value) -> str:
+    if isinstance(value, int | np.integer):
+        return str(value)
+    return f"{value:.4g}" if math.isfinite(value) else "–"
+
+
+def _title(metric: str) -> str:
+    return metric.upper() if metric in ("sve", "lsvr") else metric.replace("_", " ")
