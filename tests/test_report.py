@@ -132,7 +132,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.ids, self.resources, self.open, self.images = [], [], [], []
-        self.findings, self.tables, self.text = {}, [], ""
+        self.findings, self.tables, self.captions, self.text = {}, [], [], ""
         self.feed(text)
         assert not self.open, f"unclosed {self.open}"
 
@@ -149,6 +149,7 @@ class Page(html.parser.HTMLParser):
             self.images.append(attributes["aria-label"])
         if tag == "table":
             self.tables.append([])
+            self.captions.append("")
         if tag == "tr":
             self.tables[-1].append([])
         if tag in ("td", "th"):
@@ -167,18 +168,16 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data):
         data = data.replace("\N{NO-BREAK SPACE}", " ")
         self.text += data
+        if self.open and self.open[-1] == "caption":
+            self.captions[-1] += data
         if "small" not in self.open and ("td" in self.open or "th" in self.open):
             self.tables[-1][-1][-1] += data.strip()
 
     def table_with(self, title):
-        """{row name: [cells]} of the group whose heading starts with `title`."""
-        for table in self.tables:
-            heads = [row[0] for row in table if row]
-            for at, head in enumerate(heads):
-                if head.startswith(title):
-                    rest = itertools.takewhile(lambda row: len(row) > 1, table[at + 1 :])
-                    return {row[0]: row[1:] for row in rest}
-        raise AssertionError(f"no table group {title!r}")
+        """{row name: [cells]} of the first table whose caption starts with `title`."""
+        captioned = zip(self.tables, self.captions, strict=True)
+        rows = next(rows for rows, caption in captioned if caption.startswith(title))
+        return {row[0]: row[1:] for row in rows[1:]}
 
 
 @pytest.fixture
@@ -231,7 +230,7 @@ def test_every_figure_has_files_and_alt_text(built):
 
 
 def test_tables_equal_an_independent_computation(study, built):
-    frame = pd.read_json(study / "records.jsonl", lines=True)
+    frame = pd.read_json(study / "records.jsonl", lines=True, precise_float=True)
     probe = frame[(frame.stage == "probe") & (frame["shift"] == "ood")]
     _, page = built
     for title, metric in (
@@ -278,7 +277,7 @@ def test_effects_of_the_other_sign_are_worded_so(tmp_path):
 
 
 def test_finding_equals_scipy_on_pairs_made_by_hand(study):
-    frame = pd.read_json(study / "records.jsonl", lines=True)
+    frame = pd.read_json(study / "records.jsonl", lines=True, precise_float=True)
     rows = frame[
         (frame.stage == "probe") & (frame["shift"] == "ood") & (frame.metric == "accuracy")
     ]
@@ -316,7 +315,7 @@ def test_records_are_the_same_in_every_format(built):
     folder, _ = built
     csv = pd.read_csv(folder / "records.csv")
     parquet = pd.read_parquet(folder / "records.parquet")
-    lines = pd.read_json(folder / "records.jsonl", lines=True)
+    lines = pd.read_json(folder / "records.jsonl", lines=True, precise_float=True)
     assert len(csv) == len(parquet) == len(lines) > 500
     for name in ("value", "low", "high", "noise_rate"):
         np.testing.assert_array_equal(csv[name], parquet[name])
@@ -441,6 +440,37 @@ def test_help_says_what_is_read(capsys):
     text = capsys.readouterr().out
     assert "records.jsonl" in text
     assert "--out" in text
+
+
+def test_mean_spectrum_is_over_the_sets_that_every_level_has():
+    def row(rate, domain, sigmas, probe_seed=0):
+        return {"noise_rate": rate, "domain": domain, "singular_values": sigmas} | {
+            "probe_seed": probe_seed
+        }
+
+    rows = [row(0.0, "a", [3, 1]), row(0.0, "a", [1, 1], 1), row(0.1, "a", [4, 1])]
+    curves = figures.mean_spectra([*rows, row(0.1, "b", [1, 1])])
+    np.testing.assert_allclose(curves[0.0], [0.625, 0.375])
+    np.testing.assert_allclose(curves[0.1], [0.8, 0.2])
+
+
+def test_gains_pair_the_same_task(study):
+    frame = pd.read_json(study / "records.jsonl", lines=True, precise_float=True)
+    rows = frame[(frame.stage == "probe") & (frame["shift"] == "id") & (frame.metric == "accuracy")]
+    records = tables.prepare(report.page.artifacts.load(study).records)
+    scores = tables.probe_scores(records, shift="id", metric="accuracy")
+    means = rows.groupby(["task", "source", "method", "noise_rate"]).value.mean()
+    over_lp = tables.paired_gains(scores, "label").set_index(["noise_rate", "label"]).value
+    wide = means.unstack("method")
+    d = (wide.nmtune - wide.lp).xs(0.1, level="noise_rate").to_numpy()
+    walsh = [(d[i] + d[j]) / 2 for i in range(6) for j in range(i, 6)]
+    assert over_lp[0.1, "NMTune"] == pytest.approx(np.median(walsh))
+    by_rate = tables.paired_gains(scores, "noise_rate").set_index(["noise_rate", "label"]).value
+    wide = means.unstack("noise_rate").xs("lp", level="method")
+    d = (wide[0.3] - wide[0.0]).to_numpy()
+    walsh = [(d[i] + d[j]) / 2 for i in range(6) for j in range(i, 6)]
+    assert by_rate[0.3, "LP"] == pytest.approx(np.median(walsh))
+    assert (0.0, "LP") not in by_rate.index
 
 
 def test_signed_rank_against_brute_force():

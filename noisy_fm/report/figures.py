@@ -26,7 +26,7 @@ METHOD_COLOURS = {
     "Full FT": "#b8466f",
 }
 SPARE_COLOURS = ["#a0522d", "#4a7a96", "#7d8b1c", "#9b3fa0", "#c05a4a"]
-STYLE = {
+STYLE: dict = {
     "svg.fonttype": "none",
     "svg.hashsalt": "noisy_fm",
     "font.family": ["DejaVu Sans"],
@@ -143,7 +143,8 @@ class Studio:
         axes.minorticks_off()
         axes.set_xlabel("rank i of the singular value")
         axes.set_ylabel(ylabel)
-        axes.legend(title="γ", frameon=False, fontsize=9, title_fontsize=9, labelcolor=INK)
+        legend = axes.legend(title="γ", frameon=False, fontsize=9, labelcolor=INK)
+        legend.get_title().set(color=INK, fontsize=9)
         first = ", ".join(f"{c[0]:.3g} at γ = {tables.percent(r)}" for r, c in curves.items())
         return self.save(canvas, name, f"{title}, over rank i. At i = 1: {first}.")
 
@@ -170,7 +171,7 @@ class Studio:
         svg = svg[svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
         head, body = svg.split(">", 1)
-        box = re.search(r'viewBox="[^"]*"', head).group()
+        box = "".join(re.findall(r'viewBox="[^"]*"', head))
         # Several SVGs share a page, so their ids must not meet.
         body = re.sub(r'\bid="', f'id="{name}-', body)
         body = body.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
@@ -189,7 +190,8 @@ class Studio:
 
 def method_colours(labels: list[str]) -> dict[str, str]:
     """The same colour for a method in every figure; further presets take spare colours."""
-    colours, spare = {}, 0
+    colours: dict[str, str] = {}
+    spare = 0
     for label in labels:
         plain = label.split(" (")[0]
         if plain in METHOD_COLOURS and METHOD_COLOURS[plain] not in colours.values():
@@ -243,7 +245,7 @@ def line_alt(summary: pd.DataFrame, labels: list[str], title: str, x: str, scale
 def mean_spectra(rows: list[dict]) -> dict[float, np.ndarray]:
     """Mean normalised spectrum σ_i/Σσ of each γ, over the feature sets that every γ has."""
     frame = pd.DataFrame(rows)
-    unit = [c for c in ("model", "seed", "dataset", "task", "domain") if c in frame]
+    unit = [c for c in frame if c not in ("noise_rate", "probe_seed", "singular_values")]
     frame[unit] = frame[unit].astype(object).fillna("")
     frame, _ = tables.common_units(frame, unit, ["noise_rate"])
     curves = {}

@@ -78,7 +78,7 @@ class Finding:
         name, suffix = ("τ = ", "") if self.unit == "τ" else ("", f"\N{NO-BREAK SPACE}{self.unit}")
         text = f"{name}{signed(self.effect, digits)}{suffix}"
         if np.isfinite(self.low):
-            text += f" [{signed(self.low, digits)}, {signed(self.high, digits)}]"
+            text += f" [{signed(self.low, digits)},\N{NO-BREAK SPACE}{signed(self.high, digits)}]"
         return text
 
     @property
@@ -163,15 +163,15 @@ def pretraining_trend(records: pd.DataFrame) -> Finding:
     blocks = blocks_of(runs, ["model", "seed"], "noise_rate", "value")
     test = paired.kendall_in_blocks(blocks)
     direction, p, attainable = test.effect, test.p, test.attainable
-    name = f"Kendall's τ between γ and accuracy within a pre-training seed, {len(blocks)} seeds"
-    scope = scope_of_runs(len(blocks))
+    name = "Kendall's τ between γ and accuracy within a pre-training seed"
+    scope = scope_of_runs(runs)
     if attainable > RUNS_SUFFICE and runs["n"].notna().all():
         # Runs share the test images: their mean counts as one test set, not as several.
         means = runs.groupby("noise_rate")[["value", "n"]].mean()
         direction, p = paired.trend_in_proportions(means.index, means["value"], means["n"])
         attainable = 0.0
         name = f"Cochran–Armitage trend over {means['n'].min():.0f} test images a model"
-        scope = these_models(len(blocks), "test images")
+        scope = these_models(runs, "test images")
     effect, low, high = end_to_end(runs, ["model", "seed"], rates, scale=100)
     return dataclasses.replace(
         base,
@@ -235,17 +235,17 @@ def noise_effect(frame: pd.DataFrame, rates: list[float], *, key, what, level) -
     runs = difference.groupby(["model", "seed"]).mean()
     enough = 2 * 0.5 ** len(runs) <= RUNS_SUFFICE
     if enough:
-        scope, units = scope_of_runs(len(runs)), "pre-training runs, tasks averaged"
+        scope, units = scope_of_runs(frame), "pre-training runs, tasks averaged"
         difference = runs
     else:
-        scope = these_models(len(runs), "tasks")
+        scope = these_models(frame, "tasks")
         units = "pairs: the same task, source, target and pre-training seed; probe seeds averaged"
     parts = [f"seed {seed:g} {signed(value, 2)}" for (_, seed), value in runs.items()]
     by_part = ("By pre-training run: " + ", ".join(parts) + ".") if 1 < len(runs) <= 12 else ""
     if len(rates) > 1:
         each = levels_difference.mean()
         by_part += " By γ: " + ", ".join(
-            f"{tables.percent(rate)} {signed(each[rate], 2)}" for rate in rates
+            f"{tables.percent(rate)}\N{NO-BREAK SPACE}{signed(each[rate], 2)}" for rate in rates
         )
         by_part += "."
     return tested(base, difference, units, scope, by_part.strip())
@@ -269,11 +269,11 @@ def method_effect(records: pd.DataFrame, other: str, shift: str) -> Finding:
         return unavailable(base, f"no {where} task was measured with both")
     by_rate = difference.groupby("noise_rate").mean()
     by_part = "By γ: " + ", ".join(
-        f"{tables.percent(rate)} {signed(value, 2)}" for rate, value in by_rate.items()
+        f"{tables.percent(rate)}\N{NO-BREAK SPACE}{signed(value, 2)}"
+        for rate, value in by_rate.items()
     )
-    seeds = difference.groupby(["model", "seed"]).ngroups
     scope = (
-        f"{plural(seeds, 'pre-training seed')}; the same tasks return at each γ, so the pairs are "
+        f"{seeds_of(difference.reset_index())}; the same tasks return at each γ, so the pairs are "
         "not fully independent"
     )
     what = "pairs: the same γ, pre-training seed, task, source and target; probe seeds averaged"
@@ -297,12 +297,12 @@ def spectrum_trend(records: pd.DataFrame, metric: str, name: str) -> Finding:
         return unavailable(base, f"{metric.upper()} of F is recorded at fewer than two γ")
     runs = frame.groupby(["model", "seed", "noise_rate"], as_index=False)["value"].mean()
     blocks = blocks_of(runs, ["model", "seed"], "noise_rate", "value")
-    what, seeds = "pre-training seeds, feature sets averaged", len(blocks)
-    test, scope = paired.kendall_in_blocks(blocks), scope_of_runs(seeds)
+    what = "pre-training seeds, feature sets averaged"
+    test, scope = paired.kendall_in_blocks(blocks), scope_of_runs(frame)
     if test.attainable > RUNS_SUFFICE:
         blocks = blocks_of(frame, tables.SPECTRUM_UNIT, "noise_rate", "value")
         test = paired.kendall_in_blocks(blocks)
-        what, scope = "feature sets", these_models(seeds, "feature sets")
+        what, scope = "feature sets", these_models(frame, "feature sets")
     effect, low, high = end_to_end(frame, tables.SPECTRUM_UNIT, rates, scale=1)
     return dataclasses.replace(
         base,
@@ -342,7 +342,8 @@ def lsvr_with_accuracy(records: pd.DataFrame, lp: pd.DataFrame) -> Finding:
     ).dropna()
     if len(models) < 3:
         return unavailable(base, "fewer than three models have both LSVR and OOD accuracy")
-    blocks = blocks_of(models.reset_index(), ["model", "seed"], "lsvr", "accuracy")
+    models = models.reset_index()
+    blocks = blocks_of(models, ["model", "seed"], "lsvr", "accuracy")
     test = paired.kendall_in_blocks(blocks)
     return dataclasses.replace(
         base,
@@ -352,8 +353,8 @@ def lsvr_with_accuracy(records: pd.DataFrame, lp: pd.DataFrame) -> Finding:
         p=test.p,
         attainable=test.attainable,
         test=f"Exact permutation of Kendall's τ over {len(models)} models within "
-        f"{plural(len(blocks), 'pre-training seed')}, feature sets and tasks averaged",
-        scope=scope_of_runs(len(blocks)) + "; a correlation along γ is not a cause",
+        "a pre-training seed, feature sets and tasks averaged",
+        scope=scope_of_runs(models) + "; a correlation along γ is not a cause",
     )
 
 
@@ -404,16 +405,24 @@ def unavailable(base: Finding, reason: str) -> Finding:
     return dataclasses.replace(base, change=f"{base.change} ({reason})")
 
 
-def these_models(seeds: int, unit: str) -> str:
+def these_models(frame: pd.DataFrame, units: str) -> str:
     """The limit of a test whose units are not pre-training runs."""
     return (
-        f"{plural(seeds, 'pre-training seed')}: the units are {unit}, so this speaks of these "
-        "particular models, not of what pre-training would give again"
+        f"{seeds_of(frame)}: the units are {units}, so this speaks of these particular models, "
+        "not of what pre-training would give again"
     )
 
 
-def scope_of_runs(seeds: int) -> str:
-    return f"{plural(seeds, 'pre-training seed')}; the units are pre-training runs"
+def scope_of_runs(frame: pd.DataFrame) -> str:
+    """The counterpart of `these_models` for a test over pre-training runs."""
+    return f"{seeds_of(frame)}; the units are pre-training runs"
+
+
+def seeds_of(frame: pd.DataFrame) -> str:
+    """How often pre-training was repeated: "1 pre-training seed", "3 … of 2 models"."""
+    models = frame["model"].nunique()
+    text = plural(frame["seed"].nunique(), "pre-training seed")
+    return text + (f" of {models} models" if models > 1 else "")
 
 
 def plural(number: int, noun: str) -> str:

@@ -113,7 +113,7 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
     }
 
 
-def verdict_counts(studied: list[findings.Finding]) -> list[tuple[str, str, list[str]]]:
+def verdict_counts(studied: list[findings.Finding]) -> list[tuple[str, str, list]]:
     """(verdict, badge, the questions with it) in a fixed order, empty ones left out."""
     grouped = []
     for verdict, badge in findings.VERDICTS.items():

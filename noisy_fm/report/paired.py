@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+MAX_EXACT_PAIRS = 200
 MAX_LEVELS_ENUMERATED = 7
 RANDOM_PERMUTATIONS = 20_000
 
@@ -38,11 +39,18 @@ def signed_rank(differences) -> Test:
     walsh = np.sort((d[:, None] + d)[np.triu_indices(n)] / 2)
     low = high = np.nan
     if 2 * 0.5**n <= 0.05:
-        below = max(int(np.searchsorted(np.cumsum(rank_sum_distribution(n)), 0.025)), 1)
+        below = max(rank_sum_quantile(n), 1)
         low, high = walsh[below - 1], walsh[-below]
     signed = int(np.count_nonzero(d))
     p = float(stats.wilcoxon(d, zero_method="wilcox").pvalue) if signed else 1.0
-    return Test(float(np.median(walsh)), low, high, p, min(1.0, 2 * 0.5**signed), n)
+    return Test(float(np.median(walsh)), float(low), float(high), p, min(1.0, 2 * 0.5**signed), n)
+
+
+def rank_sum_quantile(n: int) -> int:
+    """The smallest w with P(W ≤ w) ≥ 2.5 %, exact up to n = 200, its normal limit above."""
+    if n <= MAX_EXACT_PAIRS:
+        return int(np.searchsorted(np.cumsum(rank_sum_distribution(n)), 0.025))
+    return int(n * (n + 1) / 4 - 1.96 * np.sqrt(n * (n + 1) * (2 * n + 1) / 24))
 
 
 def rank_sum_distribution(n: int) -> np.ndarray:
@@ -93,11 +101,11 @@ def pair_signs(x: np.ndarray) -> np.ndarray:
 
 
 def permutations(y: np.ndarray) -> np.ndarray:
-    """All orders of y, or many random ones when there are too many."""
+    """All orders of y, or many random ones and y itself when there are too many."""
     if len(y) <= MAX_LEVELS_ENUMERATED:
         return np.array(list(itertools.permutations(y)))
     rng = np.random.default_rng(0)
-    return rng.permuted(np.tile(y, (RANDOM_PERMUTATIONS, 1)), axis=1)
+    return np.vstack([y, rng.permuted(np.tile(y, (RANDOM_PERMUTATIONS, 1)), axis=1)])
 
 
 def trend_in_proportions(x, proportions, n) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
         part["missing"] = ["No pre-training accuracy was recorded."]
         return part
     part["text"] = "Accuracy on held-out images against their true labels (the paper's Table 1)."
-    rows_shown = []
+    rows_shown: list[tuple] = []
     part["groups"] = [{"title": "", "rows": rows_shown}]
     for metric, rows in frame.groupby("metric"):
         summary = tables.summarise(rows.assign(label=named(metric)), ["noise_rate", "label"])
@@ -91,7 +91,13 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
             part["drawings"].append(
                 studio.lines(summary, name=name, title=title, ylabel=ylabel, scale=100)
             )
-    part["drawings"] += gains(records, studio, model)
+    paired = gains(records, studio, model)
+    if paired:
+        part["drawings"] += paired
+        part["caption"] += (
+            " The panels of changes and gains pair the same task, so that its difficulty cancels: "
+            "Hodges–Lehmann effects with 95 % intervals over tasks."
+        )
     if part["groups"] and not part["drawings"]:
         part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
     part["missing"] += notes
@@ -179,8 +185,8 @@ def spectrum(records: pd.DataFrame, spectra: list, studio: figures.Studio, model
         table = tables.grid(summary, scale=1, digits=3)
         part["columns"] = part["columns"] or table["columns"]
         part["groups"].append({"title": f"{metric.upper()}, nats", "rows": aligned(table, part)})
-        part["caption"] = tables.interval_kind(summary).replace("test sets", "feature sets")
-        part["caption"] = part["caption"].replace("over tasks", "over them")
+        caption = tables.interval_kind(summary, "images whose features these are")
+        part["caption"] = caption.replace("over tasks", "over feature sets")
         if summary["noise_rate"].nunique() > 1:
             title = {"sve": "Singular value entropy", "lsvr": "Largest singular value ratio"}
             part["drawings"].append(
@@ -245,7 +251,7 @@ def tasks(records: pd.DataFrame) -> dict:
             part["missing"].append(f"No {name} task is recorded.")
             continue
         rates = sorted(frame["noise_rate"].unique())
-        rows = tables.task_table(frame)
+        rows = tables.task_table(frame, records["dataset"].replace("", None).nunique() > 1)
         for row in rows:
             peers = [r for r in rows if (r["task"], r["route"]) == (row["task"], row["route"])]
             best = [max((p["values"][i] for p in peers), default=np.nan) for i in range(len(rates))]

@@ -95,16 +95,16 @@ def common_units(frame: pd.DataFrame, unit: list[str], cell: list[str]):
     Returns the rows and a line about what was left out, or None. Without a common unit all rows
     are kept, and the line says so.
     """
-    cells = frame[cell].drop_duplicates().shape[0]
-    present = frame.groupby(unit, dropna=False)[cell[0]].transform("size")
-    units = frame[unit].drop_duplicates().shape[0]
-    kept = frame[present == cells]
+    cells = frame.groupby(cell, dropna=False).ngroup()
+    keys = [frame[name] for name in unit]
+    units = frame.groupby(unit, dropna=False).ngroups
+    kept = frame[cells.groupby(keys, dropna=False).transform("nunique") == cells.nunique()]
     if kept.empty and not frame.empty:
         return frame, (
             "No task was measured in every cell, so these means are over different tasks "
             "and should not be compared."
         )
-    left_out = units - kept[unit].drop_duplicates().shape[0]
+    left_out = units - kept.groupby(unit, dropna=False).ngroups
     if left_out:
         return kept, f"{left_out} of {units} tasks are not measured in every cell and are left out."
     return kept, None
@@ -148,15 +148,17 @@ def paired_gains(frame: pd.DataFrame, reference: str) -> pd.DataFrame:
     return pd.DataFrame(rows).rename(columns={"effect": "value"})
 
 
-def interval_kind(summary: pd.DataFrame) -> str:
+def interval_kind(summary: pd.DataFrame, sample: str = "test images") -> str:
     """What the intervals of `summarise` are, in words for a caption."""
     if not summary["low"].notna().any():
         return "The records hold no intervals."
     if summary["runs"].min() >= ENOUGH_SEEDS:
         return f"Bars: 95 % intervals over {summary['runs'].min()} pre-training runs (Student's t)."
+    averaged = ", averaged over tasks (too wide rather than too narrow)"
     return (
-        "Bars: 95 % intervals from the size of the test sets, averaged over tasks (too wide "
-        "rather than too narrow); they do not cover the luck of a pre-training run."
+        f"Bars: 95 % intervals from the sample of {sample}"
+        f"{averaged if summary['cells'].max() > 1 else ''}; they do not cover the luck of a "
+        "pre-training run."
     )
 
 
@@ -180,7 +182,7 @@ def cell_text(cell, scale: float, digits: int) -> dict:
     return {"value": value, "interval": f"{low}–{high}" if np.isfinite(cell["low"]) else ""}
 
 
-def task_table(frame: pd.DataFrame) -> list[dict]:
+def task_table(frame: pd.DataFrame, name_dataset: bool) -> list[dict]:
     """One row a (task, source → target, method): accuracy in % at each γ, in γ's order."""
     keys = ["dataset", "task", "source", "target"]
     rates = sorted(frame["noise_rate"].unique())
@@ -191,7 +193,7 @@ def task_table(frame: pd.DataFrame) -> list[dict]:
             means = group[group["label"] == label].groupby("noise_rate")["value"].mean() * 100
             rows.append(
                 {
-                    "task": " · ".join(part for part in (dataset, task) if part),
+                    "task": f"{dataset} · {task}".strip(" ·") if name_dataset else task,
                     "route": source if source == target else f"{source} → {target}",
                     "method": label,
                     "values": [means.get(rate, np.nan) for rate in rates],
