@@ -67,7 +67,8 @@ def _read_store(path):
 
 
 def _read_npz(path, key):
-    with np.load(path, allow_pickle=False) as archive:
+    # Opened here: NumPy leaves its own handle open on a truncated archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return _pick(archive, list(archive.files), key)
 
 

@@ -1,0 +1,537 @@
+"""Spectra against float64 LAPACK, closed forms and direct evaluations."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
+from safetensors.numpy import save_file
+
+from noisy_fm import spectrum
+from noisy_fm.spectrum import device
+from noisy_fm.spectrum.__main__ import main
+
+
+def with_values(n, values, *, seed=0):
+    """A random [n d] float64 matrix of known singular values."""
+    rng = np.random.default_rng(seed)
+    d = len(values)
+    left = np.linalg.qr(rng.normal(size=(n, d)))[0]
+    right = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    return (left * values) @ right.T
+
+
+def power_law(n, d, *, exponent=0.7, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)) * np.arange(1, d + 1) ** -exponent
+
+
+def lapack(x):
+    """SVE, LSVR (eqs. 2–3) of LAPACK's singular values in float64."""
+    values = np.linalg.svd(np.asarray(x, np.float64), compute_uv=False)
+    share = values / values.sum()
+    share = share[share > 0]
+    return -(share * np.log(share)).sum(), -np.log(share[0])
+
+
+# 17,000 rows of 32 features are two full blocks and a rest.
+CASES = {
+    "power law": lambda: power_law(17_000, 32),
+    "condition 1e6": lambda: with_values(17_000, np.logspace(0, -6, 32)),
+    "condition 1e9": lambda: with_values(9_000, np.logspace(0, -9, 32)),
+    "flat tail at 1e-6": lambda: with_values(17_000, np.r_[1, np.full(31, 1e-6)]),
+    "flat tail at 3e-5": lambda: with_values(17_000, np.r_[1, np.full(31, 3e-5)]),
+    "rank deficient": lambda: with_values(17_000, np.r_[np.ones(10), np.zeros(22)]),
+    "repeated columns": lambda: np.tile(power_law(9_000, 16), 2).astype(np.float32),
+    "repeated values": lambda: with_values(9_000, np.repeat([4.0, 2, 1, 0.5], 8)),
+    "fewer rows than features": lambda: power_law(50, 200),
+    "fewer rows, rank deficient": lambda: with_values(200, np.r_[np.ones(9), np.zeros(31)]).T,
+    "dead units": lambda: np.maximum(power_law(9_000, 32), 0) * (np.arange(32) < 25),
+    "tiny": lambda: with_values(9_000, np.logspace(0, -3, 32)) * 1e-200,
+    "huge": lambda: with_values(9_000, np.logspace(0, -3, 32)) * 1e200,
+    # σ₁ grows 1e8-fold after two blocks were certified
+    "last rows spoil it": lambda: np.concatenate([power_law(16_384, 32), np.full((300, 32), 1e9)]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sve_and_lsvr_equal_lapack(case):
+    x = CASES[case]()
+    got = spectrum.summary(x)
+    np.testing.assert_allclose((got["sve"], got["lsvr"]), lapack(x), rtol=1e-7)
+    streamed = spectrum.Spectrum()
+    for batch in np.array_split(x, 7):
+        streamed.update(batch)
+    assert streamed.n == len(x)
+    np.testing.assert_allclose(streamed.singular_values().sum(), sum_of_values(x), rtol=1e-9)
+    got = streamed.summary()
+    np.testing.assert_allclose((got["sve"], got["lsvr"]), lapack(x), rtol=1e-7)
+
+
+def sum_of_values(x):
+    return np.linalg.svd(np.asarray(x, np.float64), compute_uv=False).sum()
+
+
+def test_all_singular_values_are_given_in_order():
+    x = with_values(9_000, np.logspace(0, -6, 32))
+    values = spectrum.singular_values(x)
+    np.testing.assert_allclose(values, np.logspace(0, -6, 32), rtol=1e-8)
+    assert spectrum.singular_values(x[:20]).shape == (20,)
+
+
+def test_well_conditioned_rows_take_the_fast_path_and_others_do_not():
+    assert spectrum.Spectrum().update(power_law(9_000, 32))._moments.gram is not None
+    spoiled = spectrum.Spectrum().update(CASES["rank deficient"]())
+    assert spoiled._moments.gram is None
+
+
+def test_closed_forms():
+    rank_one = spectrum.summary(np.outer(np.arange(1.0, 51), np.arange(1.0, 9)))
+    assert rank_one["sve"] == pytest.approx(0, abs=1e-10)
+    assert rank_one["lsvr"] == pytest.approx(0, abs=1e-10)
+    assert rank_one["numerical_rank"] == 1
+    isotropic = spectrum.summary(with_values(100, np.full(8, 3.0)))
+    for name, value in {
+        "sve": np.log(8),
+        "lsvr": np.log(8),
+        "effective_rank": 8,
+        "rankme": 8,
+        "stable_rank": 8,
+        "participation_ratio": 8,
+        "numerical_rank": 8,
+    }.items():
+        assert isotropic[name] == pytest.approx(value, rel=1e-5)
+    two = spectrum.summary(np.array([[3.0, 0], [0, 1.0]]))
+    assert two["stable_rank"] == pytest.approx(10 / 9)
+    assert two["participation_ratio"] == pytest.approx(100 / 82)
+    assert two["lsvr"] == pytest.approx(np.log(4 / 3))
+
+
+def test_alpha_is_the_exponent_of_a_power_law():
+    values = np.arange(1, 101) ** -0.75
+    assert spectrum.from_singular_values(values)["alpha"] == pytest.approx(1.5)
+    assert np.isnan(spectrum.from_singular_values(np.ones(6))["alpha"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(scale=st.floats(1e-30, 1e30), seed=st.integers(0, 99))
+def test_scale_does_not_matter(scale, seed):
+    x = power_law(40, 12, seed=seed)
+    for name, value in spectrum.summary(x).items():
+        if isinstance(value, float):
+            assert spectrum.summary(x * scale)[name] == pytest.approx(value, rel=1e-9, nan_ok=True)
+
+
+def test_sve_is_the_logarithm_of_rankme_without_its_epsilon():
+    x = power_law(500, 30)
+    # RankMe by its own formula, from eigenvalues of the Gram matrix and not from our values.
+    values = np.sqrt(np.linalg.eigvalsh(x.T @ x))
+    share = values / values.sum() + 1e-7
+    rankme = np.exp(-np.sum(share * np.log(share)))
+    got = spectrum.summary(x)
+    assert got["rankme"] == pytest.approx(rankme, rel=1e-9)
+    assert got["sve"] == pytest.approx(np.log(rankme), rel=1e-5)
+    assert got["effective_rank"] == pytest.approx(np.exp(got["sve"]))
+
+
+def by_hand(x, center, normalize):
+    x = np.array(x, np.float64)
+    if normalize:
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    if center == "columns":
+        x = x - x.mean(axis=0)
+    if center == "samples":
+        x = x - x.mean(axis=1, keepdims=True)
+    return np.linalg.svd(x, compute_uv=False)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 120), max_size=6),
+    center=st.sampled_from([False, "columns", "samples"]),
+    normalize=st.booleans(),
+    offset=st.sampled_from([0.0, 1e4]),
+    order=st.randoms(use_true_random=False),
+)
+def test_any_split_merged_in_any_order_is_the_whole(cuts, center, normalize, offset, order):
+    x = power_law(120, 20) + offset
+    parts = np.split(x, sorted(cuts))
+    order.shuffle(parts)
+    whole = spectrum.Spectrum(center=center, normalize=normalize)
+    for i, part in enumerate(parts):
+        one = spectrum.Spectrum(center=center, normalize=normalize).update(part)
+        whole = whole.merge(one) if i % 2 else one.merge(whole)
+    expected = by_hand(x, center, normalize)
+    # Each sample's centring leaves one exact zero: absolute to σ₁.
+    np.testing.assert_allclose(
+        whole.singular_values(), expected, rtol=1e-7, atol=1e-10 * expected[0]
+    )
+
+
+@pytest.mark.parametrize("center", [False, "columns", "samples"])
+def test_merging_folded_states_is_the_whole(center):
+    x = power_law(20_000, 24) + 1e3
+    parts = [spectrum.Spectrum(center=center).update(p) for p in (x[:9_000], x[9_000:18_000])]
+    whole = parts[0].merge(parts[1]).update(x[18_000:])
+    expected = by_hand(x, center, False)
+    np.testing.assert_allclose(
+        whole.singular_values(), expected, rtol=1e-8, atol=1e-11 * expected[0]
+    )
+
+
+def test_reading_and_merging_leave_the_others_as_they_were():
+    x = power_law(300, 10)
+    a, b = spectrum.Spectrum().update(x[:100]), spectrum.Spectrum().update(x[100:])
+    before = b.singular_values()
+    a.summary()
+    a.merge(b).update(x)
+    np.testing.assert_array_equal(b.singular_values(), before)
+    np.testing.assert_allclose(a.singular_values(), np.sqrt(2) * by_hand(x, False, False))
+
+
+def test_release_convention_is_each_samples_own_mean():
+    x = power_law(400, 30) + 0.3
+    unit = x / np.sqrt((x**2).sum(axis=1))[:, None]
+    values = np.linalg.svd(unit - unit.mean(axis=1)[:, None], compute_uv=False)
+    share = values[:-1] / values.sum()  # the last is 0: every row is orthogonal to (1, …, 1)
+    got = spectrum.summary(x, convention="release")
+    assert got["sve"] == pytest.approx(-(share * np.log(share)).sum(), rel=1e-9)
+    assert (got["center"], got["normalize"]) == ("samples", True)
+    assert got["sve"] != pytest.approx(spectrum.summary(x)["sve"], rel=1e-3)
+
+
+def test_masked_rows_do_not_count_whatever_is_in_them():
+    x = power_law(50, 8)
+    padded = np.concatenate([x, np.full((14, 8), np.nan)])
+    mask = np.arange(64) < 50
+    np.testing.assert_allclose(
+        spectrum.singular_values(padded, mask=mask), spectrum.singular_values(x)
+    )
+
+
+def test_half_precision_is_raised_before_it_is_squared():
+    x = (power_law(100, 16) * 1e4).astype(np.float16)
+    np.testing.assert_allclose(spectrum.singular_values(x), by_hand(x, False, False), rtol=1e-10)
+    brain = jnp.asarray(x, jnp.bfloat16)
+    np.testing.assert_allclose(
+        spectrum.singular_values(brain), by_hand(brain, False, False), rtol=1e-10
+    )
+
+
+# Device mode
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.logspace(0, -6, 24), np.arange(1, 25) ** -0.7, np.r_[np.ones(15), np.zeros(9)]],
+    ids=["condition 1e6", "power law", "rank deficient"],
+)
+def test_float32_state_is_right_to_1e_4(values):
+    x = with_values(1_024, values).astype(np.float32)
+    update = jax.jit(device.update)
+    state = device.init(24)
+    for batch in np.split(x, 8):
+        state = update(state, batch)
+    got = device.to_spectrum(state).summary()
+    assert state.factor.dtype == jnp.float32
+    assert got["n"] == 1_024
+    np.testing.assert_allclose((got["sve"], got["lsvr"]), lapack(x), rtol=1e-4)
+
+
+@pytest.mark.parametrize("center", [False, "columns", "samples"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_psum_over_eight_devices_is_the_whole(center, normalize):
+    x = (power_law(400, 12) + 0.5).astype(np.float32)
+    x[-16:] = np.nan  # padding, masked
+    mask = np.arange(400) < 384
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+
+    def local(x, mask):
+        options = {"center": center, "normalize": normalize}
+        state = device.update(device.init(12), x[:25], mask[:25], **options)
+        state = device.update(state, x[25:], mask[25:], **options)
+        return device.psum(state, "data")
+
+    run = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows), out_specs=whole, check_vma=False)
+    state = jax.jit(run)(x, mask)
+    got = device.to_spectrum(state, center=center, normalize=normalize)
+    expected = by_hand(x[:384], center, normalize)
+    assert got.n == 384
+    np.testing.assert_allclose(got.singular_values(), expected, rtol=1e-5, atol=1e-6 * expected[0])
+    other = spectrum.Spectrum(center=center, normalize=normalize).update(x[:384])
+    doubled = np.sqrt(2) * expected
+    np.testing.assert_allclose(
+        got.merge(other).singular_values(), doubled, rtol=1e-5, atol=1e-6 * expected[0]
+    )
+
+
+def test_device_state_refuses_nan_on_the_host():
+    state = device.update(device.init(4), jnp.full((8, 4), jnp.nan))
+    with pytest.raises(ValueError, match="NaN"):
+        device.to_spectrum(state)
+
+
+# Labels, comparison, intervals
+
+
+def test_class_alignment_is_one_for_points_and_zero_by_chance():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 400)
+    centres = rng.normal(size=(4, 16))
+    assert spectrum.summary(centres[labels], labels=labels, center=True, top_k=2)[
+        "class_alignment"
+    ] == pytest.approx(1)
+    chance = [
+        spectrum.summary(rng.normal(size=(400, 16)), labels=labels)["class_alignment"]
+        for _ in range(30)
+    ]
+    assert abs(np.mean(chance)) < 0.004
+
+
+def test_class_alignment_is_the_adjusted_r_squared_of_a_regression():
+    from sklearn.linear_model import LinearRegression
+
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 90)
+    x = rng.normal(size=(90, 6)) + rng.normal(size=(3, 6))[labels]
+    left = np.linalg.svd(x, full_matrices=False)[0][:, :3]
+    one_hot = np.eye(3)[labels]
+    r2 = [LinearRegression().fit(one_hot, u).score(one_hot, u) for u in left.T]
+    expected = np.mean([1 - (1 - r) * 89 / 87 for r in r2])
+    got = spectrum.summary(x, labels=labels)["class_alignment"]
+    assert got == pytest.approx(expected)
+
+
+def test_compare_finds_the_direction_that_grew():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4_000, 6)) * [6, 5, 4, 3, 2, 1]
+    grown = x * [1, 1, 1, 1, 1, 20.0]
+    a, b = spectrum.Spectrum().update(x), spectrum.Spectrum().update(grown)
+    got = spectrum.compare(a, b, top_k=1)
+    assert got["growth"].argmax() == 5
+    assert got["angles"][0] > 1.4
+    assert got["energy_before"].sum() == pytest.approx(1)
+    assert got["energy_in_before"].sum() == pytest.approx(1)
+    same = spectrum.compare(a, spectrum.Spectrum().update(x * 7), top_k=3)
+    np.testing.assert_allclose(same["growth"], 0, atol=1e-9)
+    assert same["overlap"] == pytest.approx(1)
+    assert same["sve_change"] == pytest.approx(0, abs=1e-12)
+
+
+def test_compare_of_few_rows_completes_the_directions():
+    a = spectrum.Spectrum().update(power_law(5, 9, seed=0))
+    b = spectrum.Spectrum().update(power_law(5, 9, seed=1))
+    got = spectrum.compare(a, b, top_k=2)
+    assert got["energy_in_before"].shape == (9,)
+    assert got["energy_in_before"].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("center", [False, "columns"])
+@pytest.mark.parametrize("shape", [(80, 6), (24, 40)])
+def test_jackknife_is_brute_force_deletion(shape, center):
+    x = power_law(*shape) + 0.2
+    groups = np.arange(len(x)) // 4
+    count = len(x) // 4
+    got = spectrum.jackknife(x, groups=groups, blocks=count, center=center)
+    left_out = [spectrum.summary(x[groups != g], center=center)["sve"] for g in range(count)]
+    error = np.sqrt((count - 1) * np.var(left_out))
+    assert got["sve"].value == pytest.approx(spectrum.summary(x, center=center)["sve"])
+    assert got["sve"].error == pytest.approx(error, rel=1e-6)
+    assert got["sve"].low < got["sve"].value < got["sve"].high
+
+
+@pytest.mark.parametrize("method", [spectrum.jackknife, spectrum.bootstrap])
+def test_intervals_cover_the_expected_value(method):
+    """95 % intervals about E[SVE] of 100 grouped rows hold it in 88 to 100 % of 80 draws."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(50), 2)
+
+    def draw():
+        centre = rng.normal(size=(50, 8)).repeat(2, axis=0)
+        return (centre + 0.3 * rng.normal(size=(100, 8))) * np.arange(1, 9) ** -1.0
+
+    samples = [spectrum.summary(draw())["sve"] for _ in range(400)]
+    truth, spread = np.mean(samples), np.std(samples)
+    found = [method(draw(), groups=groups)["sve"] for _ in range(80)]
+    assert np.mean([i.low <= truth <= i.high for i in found]) >= 0.88
+    assert 0.8 < np.mean([i.error for i in found]) / spread < 1.35
+
+
+def test_track_names_layers_and_survives_a_collapse():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(30, 4, 4, 5))
+    got = spectrum.track({"stage1": maps, "dead": np.zeros((30, 5)), "nan": maps[:, 0, 0] * np.nan})
+    assert got["stage1/sve"] == pytest.approx(lapack(maps.mean((1, 2)))[0])
+    assert np.isnan(got["dead/sve"])
+    assert np.isnan(got["nan/lsvr"])
+
+
+def test_plot_shows_every_spectrum():
+    features = {"clean": power_law(300, 20), "noisy": power_law(300, 20, exponent=0.2)}
+    bounds = {"clean": spectrum.jackknife(features["clean"])}
+    figure = spectrum.plot(features, intervals=bounds)
+    decay, gathered = figure.axes
+    assert len(decay.lines) == len(gathered.lines) == 2
+    values = spectrum.singular_values(features["noisy"])
+    np.testing.assert_allclose(decay.lines[1].get_ydata(), values / values.sum())
+    np.testing.assert_allclose(gathered.lines[1].get_ydata()[-1], 1)
+    labels = [text.get_text() for text in decay.get_legend().get_texts()]
+    assert "±" in labels[0]
+    assert "±" not in labels[1]
+
+
+# Bad input
+
+
+NAN = np.where(np.arange(60).reshape(20, 3) == 21, np.nan, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.ones(5), ValueError, r"2-D \[n, d\], got shape \(5,\)"),
+        (np.ones((1, 5)), ValueError, "at least 2 rows, got 1"),
+        (np.ones((5, 0)), ValueError, "no columns"),
+        (NAN, ValueError, "in 1 of 20 rows, the first at row 7"),
+        (np.where(np.isnan(NAN), -np.inf, NAN), ValueError, "in 1 of 20 rows, the first at row 7"),
+        (np.zeros((9, 4)), ValueError, "all singular values are 0"),
+        (np.full((9, 4), "a"), TypeError, "real numbers, got dtype <U1"),
+        (np.ones((9, 4), complex), TypeError, "real numbers"),
+    ],
+)
+def test_bad_features_get_one_line(x, error, message):
+    with pytest.raises(error, match=message) as caught:
+        spectrum.summary(x)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_are_counted_over_the_whole_stream_and_a_bad_batch_is_not():
+    state = spectrum.Spectrum().update(np.ones((30, 3)))
+    with pytest.raises(ValueError, match="the first at row 37"):
+        state.update(NAN)
+    assert state.n == 30
+
+
+def test_constant_features_have_one_direction_or_none_when_centred():
+    constant = np.full((50, 6), 0.1)
+    assert spectrum.summary(constant)["sve"] == pytest.approx(0, abs=1e-10)
+    for center in ("columns", "samples"):
+        with pytest.raises(ValueError, match="all singular values are 0"):
+            spectrum.summary(constant, center=center)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: spectrum.summary(x, convention="mine"), "one of paper, release"),
+        (lambda x: spectrum.summary(x, convention="paper", center=True), "not both"),
+        (lambda x: spectrum.summary(x, center="rows"), "'columns'"),
+        (lambda x: spectrum.summary(x, labels=[0, 1]), r"labels must be \[12\]"),
+        (lambda x: spectrum.summary(x, labels=np.zeros(12)), "got 1 classes"),
+        (lambda x: spectrum.singular_values(x, mask=[True]), r"mask must be \[12\]"),
+        (lambda x: spectrum.Spectrum().update(x).update(x[:, 1:]), "batch has 3 features"),
+        (lambda x: spectrum.Spectrum().merge(spectrum.Spectrum(center=True)), "cannot merge"),
+        (lambda x: spectrum.jackknife(x, groups=np.zeros(3)), r"groups must be \[12\]"),
+        (lambda x: spectrum.bootstrap(x, groups=np.zeros(12)), "at least 3 blocks"),
+        (lambda x: spectrum.plot({"zero": x * 0}), "cannot plot"),
+    ],
+)
+def test_bad_arguments_get_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(power_law(12, 4))
+    assert "\n" not in str(caught.value)
+
+
+# Files and the command
+
+
+def write_all(folder, x):
+    np.save(folder / "a.npy", x)
+    np.savez(folder / "b.npz", features=x, labels=np.zeros(len(x)))
+    save_file({"train": x, "test": x[:9]}, folder / "c.safetensors")
+    pd.DataFrame({"id": range(len(x)), "embedding": list(x)}).to_parquet(folder / "d.parquet")
+    pd.DataFrame({f"f{i}": c for i, c in enumerate(x.T)}).to_parquet(folder / "e.parquet")
+    (folder / "store").mkdir()
+    np.save(folder / "store" / "features.npy", np.stack([x, -x], axis=1))
+    (folder / "store" / "meta.json").write_text(json.dumps({}))
+    names = ("a.npy", "b.npz", "c.safetensors:train", "d.parquet", "e.parquet", "store")
+    return [str(folder / name) for name in names]
+
+
+def test_every_format_gives_the_same_features(tmp_path):
+    x = power_law(40, 7).astype(np.float32)
+    for source in write_all(tmp_path, x):
+        np.testing.assert_array_equal(spectrum.load_features(source), x)
+
+
+def test_damaged_and_wrong_files_get_one_line(tmp_path):
+    x = power_law(400, 7)
+    for source in write_all(tmp_path, x):
+        path = source.removesuffix(":train")
+        if os.path.isfile(path):
+            with open(path, "r+b") as file:
+                file.truncate(os.path.getsize(path) // 2)
+        else:
+            os.remove(path + "/features.npy")
+        with pytest.raises(ValueError, match=r"unreadable or truncated|not a feature store") as bad:
+            spectrum.load_features(source)
+        assert "\n" not in str(bad.value)
+        assert os.path.basename(path) in str(bad.value)
+    with pytest.raises(FileNotFoundError, match="no such features"):
+        spectrum.load_features(tmp_path / "none.npy")
+    (tmp_path / "x.csv").write_text("1,2")
+    with pytest.raises(ValueError, match=r"expected \.npy"):
+        spectrum.load_features(tmp_path / "x.csv")
+    np.savez(tmp_path / "two.npz", a=x, b=x)
+    with pytest.raises(ValueError, match="a \\(400, 7\\), b \\(400, 7\\)"):
+        spectrum.load_features(tmp_path / "two.npz")
+
+
+def test_command_prints_a_table_and_writes_a_page(tmp_path, capsys):
+    x = power_law(60, 7)
+    sources = write_all(tmp_path, x)
+    sources[0] = "γ = 0=" + sources[0]
+    assert main([*sources, "--out", str(tmp_path / "r.html")]) == 0
+    printed = capsys.readouterr().out
+    expected = f"{lapack(x)[0]:.4g}"
+    assert printed.count(expected) == len(sources)
+    page = (tmp_path / "r.html").read_text()
+    assert "<svg" in page
+    assert "γ = 0" in page
+    assert page.count(expected) >= len(sources)
+    assert "http-equiv" not in page
+    assert "src=" not in page
+    assert "<script" not in page
+
+
+def test_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    np.save(tmp_path / "bad.npy", NAN)
+    assert main([str(tmp_path / "bad.npy")]) == 1
+    error = capsys.readouterr().err
+    assert error == "error: bad.npy: features have NaN or infinite values in 1 of 20 rows, " + (
+        "the first at row 7\n"
+    )
+
+
+def test_module_runs_and_imports_cold(tmp_path):
+    np.save(tmp_path / "a.npy", power_law(60, 7))
+    done = subprocess.run(
+        [sys.executable, "-m", "noisy_fm.spectrum", str(tmp_path / "a.npy"), "--no-intervals"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sve" in done.stdout
+    heavy = "{'jax', 'scipy', 'matplotlib', 'pandas', 'pyarrow', 'tensorflow', 'absl'}"
+    code = f"import sys, noisy_fm.spectrum; print(sorted(set(sys.modules) & {heavy}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
