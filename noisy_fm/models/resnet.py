@@ -30,10 +30,12 @@ def _conv(features: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
     )
 
 
-def _norm(train: bool, dtype, name: str, scale_init=nn.initializers.ones) -> nn.BatchNorm:
-    """Statistics in float32 whatever `dtype`; running ones decay by 0.9 (PyTorch's 0.1)."""
-    return nn.BatchNorm(
-        use_running_average=not train,
+def _norm(train: bool, dtype, name: str, scale_init=nn.initializers.ones):
+    """Statistics in float32 whatever `dtype`; running ones decay by 0.9 (PyTorch's 0.1).
+
+    Training or not is said at the call, where a frozen module's statistics can be kept.
+    """
+    norm = nn.BatchNorm(
         momentum=0.9,
         epsilon=1e-5,
         use_fast_variance=False,
@@ -41,6 +43,7 @@ def _norm(train: bool, dtype, name: str, scale_init=nn.initializers.ones) -> nn.
         scale_init=scale_init,
         name=name,
     )
+    return partial(norm, use_running_average=not train)
 
 
 class Downsample(nn.Module):
