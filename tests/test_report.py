@@ -42,11 +42,16 @@ def write_study(folder, *, rates=RATES, seeds=(0,), probe_seeds=(0, 1), effect=N
         truth = {"stage": "pretrain", "dataset": "emoji_domains", "task": "subcategory"}
         value = 0.72 - 0.5 * rate + rng.normal(0, 0.004)
         rows.append({**here, **truth, "metric": "accuracy", **measured(value, 3000)})
+        if rate:
+            for metric, value in (("flipped_fits_given", 0.1 + rate), ("flipped_fits_true", 0.6)):
+                rows.append({**here, **truth, "metric": metric, **measured(value, 500)})
         for domain, method in itertools.product(DOMAINS, (None, "mlp", "nmtune")):
             lift = {"mlp": -0.2, "nmtune": 0.35}.get(method, 0) + 0.8 * rate
             sigma = np.exp(-np.arange(128) / (14 + 9 * lift)) * np.exp(rng.normal(0, 0.02, 128))
             p = sigma / sigma.sum()
-            here_too = {**here, "dataset": "emoji_domains", "source": domain, "target": domain}
+            here_too = {**here, "dataset": "emoji_domains", "target": domain}
+            if method:
+                here_too |= {"task": "category", "source": "noto", "preset": "paper"}
             for metric, x in (("sve", -np.sum(p * np.log(p))), ("lsvr", -np.log(p[0]))):
                 rows.append(
                     {**here_too, "stage": "spectrum", "method": method, "metric": metric}
@@ -242,11 +247,14 @@ def test_tables_equal_an_independent_computation(study, built):
             rows = probe[(probe.method == method) & (probe.metric == metric)]
             means = rows.groupby("noise_rate").value.mean() * 100
             assert shown[label] == [f"{m:.1f}" for m in means]
-    truth = frame[frame.stage == "pretrain"].groupby("noise_rate").value.mean() * 100
+    truth = frame[(frame.stage == "pretrain") & (frame.metric == "accuracy")]
+    truth = truth.groupby("noise_rate").value.mean() * 100
     assert page.tables[0][1][1:] == [f"{m:.1f}" for m in truth]
     sve = frame[(frame.stage == "spectrum") & (frame.metric == "sve") & frame.method.isna()]
     means = sve.groupby("noise_rate").value.mean()
     assert page.table_with("SVE")["Features F"] == [f"{m:.3f}" for m in means]
+    assert "Changed labels that the model predicts, %" in page.text
+    assert "not measured in every cell" not in page.text
 
 
 def test_planted_effects_are_seen_and_planted_nulls_are_not(built):
@@ -440,6 +448,20 @@ def test_help_says_what_is_read(capsys):
     text = capsys.readouterr().out
     assert "records.jsonl" in text
     assert "--out" in text
+
+
+def test_clustered_intervals_shrink_the_trend_test(study, tmp_path):
+    rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
+    p = {}
+    for widening in (1, 3):
+        for row in rows:
+            if row["stage"] == "pretrain" and row["metric"] == "accuracy":
+                row |= measured(0.7 - 0.1 * row["noise_rate"], 900 / widening**2) | {"n": 900}
+        write_lines(tmp_path / "records.jsonl", rows)
+        records = tables.prepare(report.page.artifacts.load(tmp_path).records)
+        p[widening] = findings.pretraining_trend(records).p
+    z = stats.norm.isf(p[1] / 2), stats.norm.isf(p[3] / 2)
+    assert z[0] / z[1] == pytest.approx(3, rel=1e-3)
 
 
 def test_mean_spectrum_is_over_the_sets_that_every_level_has():

@@ -24,6 +24,8 @@ METHOD_COLOURS = {
     "NMTune": "#0f8a6b",
     "LoRA": "#8a55c2",
     "Full FT": "#b8466f",
+    "wrong label": "#c05a4a",
+    "true label": "#4a7a96",
 }
 SPARE_COLOURS = ["#a0522d", "#4a7a96", "#7d8b1c", "#9b3fa0", "#c05a4a"]
 STYLE: dict = {
@@ -78,7 +80,7 @@ class Studio:
         folder.mkdir(parents=True, exist_ok=True)
         self.levels = level_colours(len(rates))
         by_rate = zip(map(tables.percent, rates), self.levels, strict=True)
-        self.colours = {**method_colours(labels), **dict(by_rate)}
+        self.colours = {**METHOD_COLOURS, **method_colours(labels), **dict(by_rate)}
         self.rates = rates
 
     def lines(
@@ -99,7 +101,8 @@ class Studio:
         ticks = sorted(summary[x].unique() * 100)
         if zero:
             axes.axhline(0, color=MUTED, lw=1)
-        step = 0.016 * (ticks[-1] - ticks[0])
+        # Over γ the intervals would hide one another; elsewhere the points must stay on x.
+        step = 0.016 * (ticks[-1] - ticks[0]) if x == "noise_rate" else 0
         ends = []
         for index, label in enumerate(labels):
             line = summary[summary["label"] == label].sort_values(x)
@@ -213,8 +216,10 @@ def direct_labels(axes, ends: list[tuple]) -> None:
     bottom, top = axes.get_ylim()
     ends = sorted(ends, key=lambda end: end[1])
     heights = [(end[1] - bottom) / (top - bottom) for end in ends]
+    gaps = [LABEL_GAP * (1.6 if " (" in end[2] else 1) for end in ends]
     for index in range(1, len(heights)):
-        heights[index] = max(heights[index], heights[index - 1] + LABEL_GAP)
+        gap = (gaps[index] + gaps[index - 1]) / 2
+        heights[index] = max(heights[index], heights[index - 1] + gap)
     overshoot = max(0.0, heights[-1] - 1.0)
     for (_, _, label, colour), height in zip(ends, heights, strict=True):
         wrapped = label.replace(" (", "\n(")

@@ -167,10 +167,13 @@ def pretraining_trend(records: pd.DataFrame) -> Finding:
     scope = scope_of_runs(runs)
     if attainable > RUNS_SUFFICE and runs["n"].notna().all():
         # Runs share the test images: their mean counts as one test set, not as several.
+        # The recorded intervals know of clusters (one concept, several images): so must n.
+        runs["n"] = effective_size(runs)
         means = runs.groupby("noise_rate")[["value", "n"]].mean()
         direction, p = paired.trend_in_proportions(means.index, means["value"], means["n"])
         attainable = 0.0
-        name = f"Cochran–Armitage trend over {means['n'].min():.0f} test images a model"
+        images = f"{means['n'].min():.0f} independent test images"
+        name = f"Cochran–Armitage trend over what amounts to {images} a model"
         scope = these_models(runs, "test images")
     effect, low, high = end_to_end(runs, ["model", "seed"], rates, scale=100)
     return dataclasses.replace(
@@ -185,6 +188,14 @@ def pretraining_trend(records: pd.DataFrame) -> Finding:
         f"{tables.percent(rates[0])}",
         scope=scope,
     )
+
+
+def effective_size(frame: pd.DataFrame) -> pd.Series:
+    """The number of independent trials that would give the recorded interval; at most n."""
+    half = (frame["high"] - frame["low"]) / 2
+    trials = frame["value"] * (1 - frame["value"]) * (1.96 / half) ** 2
+    usable = np.isfinite(trials) & (trials > 0)
+    return frame["n"].where(~usable, np.minimum(frame["n"], trials))
 
 
 def slight_noise(lp: pd.DataFrame) -> list[Finding]:

@@ -8,6 +8,7 @@ import pandas as pd
 from noisy_fm.report import figures, findings, tables
 
 SCORES = ("accuracy", "macro_f1")
+CELL = ["noise_rate", "label"]
 
 
 def section(key: str, title: str) -> dict:
@@ -36,7 +37,7 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
     rows_shown: list[tuple] = []
     part["groups"] = [{"title": "", "rows": rows_shown}]
     for metric, rows in frame.groupby("metric"):
-        summary = tables.summarise(rows.assign(label=named(metric)), ["noise_rate", "label"])
+        summary = tables.summarise(rows.assign(label=named(metric)), CELL)
         score = is_score(metric)
         table = tables.grid(summary, scale=100 if score else 1, digits=1 if score else 3)
         part["columns"] = part["columns"] or table["columns"]
@@ -55,7 +56,25 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
                 part["drawings"].append(drawing)
             else:
                 part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
+    part["drawings"] += memorised(frame, studio, model)
     return part
+
+
+def memorised(frame: pd.DataFrame, studio: figures.Studio, model: str) -> list:
+    """What a model predicts for the training examples whose label was changed."""
+    labels = {"flipped_fits_given": "wrong label", "flipped_fits_true": "true label"}
+    frame = frame[frame["metric"].isin(labels)]
+    if frame["noise_rate"].nunique() < 2:
+        return []
+    summary = tables.summarise(frame.assign(label=frame["metric"].map(labels)), CELL)
+    drawing = studio.lines(
+        summary,
+        name=slug("memorised", model),
+        title="Changed training labels: what is predicted",
+        ylabel="share of them, %",
+        scale=100,
+    )
+    return [drawing]
 
 
 def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dict:
@@ -72,8 +91,8 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
         if frame.empty:
             part["missing"].append(f"{title}: not recorded.")
             continue
-        frame, note = tables.common_units(frame, tables.UNIT, ["noise_rate", "label"])
-        summary = tables.summarise(frame, ["noise_rate", "label"])
+        frame, note = tables.common_units(frame, tables.UNIT, CELL)
+        summary = tables.summarise(frame, CELL)
         table = tables.grid(summary, scale=100, digits=1)
         part["columns"] = part["columns"] or table["columns"]
         size = frame[["dataset", "task", "source", "target"]].drop_duplicates().shape[0]
@@ -84,7 +103,7 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
             }
         )
         notes += [f"{title}: {note}"] if note else []
-        part["caption"] = tables.interval_kind(summary)
+        part["caption"] = part["caption"] or tables.interval_kind(summary)
         if summary["noise_rate"].nunique() > 1:
             name = slug("downstream", shift, metric, model)
             ylabel = f"{tables.METRICS[metric]}, %"
@@ -178,10 +197,9 @@ def spectrum(records: pd.DataFrame, spectra: list, studio: figures.Studio, model
         if frame.empty:
             part["missing"].append(f"{metric.upper()}: not recorded.")
             continue
-        cell = ["noise_rate", "label"]
-        frame, note = tables.common_units(frame, tables.SPECTRUM_UNIT, cell)
+        frame, note = tables.common_units(frame, tables.SPECTRUM_UNIT, CELL)
         part["missing"] += [f"{metric.upper()}: {note}".replace("task", "feature set")] * bool(note)
-        summary = tables.summarise(frame, cell)
+        summary = tables.summarise(frame, CELL)
         table = tables.grid(summary, scale=1, digits=3)
         part["columns"] = part["columns"] or table["columns"]
         part["groups"].append({"title": f"{metric.upper()}, nats", "rows": aligned(table, part)})
@@ -196,6 +214,13 @@ def spectrum(records: pd.DataFrame, spectra: list, studio: figures.Studio, model
                     title=title[metric],
                     ylabel=f"{metric.upper()}, nats",
                 )
+            )
+        sizes = frame.groupby("label")["n"].mean().dropna().round()
+        if sizes.nunique() > 1:
+            different = ", ".join(f"{label} {n:.0f}" for label, n in sizes.items())
+            part["missing"].append(
+                f"{metric.upper()} depends on the number of images, which differs ({different} a "
+                "set on average): compare along γ, not between these lines."
             )
     if not spectra:
         part["missing"].append("The singular values themselves were not recorded.")
@@ -283,7 +308,7 @@ def named(metric: str) -> str:
 
 def is_score(metric: str) -> bool:
     """Whether a metric is a fraction that reads best in %."""
-    return any(word in metric for word in ("accuracy", "f1", "memorised"))
+    return any(word in metric for word in ("accuracy", "f1", "flipped"))
 
 
 def method_rank(method: str) -> tuple:

@@ -20,11 +20,15 @@ METRICS = {
     "macro_f1": "macro-F1",
     "sve": "SVE",
     "lsvr": "LSVR",
+    "train_accuracy_clean": "accuracy on training images, true labels",
+    "flipped_fits_given": "changed labels that the model predicts",
+    "flipped_fits_true": "changed labels whose truth it predicts",
 }
 SHIFTS = {"id": "in-domain", "ood": "out-of-domain"}
 # What stays the same when two noise levels or two methods are compared.
 UNIT = ["model", "seed", "dataset", "task", "source", "target", "fraction", "label_noise"]
-SPECTRUM_UNIT = ["model", "seed", "dataset", "task", "shift", "source", "target"]
+# F has neither task nor source: a feature set is the images of one domain of one dataset.
+SPECTRUM_UNIT = ["model", "seed", "dataset", "target"]
 ENOUGH_SEEDS = 3
 
 
@@ -53,12 +57,12 @@ def method_labels(frame: pd.DataFrame) -> pd.Series:
 
 
 def ordered_labels(labels) -> list[str]:
-    """Method labels, the known methods in the paper's order, then the others by name."""
+    """Method labels, the known methods in the paper's order, then others by length, name."""
     known = list(METHODS.values())
 
     def rank(label):
         name = label.split(" (")[0]
-        return (known.index(name) if name in known else len(known), label)
+        return (known.index(name) if name in known else len(known), len(label), label)
 
     return sorted(set(labels), key=rank)
 
@@ -83,7 +87,10 @@ def full_data(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def spectrum_scores(records: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row a (feature set, γ, method) of a spectral metric; label "Features F" is F itself."""
+    """One row a (feature set, γ, method) of a spectral metric; label "Features F" is F itself.
+
+    The Z of several tasks and source domains on the same images are averaged.
+    """
     frame = records[(records["stage"] == "spectrum") & (records["metric"] == metric)]
     keys = [*SPECTRUM_UNIT, "noise_rate", "label"]
     return frame.groupby(keys, as_index=False, dropna=False)[["value", "low", "high", "n"]].mean()
