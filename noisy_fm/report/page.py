@@ -88,7 +88,7 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
     pretrained = records[records["stage"] == "pretrain"]
     probes = records[records["stage"] == "probe"]
     steps = [
-        f"{find(found.config, key):,} {key}"
+        f"{find(found.config, key):,.10g} {key}"
         for key in ("steps", "epochs")
         if isinstance(find(found.config, key), (int, float))
     ]

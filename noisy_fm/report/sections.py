@@ -218,9 +218,9 @@ def spectrum(records: pd.DataFrame, spectra: list, studio: figures.Studio, model
         sizes = frame.groupby("label")["n"].mean().dropna().round()
         if sizes.nunique() > 1:
             different = ", ".join(f"{label} {n:.0f}" for label, n in sizes.items())
-            part["missing"].append(
-                f"{metric.upper()} depends on the number of images, which differs ({different} a "
-                "set on average): compare along γ, not between these lines."
+            part["caption"] += (
+                " SVE and LSVR depend on the number of images, which differs (mean of a set: "
+                f"{different}): compare along γ, not between these lines."
             )
     if not spectra:
         part["missing"].append("The singular values themselves were not recorded.")
