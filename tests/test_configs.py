@@ -1,0 +1,42 @@
+"""Every config takes one step, shrunken."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from noisy_fm import config, study, train
+
+ROOT = Path(__file__).parent.parent / "configs"
+
+
+def load(file: Path):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("pretrain/*.py")), ids=lambda f: f.stem)
+def test_a_training_config_takes_a_step(file, tmp_path):
+    module = load(file)
+    assert f"--config=configs/pretrain/{file.name}" in module.__doc__
+    cfg = module.get_config("noise_rate=0.1,seed=1")
+    assert cfg.noise.rate == 0.1
+    with cfg.unlocked():
+        cfg.batch_size = 16
+        cfg.epochs = 1e-6
+        cfg.schedule.warmup_epochs = 0.0
+    state, made, result = train.run(cfg, str(tmp_path / "run"))
+    assert int(state.step) == result["steps"] == 1
+    assert made.manifest.summary()["realised"] == pytest.approx(0.1, abs=1e-3)
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("study/*.py")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("arg", ["", "full"])
+def test_a_study_config_resolves(file, arg):
+    module = load(file)
+    assert f"--config=configs/study/{file.name}" in module.__doc__
+    resolved = study.resolve(module.get_config(arg))
+    assert resolved.model == resolved.pretrain.model.name
+    assert config.plain(resolved)["noise_rates"]

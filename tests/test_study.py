@@ -1,0 +1,167 @@
+"""The study itself, reduced: what it leaves, that it resumes, and that it cannot be confused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from noisy_fm import config, spectrum, study
+from noisy_fm.features import open_store
+
+ROOT = Path(__file__).parent.parent
+
+
+def small():
+    cfg = config.study()
+    cfg.pretrain.data.domain = ("noto",)
+    cfg.pretrain.model = {"name": "resnet10_narrow", "width": 4}
+    cfg.pretrain.batch_size = 64
+    cfg.pretrain.epochs = 1.0
+    cfg.pretrain.checkpoint_every = 10
+    cfg.noise_rates = (0.0, 0.3)
+    cfg.tasks = (
+        ("emoji_domains", "category", "noto", ("lineart",)),
+        ("digits", "", "", ()),
+    )
+    cfg.probe_seeds = 2
+    cfg.probe_epochs = 2
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The small study, run once."""
+    folder = tmp_path_factory.mktemp("study") / "run"
+    page = study.run(small(), str(folder))
+    return folder, page
+
+
+def records(folder):
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    return pd.DataFrame([json.loads(line) for line in lines])
+
+
+def test_it_leaves_a_record_for_every_cell_of_the_grid(done):
+    rows = records(done[0])
+    probe = rows[(rows.stage == "probe") & (rows.metric == "accuracy")]
+    # 2 rates × (2 test sets of one task + 1 of the other) × 3 methods × 2 seeds
+    assert len(probe) == 2 * 3 * 3 * 2
+    assert set(probe["shift"]) == {"id", "ood"}
+    assert (
+        probe.value.between(0, 1) & (probe.low <= probe.value) & (probe.value <= probe.high)
+    ).all()
+    pre = rows[(rows.stage == "pretrain") & (rows.noise_rate == 0.3)].set_index("metric")
+    assert {"accuracy", "train_accuracy_clean", "flipped_fits_given"} <= set(pre.index)
+    for column in ("config_hash", "manifest_hash", "versions", "duration_s"):
+        assert rows[column].notna().all()
+    assert rows.groupby("noise_rate").manifest_hash.nunique().eq(1).all()
+    assert rows.manifest_hash.nunique() == 2
+
+
+def test_its_spectra_are_those_of_the_stored_features(done):
+    folder, _ = done
+    cell = folder / "cells" / "noise0.3000-seed0" / "features"
+    parts = [open_store(cell / f"emoji_domains-noto-{s}").features for s in ("test", "train")]
+    values = np.linalg.svd(np.concatenate(parts).astype(np.float64), compute_uv=False)
+    p = values / values.sum()
+    sve = -np.sum(p[p > 0] * np.log(p[p > 0]))
+    rows = records(folder)
+    got = rows[
+        (rows.stage == "spectrum") & (rows.metric == "sve") & (rows.noise_rate == 0.3)
+        & (rows.target == "noto") & rows.method.isna()
+    ]  # fmt: skip
+    assert got.value.item() == pytest.approx(sve, rel=1e-6)
+    assert got.value.item() == pytest.approx(spectrum.summary(np.concatenate(parts))["sve"])
+
+
+def test_its_report_says_what_was_measured(done):
+    folder, page = done
+    html = Path(page).read_text()
+    rows = records(folder)
+    accuracy = rows[(rows.stage == "pretrain") & (rows.metric == "accuracy")]
+    for value in accuracy.value:
+        assert f"{100 * value:.1f}" in html
+    assert "not seen" in html or "seen" in html
+    assert (Path(page).parent / "records.parquet").exists()
+
+
+def test_running_again_repeats_nothing_and_a_wider_grid_keeps_what_is_there(done):
+    folder, _ = done
+    stamps = {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}
+    before = (folder / "records.jsonl").read_text()
+    study.run(small(), str(folder))
+    assert (folder / "records.jsonl").read_text() == before
+    assert stamps == {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}
+
+
+def test_a_workdir_of_another_training_config_is_refused(done):
+    cfg = small()
+    cfg.pretrain.epochs = 2.0
+    with pytest.raises(ValueError, match=r"another config \(epochs: 1\.0 → 2\.0\)"):
+        study.run(cfg, str(done[0]))
+
+
+def test_a_damaged_stage_is_named(done, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(done[0], copy)
+    stage = copy / "cells" / "noise0.0000-seed0" / "probes.json"
+    stage.write_text(stage.read_text()[:100])
+    with pytest.raises(ValueError, match=r"probes\.json is damaged"):
+        study.run(small(), str(copy))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noise_rates": (0.0, 1.0)}, "noise_rates has 1.0"),
+        ({"tasks": (("emoji_domain", "category", "noto", ()),)}, "emoji_domains"),
+        ({"tasks": (("emoji_domains", "category", "notto", ()),)}, "noto"),
+        ({"tasks": (("emoji_domains", "category", "noto", ("linart",)),)}, "lineart"),
+        ({"methods": ("lp", "nmtun")}, "nmtune"),
+        ({"model": "resnet"}, "model"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(change, message, tmp_path):
+    cfg = small()
+    for key, value in change.items():
+        cfg[key] = value
+    with pytest.raises(ValueError, match=message):
+        study.run(cfg, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_anywhere_and_run_again_gives_the_same_records(done, tmp_path, number):
+    folder = tmp_path / "run"
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import test_study; from noisy_fm import study;"
+        f"study.run(test_study.small(), {str(folder)!r})"
+    )
+    rng = np.random.default_rng(int(number))
+    for _ in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            process.wait(timeout=float(rng.uniform(8, 25)))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, number)
+            process.wait()
+            continue
+        break
+    assert process.returncode == 0, process.stdout.read().decode()[-2000:]
+    drop = ["duration_s"]
+    expected, got = records(done[0]).drop(columns=drop), records(folder).drop(columns=drop)
+    pd.testing.assert_frame_equal(expected, got)
+    assert json.loads((folder / "config.json").read_text()) == json.loads(
+        (done[0] / "config.json").read_text()
+    )
