@@ -49,6 +49,46 @@ def classification_metrics(
     }
 
 
+def metric_intervals(
+    labels, predictions, num_classes: int, *, groups=None, seed: int = 0, resamples: int = 1000
+) -> dict[str, dict[str, float]]:
+    """Accuracy, balanced accuracy and macro-F1, each {"value", "low", "high", "n"}.
+
+    The 95 % intervals are percentiles of `resamples` bootstraps of whole `groups` [n] (of single
+    examples without them); a resample's metrics are taken from its own confusion counts.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    whole = classification_metrics(labels, predictions, num_classes)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    if groups.shape != labels.shape:
+        raise ValueError(f"groups {groups.shape} must be [{len(labels)}], one an example")
+    _, cluster = np.unique(groups, return_inverse=True)
+    num_clusters = int(cluster.max()) + 1
+
+    def by_cluster(classes, weights=None):
+        cells = cluster * num_classes + classes
+        counts = np.bincount(cells, weights, minlength=num_clusters * num_classes)
+        return counts.reshape(num_clusters, num_classes).astype(np.float64)
+
+    random = np.random.default_rng(seed)
+    share = np.full(num_clusters, 1 / num_clusters)
+    draws = random.multinomial(num_clusters, share, size=resamples).astype(np.float64)
+    true, predicted = draws @ by_cluster(labels), draws @ by_cluster(predictions)
+    hits = draws @ by_cluster(labels, labels == predictions)
+    present = true > 0
+    recall = np.divide(hits, true, out=np.zeros_like(hits), where=present)
+    samples = {
+        "accuracy": hits.sum(axis=1) / true.sum(axis=1),
+        "balanced_accuracy": recall.sum(axis=1) / present.sum(axis=1),
+        "macro_f1": np.mean(2 * hits / np.maximum(true + predicted, 1), axis=1),
+    }
+    return {
+        name: {"value": whole[name], "low": low, "high": high, "n": whole["n"]}
+        for name, values in samples.items()
+        for low, high in [np.quantile(values, [0.025, 0.975]).tolist()]
+    }
+
+
 def wilson_interval(successes: int, trials: int, *, z: float = 1.959963984540054):
     """Wilson's score interval of a proportion, (low, high); 95 % by default."""
     if trials < 1 or not 0 <= successes <= trials:

@@ -173,17 +173,12 @@ def read(cell: Cell, name: str, *, domain: str, split: str, task: str):
 
 
 def spectra(cell: Cell, config: ConfigDict) -> dict:
-    """Spectrum metrics, with jackknife intervals, of the features of every stored domain."""
+    """Spectrum metrics, with jackknife intervals, of the test features of every stored domain."""
     rows = []
-    for name, domain in sorted({(name, domain) for name, domain, _ in stores(config)}):
-        parts = [
-            read(cell, name, domain=domain, split=split, task="")
-            for store_name, store_domain, split in stores(config)
-            if (store_name, store_domain) == (name, domain)
-        ]
-        x = np.concatenate([part[0] for part in parts])
-        groups = None if parts[0][3] is None else np.concatenate([part[3] for part in parts])
-        rows.append({"dataset": name, "domain": domain, **spectrum_row(x, groups, config)})
+    for name, domain, split in stores(config):
+        if split == "test":
+            x, _, _, groups, _ = read(cell, name, domain=domain, split=split, task="")
+            rows.append({"dataset": name, "domain": domain, **spectrum_row(x, groups, config)})
     return {"rows": rows}
 
 
@@ -242,7 +237,9 @@ def probes(cell: Cell, config: ConfigDict) -> dict:
                         **about,
                         "target": target,
                         "shift": "id" if target == source else "ood",
-                        "metrics": test_metrics(result, target, test, num_classes),
+                        "metrics": evaluate.metric_intervals(
+                            test[1], result.predictions[target], num_classes, groups=test[3]
+                        ),
                     }
                 )
             if spectrum_wanted(result.head, config):
@@ -267,16 +264,6 @@ def spectrum_wanted(head: probe.Head, config: ConfigDict) -> bool:
     """The spectrum of Z is taken once a method: all data, no label noise, the first seed."""
     first = (max(config.fractions), min(config.label_noise), 0)
     return head.layout != "linear" and (head.fraction, head.label_noise, head.seed) == first
-
-
-def test_metrics(result, target: str, test: tuple, num_classes: int) -> dict:
-    """Accuracy (with its interval over concepts), balanced accuracy and macro-F1 on a test set."""
-    _, labels, _, groups, _ = test
-    predicted = result.predictions[target]
-    scores = evaluate.classification_metrics(labels, predicted, num_classes)
-    metrics = {name: {"value": float(v), "n": len(labels)} for name, v in scores.items()}
-    metrics["accuracy"] = with_interval(predicted == labels, groups)
-    return metrics
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

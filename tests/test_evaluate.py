@@ -80,3 +80,36 @@ def test_intervals_refuse_nonsense():
         evaluate.wilson_interval(3, 2)
     with pytest.raises(ValueError, match="must be"):
         evaluate.cluster_bootstrap([1, 0], [1])
+
+
+def test_metric_intervals_agree_with_resampling_and_scoring_one_by_one():
+    rng = np.random.default_rng(3)
+    groups = rng.integers(0, 25, 120)
+    labels = rng.integers(0, 4, 120)
+    predictions = np.where(rng.random(120) < 0.6, labels, rng.integers(0, 4, 120))
+    got = evaluate.metric_intervals(labels, predictions, 5, groups=groups, seed=7, resamples=300)
+    clusters = np.unique(groups)
+    draws = np.random.default_rng(7).multinomial(25, np.full(25, 1 / 25), size=300)
+    scores = []
+    for draw in draws:
+        rows = np.concatenate(
+            [np.tile(np.flatnonzero(groups == c), k) for c, k in zip(clusters, draw, strict=True)]
+        )
+        y, p = labels[rows], predictions[rows]
+        f1 = metrics.f1_score(y, p, labels=range(5), average="macro", zero_division=0)
+        recall = metrics.recall_score(y, p, labels=np.unique(y), average="macro", zero_division=0)
+        scores.append((np.mean(y == p), recall, f1))
+    low, high = np.quantile(np.array(scores), [0.025, 0.975], axis=0)
+    for i, name in enumerate(("accuracy", "balanced_accuracy", "macro_f1")):
+        assert got[name]["low"] == pytest.approx(low[i])
+        assert got[name]["high"] == pytest.approx(high[i])
+        assert got[name]["low"] < got[name]["value"] < got[name]["high"]
+
+
+def test_clustered_intervals_are_wider_when_a_cluster_stands_or_falls_together():
+    groups = np.repeat(np.arange(30), 10)
+    labels = np.zeros(300, int)
+    predictions = (groups % 3 == 0).astype(int)
+    clustered = evaluate.metric_intervals(labels, predictions, 2, groups=groups)["accuracy"]
+    single = evaluate.metric_intervals(labels, predictions, 2)["accuracy"]
+    assert clustered["high"] - clustered["low"] > 2 * (single["high"] - single["low"])
