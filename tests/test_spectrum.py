@@ -366,6 +366,21 @@ def test_intervals_cover_the_expected_value(method):
     assert 0.8 < np.mean([i.error for i in found]) / spread < 1.35
 
 
+def test_band_is_the_deletion_jackknife_of_log_shares():
+    x = power_law(60, 5)
+    low, high = spectrum.band(x, blocks=60)
+    shares = []
+    for row in range(60):
+        values = np.linalg.svd(np.delete(x, row, axis=0), compute_uv=False)
+        shares.append(values / values.sum())
+    error = np.sqrt(59 * np.log(shares).var(axis=0))
+    values = np.linalg.svd(x, compute_uv=False)
+    np.testing.assert_allclose(np.sqrt(low * high), values / values.sum(), rtol=1e-9)
+    np.testing.assert_allclose(
+        np.log(high / low), 2 * 2.0009954 * error, rtol=1e-6
+    )  # t₅₉ at 97.5 %
+
+
 def test_track_names_layers_and_survives_a_collapse():
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(30, 4, 4, 5))
@@ -378,13 +393,15 @@ def test_track_names_layers_and_survives_a_collapse():
 def test_plot_shows_every_spectrum():
     features = {"clean": power_law(300, 20), "noisy": power_law(300, 20, exponent=0.2)}
     bounds = {"clean": spectrum.jackknife(features["clean"])}
-    figure = spectrum.plot(features, intervals=bounds)
+    band = spectrum.band(features["clean"])
+    figure = spectrum.plot(features, intervals=bounds, bands={"clean": band})
     decay, gathered = figure.axes
     assert len(decay.lines) == len(gathered.lines) == 2
+    assert len(decay.collections) == 1
     values = spectrum.singular_values(features["noisy"])
     np.testing.assert_allclose(decay.lines[1].get_ydata(), values / values.sum())
     np.testing.assert_allclose(gathered.lines[1].get_ydata()[-1], 1)
-    labels = [text.get_text() for text in decay.get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "±" in labels[0]
     assert "±" not in labels[1]
 

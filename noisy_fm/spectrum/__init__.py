@@ -16,7 +16,7 @@ import numpy as np
 from noisy_fm.spectrum.compare import compare
 from noisy_fm.spectrum.draw import plot
 from noisy_fm.spectrum.files import load_features
-from noisy_fm.spectrum.intervals import Interval, bootstrap, jackknife
+from noisy_fm.spectrum.intervals import Interval, band, bootstrap, jackknife
 from noisy_fm.spectrum.metrics import METRICS, class_alignment, from_singular_values
 from noisy_fm.spectrum.moments import CONVENTIONS, Spectrum
 from noisy_fm.spectrum.report import report
@@ -26,6 +26,7 @@ __all__ = [
     "METRICS",
     "Interval",
     "Spectrum",
+    "band",
     "bootstrap",
     "class_alignment",
     "compare",

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         features = load_named(args.features)
-        spectra, summaries, bounds = measure(
+        measured = measure(
             features,
             intervals=not args.no_intervals,
             center=args.center or False,
@@ -83,9 +83,9 @@ def main(argv: list[str] | None = None) -> int:
             convention=args.convention,
             progress=show_progress(),
         )
-        print(table(summaries))
+        print(table(measured[1]))
         if args.out:
-            Path(args.out).write_text(page(spectra, summaries, bounds), encoding="utf-8")
+            Path(args.out).write_text(page(*measured), encoding="utf-8")
             print(f"report: {args.out}")
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

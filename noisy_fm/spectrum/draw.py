@@ -12,7 +12,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 INK, FAINT = "#222222", "#dddddd"
 
 
-def plot(spectra, *, intervals: Mapping[str, Mapping[str, Interval]] | None = None, title=None):
+def plot(
+    spectra,
+    *,
+    intervals: Mapping[str, Mapping[str, Interval]] | None = None,
+    bands: Mapping[str, np.ndarray] | None = None,
+    title: str | None = None,
+):
     """Draws normalised singular values of one or several spectra: decay, and energy gathered.
 
     Left: pᵢ = σᵢ/Σσ (eq. 2's) against i on log axes; right: the share of Σσ² in the first i. The
@@ -21,6 +27,7 @@ def plot(spectra, *, intervals: Mapping[str, Mapping[str, Interval]] | None = No
     Args:
       spectra: a name → `Spectrum`, features [n d] or singular values [k] mapping, or one of them.
       intervals: name → what `jackknife` or `bootstrap` returned for it.
+      bands: name → bounds [2 k] from `band`, drawn as a shade around pᵢ.
 
     Returns: a matplotlib Figure (not tied to pyplot: nothing to close).
     """
@@ -30,7 +37,7 @@ def plot(spectra, *, intervals: Mapping[str, Mapping[str, Interval]] | None = No
         spectra = {"": spectra}
     if not spectra:
         raise ValueError("no spectra to plot")
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2 + 0.12 * len(spectra)), layout="constrained")
     decay, gathered = figure.subplots(1, 2)
     shades = _colours(len(spectra))
     for colour, (name, spectrum) in zip(shades, spectra.items(), strict=True):
@@ -41,6 +48,9 @@ def plot(spectra, *, intervals: Mapping[str, Mapping[str, Interval]] | None = No
         label = _label(name, p, (intervals or {}).get(name, {}))
         style = {"color": colour, "linewidth": 1.8, "solid_capstyle": "round"}
         decay.plot(index[seen], p[seen], label=label, **style)
+        if name in (bands or {}):
+            low, high = np.asarray(bands[name])[:, : seen.sum()]
+            decay.fill_between(index[: len(low)], low, high, color=colour, alpha=0.2, linewidth=0)
         gathered.plot(index, np.cumsum(values**2) / (values**2).sum(), **style)
     decay.set(
         xscale="log", yscale="log", xlabel="index $i$", ylabel="$\\sigma_i\\,/\\,\\sum\\sigma$"
@@ -50,7 +60,11 @@ def plot(spectra, *, intervals: Mapping[str, Mapping[str, Interval]] | None = No
         xscale="log", xlabel="index $i$", ylabel="share of $\\sum\\sigma^2$", ylim=(0, 1.02)
     )
     gathered.set_title("Energy in the first $i$ directions", loc="left")
-    decay.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left")
+    handles, labels = decay.get_legend_handles_labels()
+    columns = 2 if len(labels) > 1 else 1
+    figure.legend(
+        handles, labels, loc="outside lower left", ncols=columns, frameon=False, labelcolor=INK
+    )
     for axes in (decay, gathered):
         axes.grid(color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)

@@ -63,6 +63,29 @@ def jackknife(
     }
 
 
+def band(
+    x, *, groups=None, blocks=20, level=0.95, seed=0, center=False, normalize=False, convention=None
+) -> np.ndarray:
+    """Jackknife bounds [2 k] of every normalised singular value pᵢ = σᵢ/Σσ, on its log scale.
+
+    Pointwise, for `plot(bands=…)`; arguments and errors as in `jackknife`. Values that vanish
+    when a block is left out (rank, or n ≤ d) have no bounds: k counts those before them.
+    """
+    from scipy.stats import t
+
+    moments = _block_moments(x, groups, blocks, seed, resolve(center, normalize, convention))
+    count = moments.count
+    replicates = [moments.values(1.0 - np.eye(count)[b]) for b in range(count)]
+    k = min(int((values > 0).sum()) for values in replicates)
+    if k == 0:
+        raise ValueError("features are all zero: there is nothing to bound")
+    logs = np.log([values[:k] / values.sum() for values in replicates])
+    error = np.sqrt((count - 1) * logs.var(axis=0))
+    values = moments.values(np.ones(count))
+    half = t.ppf((1 + level) / 2, count - 1) * error
+    return values[:k] / values.sum() * np.exp([-half, half])
+
+
 def bootstrap(
     x,
     *,
@@ -118,8 +141,8 @@ class _BlockMoments(NamedTuple):
     def count(self) -> int:
         return len(self.sizes)
 
-    def metrics(self, weights) -> dict[str, float]:
-        """Label-free metrics of the rows with every block counted `weights[b]` times."""
+    def values(self, weights) -> np.ndarray:
+        """Singular values of the rows with every block counted `weights[b]` times."""
         n = weights @ self.sizes
         if self.kernel is not None:
             gram = self._weighted_kernel(weights)
@@ -129,8 +152,11 @@ class _BlockMoments(NamedTuple):
                 mean = weights @ self.sums / n
                 gram -= n * np.outer(mean, mean)
         energy = np.linalg.eigvalsh(gram)[::-1]
-        values = np.sqrt(np.where(energy > energy[0] * 1e-14, energy, 0))
-        metrics = from_singular_values(values)
+        return np.sqrt(np.where(energy > energy[0] * 1e-14, energy, 0))
+
+    def metrics(self, weights) -> dict[str, float]:
+        """Label-free metrics of those singular values."""
+        metrics = from_singular_values(self.values(weights))
         del metrics["numerical_rank"]  # an integer of the data's exactness, not a statistic
         return metrics
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from noisy_fm.spectrum.draw import plot
-from noisy_fm.spectrum.intervals import Interval, jackknife
+from noisy_fm.spectrum.intervals import Interval, band, jackknife
 from noisy_fm.spectrum.metrics import METRICS
 from noisy_fm.spectrum.moments import Spectrum, as_features
 
@@ -25,7 +25,7 @@ figure { margin: 1.5rem 0; background: #fff; border-radius: 6px; overflow-x: aut
 figure svg { width: 100%; height: auto; min-width: 34rem; display: block; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem .35rem 0; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+td { white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
 td small { opacity: .7; display: block; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; }
 """
 
@@ -39,14 +39,14 @@ def measure(
     normalize=False,
     convention: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[dict[str, Spectrum], dict[str, dict], dict[str, dict[str, Interval]]]:
-    """Spectra, summaries and jackknife intervals of named features [n d], chunk by chunk.
+) -> tuple[dict[str, Spectrum], dict[str, dict], dict[str, dict[str, Interval]], dict]:
+    """Spectra, summaries, jackknife intervals and bands of named features [n d], chunk by chunk.
 
     `intervals` is skipped for a matrix where it would take long; `progress(name, rows, of)` is
     called after every chunk. A fault names the features it is in.
     """
     settings = {"center": center, "normalize": normalize, "convention": convention}
-    spectra, summaries, bounds = {}, {}, {}
+    spectra, summaries, bounds, bands = {}, {}, {}, {}
     for name, x in features.items():
         try:
             x = as_features(x)
@@ -58,9 +58,10 @@ def measure(
             summaries[name] = spectrum.summary()
             if intervals and len(x) >= 6 and len(x) * x.shape[1] ** 2 <= INTERVAL_WORK:
                 bounds[name] = jackknife(x, groups=groups, **settings)
+                bands[name] = band(x, groups=groups, **settings)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{name}: {error}" if name else str(error)) from None
-    return spectra, summaries, bounds
+    return spectra, summaries, bounds, bands
 
 
 def report(features: Mapping[str, object] | object, path: str | Path, **options) -> dict[str, dict]:
@@ -73,18 +74,20 @@ def report(features: Mapping[str, object] | object, path: str | Path, **options)
     """
     if not isinstance(features, Mapping):
         features = {"features": features}
-    spectra, summaries, bounds = measure(features, **options)
-    Path(path).write_text(page(spectra, summaries, bounds), encoding="utf-8")
-    return summaries
+    measured = measure(features, **options)
+    Path(path).write_text(page(*measured), encoding="utf-8")
+    return measured[1]
 
 
-def page(spectra, summaries, bounds) -> str:
+def page(spectra, summaries, bounds, bands) -> str:
     """The HTML text: picture, table, and what every number means."""
     from matplotlib import rc_context
 
     picture = io.StringIO()
     with rc_context({"svg.hashsalt": "noisy_fm", "svg.fonttype": "path"}):
-        plot(spectra, intervals=bounds).savefig(picture, format="svg", metadata={"Date": None})
+        plot(spectra, intervals=bounds, bands=bands).savefig(
+            picture, format="svg", metadata={"Date": None}
+        )
     svg = picture.getvalue()
     svg = svg[svg.index("<svg") :]
     settings = next(iter(spectra.values())).settings
@@ -93,7 +96,7 @@ def page(spectra, summaries, bounds) -> str:
         f"{'normalised' if settings['normalize'] else 'as they are'}; natural logarithms"
     )
     if bounds:
-        how += "; 95 % delete-a-block jackknife intervals below the values"
+        how += "; 95 % delete-a-block jackknife intervals, below the values and as shades"
     columns = [name for name in METRICS if all(name in row for row in summaries.values())]
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{row['n']} × {row['d']}</td>"
