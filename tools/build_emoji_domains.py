@@ -324,15 +324,18 @@ def identical(images):
 
 
 def leave_out_repeats(rows, images, repeats):
-    """Of identical drawings keep the first if they are one concept's, else none.
+    """Of identical drawings keep the first if they are one concept's, else none; blanks go too.
 
-    A drawing that stands for Norway and for Svalbard is a sure example of neither.
+    A drawing that stands for Norway and for Svalbard is a sure example of neither. The blank one is
+    the line art of the NEW button, which is white in the package.
     """
     group = {row["codepoints"]: row["group"] for row in rows}
     for codepoints in repeats:
         keep = len({group[key] for key in codepoints}) == 1
         for key in codepoints[keep:]:
             del images[key]
+    for key in [key for key, image in images.items() if image.min() == 255]:
+        del images[key]
 
 
 def merge_groups(rows, repeats):
