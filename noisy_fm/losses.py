@@ -1,0 +1,64 @@
+"""Classification losses of logits [n c]: scalars, means over the rows that `mask` [n] marks."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def softmax_cross_entropy(logits, labels, *, label_smoothing=0.0, mask=None):
+    """Mean over rows of −Σ_c y_c log softmax(logits)_c, in nats.
+
+    labels: integers [n], or soft targets [n c] (a mixup, for instance). `label_smoothing` ε makes
+    either y (1 − ε) + ε/c.
+    """
+    logits = _at_least_float32(logits)
+    targets = optax.smooth_labels(_targets(logits, labels), label_smoothing)
+    return _row_mean(optax.softmax_cross_entropy(logits, targets), mask)
+
+
+def sigmoid_binary_cross_entropy(
+    logits, labels, *, label_smoothing=0.0, threshold=None, sum_classes=False, mask=None
+):
+    """Mean over rows and classes of the binary cross-entropy of each class, as timm computes it.
+
+    labels: integers [n], smoothed to (1 − ε) + ε/c and ε/c, or soft targets [n c], which are taken
+    as they are: mixup smooths its own. `threshold` turns targets above it into 1 and the others
+    into 0; `sum_classes` adds the classes up instead of averaging them.
+    """
+    logits = _at_least_float32(logits)
+    targets = _targets(logits, labels)
+    if jnp.ndim(labels) == 1:
+        targets = optax.smooth_labels(targets, label_smoothing)
+    if threshold is not None:
+        targets = (targets > threshold).astype(logits.dtype)
+    losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+    return _row_mean(losses.sum(axis=1) if sum_classes else losses.mean(axis=1), mask)
+
+
+def _at_least_float32(x):
+    x = jnp.asarray(x)
+    if x.ndim != 2:
+        raise ValueError(f"logits have shape {x.shape}: expected [rows, classes]")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _targets(logits, labels):
+    labels = jnp.asarray(labels)
+    if labels.shape == logits.shape[:1] and jnp.issubdtype(labels.dtype, jnp.integer):
+        return jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
+    if labels.shape == logits.shape:
+        return labels.astype(logits.dtype)
+    raise ValueError(
+        f"labels are {labels.dtype} {labels.shape} for logits {logits.shape}: expected integers"
+        f" {logits.shape[:1]} or soft targets {logits.shape}"
+    )
+
+
+def _row_mean(values, mask):
+    if mask is None:
+        return values.mean()
+    keep = jnp.asarray(mask) != 0
+    if keep.shape != values.shape:
+        raise ValueError(f"mask has shape {keep.shape}: expected {values.shape}, one entry a row")
+    # where, not a product: padding may hold NaN.
+    return jnp.sum(jnp.where(keep, values, 0)) / jnp.maximum(jnp.sum(keep), 1)

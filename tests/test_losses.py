@@ -1,0 +1,78 @@
+"""Losses against float64 evaluations of their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from noisy_fm import losses
+
+ROWS, CLASSES = 7, 5
+rng = np.random.default_rng(0)
+LOGITS = rng.normal(size=(ROWS, CLASSES)) * 3
+LABELS = rng.integers(0, CLASSES, ROWS)
+SOFT = rng.dirichlet(np.ones(CLASSES), ROWS)
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def binary(x, y):
+    p = 1 / (1 + np.exp(-x))
+    return -(y * np.log(p) + (1 - y) * np.log(1 - p))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["integer", "soft"])
+def test_softmax_cross_entropy(labels, smoothing):
+    y = np.eye(CLASSES)[labels] if labels.ndim == 1 else labels
+    y = y * (1 - smoothing) + smoothing / CLASSES
+    expected = -(y * log_softmax(LOGITS)).sum(axis=1).mean()
+    got = losses.softmax_cross_entropy(LOGITS, labels, label_smoothing=smoothing)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sum_classes", [False, True])
+def test_binary_cross_entropy_smooths_integers_only(sum_classes):
+    kwargs = {"label_smoothing": 0.1, "sum_classes": sum_classes}
+    factor = CLASSES if sum_classes else 1
+    smooth = np.eye(CLASSES)[LABELS] * 0.9 + 0.1 / CLASSES
+    for labels, y in ((LABELS, smooth), (SOFT, SOFT)):
+        got = losses.sigmoid_binary_cross_entropy(LOGITS, labels, **kwargs)
+        np.testing.assert_allclose(got, factor * binary(LOGITS, y).mean(), rtol=1e-5)
+
+
+def test_binary_threshold():
+    got = losses.sigmoid_binary_cross_entropy(LOGITS, SOFT, threshold=0.3)
+    np.testing.assert_allclose(got, binary(LOGITS, (SOFT > 0.3) * 1.0).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss", [losses.softmax_cross_entropy, losses.sigmoid_binary_cross_entropy]
+)
+def test_mask_is_removal_and_stops_nan(loss):
+    logits = np.concatenate([LOGITS, np.full((2, CLASSES), np.nan)])
+    labels = np.concatenate([LABELS, [0, 1]])
+    mask = np.arange(ROWS + 2) < ROWS
+    np.testing.assert_allclose(
+        loss(logits, labels, mask=mask), loss(LOGITS, LABELS), rtol=1e-6, atol=0
+    )
+    assert loss(logits, labels, mask=np.zeros(ROWS + 2)) == 0
+
+
+def test_large_logits_and_half_precision_stay_finite():
+    logits = jnp.asarray([[1e4, -1e4], [-1e4, 1e4]], jnp.bfloat16)
+    for loss in (losses.softmax_cross_entropy, losses.sigmoid_binary_cross_entropy):
+        value, gradient = jax.value_and_grad(lambda x, loss=loss: loss(x, jnp.array([1, 1])))(
+            logits
+        )
+        assert value.dtype == jnp.float32
+        assert np.isfinite(value)
+        assert np.isfinite(np.asarray(gradient, np.float32)).all()
+
+
+@pytest.mark.parametrize("labels", [np.zeros(3, int), np.zeros(ROWS), np.zeros((ROWS, 2))])
+def test_wrong_labels_say_what_was_expected(labels):
+    with pytest.raises(ValueError, match="expected integers"):
+        losses.softmax_cross_entropy(LOGITS, labels)
