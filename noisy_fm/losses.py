@@ -1,25 +1,23 @@
-"""Classification losses of logits [n c]: scalars, means over the rows that `mask` [n] marks."""
+"""Classification losses of logits [n c], one value a row [n]; `mean` reduces them."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
 
-def softmax_cross_entropy(logits, labels, *, label_smoothing=0.0, mask=None):
-    """Mean over rows of −Σ_c y_c log softmax(logits)_c, in nats.
+def softmax_cross_entropy(logits, labels, *, label_smoothing=0.0):
+    """−Σ_c y_c log softmax(logits)_c of every row, in nats.
 
     labels: integers [n], or soft targets [n c] (a mixup, for instance). `label_smoothing` ε makes
     either y (1 − ε) + ε/c.
     """
     logits = _at_least_float32(logits)
     targets = optax.smooth_labels(_targets(logits, labels), label_smoothing)
-    return _row_mean(optax.softmax_cross_entropy(logits, targets), mask)
+    return optax.softmax_cross_entropy(logits, targets)
 
 
-def sigmoid_binary_cross_entropy(
-    logits, labels, *, label_smoothing=0.0, threshold=None, sum_classes=False, mask=None
-):
-    """Mean over rows and classes of the binary cross-entropy of each class, as timm computes it.
+def binary_cross_entropy(logits, labels, *, label_smoothing=0.0, threshold=None, sum_classes=False):
+    """Binary cross-entropy of each class, averaged over the classes, of every row, as timm has it.
 
     labels: integers [n], smoothed to (1 − ε) + ε/c and ε/c, or soft targets [n c], which are taken
     as they are: mixup smooths its own. `threshold` turns targets above it into 1 and the others
@@ -32,7 +30,18 @@ def sigmoid_binary_cross_entropy(
     if threshold is not None:
         targets = (targets > threshold).astype(logits.dtype)
     losses = optax.sigmoid_binary_cross_entropy(logits, targets)
-    return _row_mean(losses.sum(axis=1) if sum_classes else losses.mean(axis=1), mask)
+    return losses.sum(axis=1) if sum_classes else losses.mean(axis=1)
+
+
+def mean(values, mask=None):
+    """Mean of values [n] over the rows that `mask` [n] marks, 0 if there are none."""
+    if mask is None:
+        return values.mean()
+    keep = jnp.asarray(mask) != 0
+    if keep.shape != values.shape:
+        raise ValueError(f"mask has shape {keep.shape}: expected {values.shape}, one entry a row")
+    # where, not a product: padding may hold NaN.
+    return jnp.sum(jnp.where(keep, values, 0)) / jnp.maximum(jnp.sum(keep), 1)
 
 
 def _at_least_float32(x):
@@ -52,13 +61,3 @@ def _targets(logits, labels):
         f"labels are {labels.dtype} {labels.shape} for logits {logits.shape}: expected integers"
         f" {logits.shape[:1]} or soft targets {logits.shape}"
     )
-
-
-def _row_mean(values, mask):
-    if mask is None:
-        return values.mean()
-    keep = jnp.asarray(mask) != 0
-    if keep.shape != values.shape:
-        raise ValueError(f"mask has shape {keep.shape}: expected {values.shape}, one entry a row")
-    # where, not a product: padding may hold NaN.
-    return jnp.sum(jnp.where(keep, values, 0)) / jnp.maximum(jnp.sum(keep), 1)

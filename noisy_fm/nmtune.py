@@ -28,12 +28,6 @@ PRESETS = {
         "reduction": "element",
         "views": 2,
     },
-    "release_lora": {
-        "weights": {"cov": 0.04, "svd": 0.001},
-        "top_k": 5,
-        "reduction": "element",
-        "views": 2,
-    },
 }
 
 
@@ -42,7 +36,8 @@ def nmtune_loss(z, f=None, preset="paper", *, weights=None, mask=None, **options
 
     z, f: [m d]; `preset` names a row of PRESETS. `weights` replaces the preset's: one number for
     all its terms, or a mapping of "mse", "cov" and "svd"; the values may be traced, and a missing
-    key leaves its term out. Other options are those of `nmtune_terms`.
+    key leaves its term out (the release's LoRA has no "mse", and then needs no f). Other options
+    are those of `nmtune_terms`.
     """
     chosen = _preset(preset)["weights"]
     if isinstance(weights, Mapping):
