@@ -22,11 +22,13 @@ from noisy_fm.probe.heads import (
     start_state,
     train_step,
     transform,
+    transposed,
 )
 from noisy_fm.progress import Progress
 
 CHUNK = 512  # steps handed to the device at a time
 EVALUATION_ROWS = 2048
+UNROLLED_LANES = 8  # on a CPU more lanes only make a longer program
 
 
 @dataclasses.dataclass
@@ -167,6 +169,7 @@ def _blocks(rows: int, size: int = EVALUATION_ROWS):
 
 
 _logits = jax.jit(logits)
+_start = jax.jit(start_state, static_argnames=("layout", "width", "num_classes"))
 
 
 @jax.jit
@@ -192,27 +195,29 @@ def _fit_group(features, plans, key, num_classes, *, memory_budget, devices, bar
     f = features[:, :views] if features.ndim == 3 else features[:, None]
     f = np.asarray(f, features.dtype if features.dtype.itemsize <= 4 else np.float32)
     width = f.shape[-1]
-    start = jax.jit(functools.partial(start_state, layout, width=width, num_classes=num_classes))
+    start = functools.partial(_start, layout=layout, width=width, num_classes=num_classes)
     sharded, whole, count = _placement(devices)
     most = _lanes_within(memory_budget - f.nbytes, start, batch * views, layout, width)
+    unrolled = count == 1 and next(iter(whole.device_set)).platform == "cpu"
+    most = min(most, UNROLLED_LANES) if unrolled else most
     lanes = plan.choose_lanes([p.steps for p in plans], most, multiple=count)
     f = jax.device_put(f, whole)
     queues = plan.pack([p.steps for p in plans], lanes)
     run = _Lanes(plans, queues, batch)
-    fresh = jax.vmap(start)(jnp.array([run.seed(lane) for lane in range(lanes)]))
-    state = jax.device_put(fresh, sharded)
+    fresh = [start(seed=run.seed(lane)) for lane in range(lanes)]
+    state = jax.device_put(jax.tree.map(lambda *a: np.stack(a), *fresh), sharded)
     results: list[Result | None] = [None] * len(plans)
     while run.active():
         steps = run.chunk()
         arrays = {name: jax.device_put(a, sharded) for name, a in run.arrays(steps).items()}
-        state, losses = _advance(state, f, arrays, steps, preset=preset)
+        state, losses = _advance(state, f, arrays, steps, preset=preset, unrolled=unrolled)
         bar.update(steps * len(run.active()))
         finished = run.move(steps, np.asarray(losses))
         for lane, job in finished:
             held = jax.tree.map(lambda a, lane=lane: np.asarray(a[lane]), state)
             results[job] = run.result(job, held)
             if lane in run.active():
-                state = _replace(state, start(run.seed(lane)), lane)
+                state = _replace(state, start(seed=run.seed(lane)), lane)
     return results
 
 
@@ -229,7 +234,7 @@ def _placement(devices):
 
 def _lanes_within(budget: int, start, rows: int, layout: str, width: int) -> int:
     """How many lanes fit: parameters, gradient and two moments, and the activations of a batch."""
-    shapes = jax.tree.leaves(jax.eval_shape(start, 0)["params"])
+    shapes = jax.tree.leaves(jax.eval_shape(start, seed=0)["params"])
     hidden = 0 if layout == "linear" else 8 * width
     each = 4 * (5 * sum(a.size for a in shapes) + rows * (4 * width + 2 * hidden))
     return max(1, int(budget // each))
@@ -305,30 +310,41 @@ class _Lanes:
         )
 
 
-@functools.partial(jax.jit, static_argnames="preset", donate_argnums=0)
-def _advance(state, f, arrays, steps, *, preset):
-    """`steps` training steps of all lanes; f [n v d]; returns (state, losses [lanes, CHUNK])."""
-    one = jax.vmap(functools.partial(train_step, preset=preset))
+@functools.partial(jax.jit, static_argnames=("preset", "unrolled"), donate_argnums=0)
+def _advance(state, f, arrays, steps, *, preset, unrolled):
+    """`steps` training steps of all lanes; f [n v d]; returns (state, losses [lanes, CHUNK]).
+
+    `unrolled` writes the lanes out one by one: a CPU runs small matrix products apart faster than
+    one batched product, and works on several lanes at a time.
+    """
+    move = functools.partial(train_step, preset=preset, flipped=unrolled)
     places = jnp.arange(arrays["rows"].shape[-1])
 
     def step(i, carry):
         state, losses = carry
         mask = (places < arrays["counts"][:, i, None]).astype(jnp.float32)
         batch = f[arrays["rows"][:, i]].astype(jnp.float32)
-        state, loss = one(
-            state,
-            batch,
-            arrays["labels"][:, i],
-            mask,
-            arrays["weights"],
-            arrays["decay"],
-            arrays["rates"][:, i],
-            arrays["steps"][:, i],
-        )
+        now = {name: arrays[name][:, i] for name in ("labels", "rates", "steps")}
+        inputs = (batch, now["labels"], mask, arrays["weights"], arrays["decay"])
+        inputs += (now["rates"], now["steps"])
+        if unrolled:
+            each = [move(s, *(a[lane] for a in inputs)) for lane, s in enumerate(state)]
+            state, loss = [s for s, _ in each], jnp.stack([value for _, value in each])
+        else:
+            state, loss = jax.vmap(move)(state, *inputs)
         return state, losses.at[:, i].set(loss)
 
-    losses = jnp.zeros(arrays["rates"].shape)
-    return jax.lax.fori_loop(0, steps, step, (state, losses))
+    lanes = len(arrays["rates"])
+    if unrolled:
+        state = [_flip(jax.tree.map(lambda a, lane=lane: a[lane], state)) for lane in range(lanes)]
+    state, losses = jax.lax.fori_loop(0, steps, step, (state, jnp.zeros(arrays["rates"].shape)))
+    if unrolled:
+        state = jax.tree.map(lambda *a: jnp.stack(a), *map(_flip, state))
+    return state, losses
+
+
+def _flip(state: dict) -> dict:
+    return {k: v if k == "statistics" else transposed(v) for k, v in state.items()}
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -177,8 +177,9 @@ def loss(params, statistics, f, labels, mask, weights, *, preset: str | None):
     mask, labels = jnp.tile(mask, views), jnp.tile(labels, views)
     z, statistics = transform(params, statistics, rows, mask=mask)
     log_p = jax.nn.log_softmax(z @ params["kernel"] + params["bias"])
-    picked = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
-    cross_entropy = -(picked * mask).sum() / mask.sum()
+    # One-hot, not a gather: a gather's gradient is a scatter, slow on a CPU.
+    one_hot = jax.nn.one_hot(labels, log_p.shape[1]) * mask[:, None]
+    cross_entropy = -(log_p * one_hot).sum() / mask.sum()
     total = cross_entropy
     if preset is not None:
         named = dict(zip(TERMS, weights, strict=True))
@@ -186,16 +187,28 @@ def loss(params, statistics, f, labels, mask, weights, *, preset: str | None):
     return total, (statistics, cross_entropy)
 
 
-def train_step(state, f, labels, mask, weights, weight_decay, learning_rate, step, *, preset):
+def transposed(params: dict) -> dict:
+    """The parameters with every matrix transposed, [out, in]."""
+    return jax.tree.map(lambda a: a.T if a.ndim == 2 else a, params)
+
+
+def train_step(
+    state, f, labels, mask, weights, weight_decay, learning_rate, step, *, preset, flipped=False
+):
     """One AdamW step of one head. `step` counts from 1; `preset` as in `loss`.
+
+    `flipped` states hold `transposed` parameters and moments, which is faster on a CPU: there the
+    gradient of a kernel is then a product whose long side lies along the memory.
 
     state: {"params", "statistics", "mean", "square"}. Decay is decoupled (as `optax.adamw`) and
     `weight_decay` is (on matrices, on vectors). Returns (state, cross-entropy).
     """
-    gradient = jax.grad(loss, has_aux=True)
-    grads, (statistics, value) = gradient(
-        state["params"], state["statistics"], f, labels, mask, weights, preset=preset
-    )
+
+    def objective(params):
+        params = transposed(params) if flipped else params
+        return loss(params, state["statistics"], f, labels, mask, weights, preset=preset)
+
+    grads, (statistics, value) = jax.grad(objective, has_aux=True)(state["params"])
     size = learning_rate / (1 - BETA1**step)
     correction = 1 / (1 - BETA2**step)
     tree = jax.tree.map
