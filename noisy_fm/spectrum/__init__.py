@@ -84,7 +84,7 @@ def track(features, *, center=False, normalize=False, convention=None) -> dict[s
     An array of more than two axes [n … d] (feature maps, tokens) is averaged over the middle ones.
     Meant for a log: features that have collapsed to zero or turned NaN give NaN, not an error.
     """
-    values = {}
+    values: dict[str, float] = {}
     for layer, x in features.items():
         x = np.asarray(x)
         if x.ndim > 2:

@@ -20,9 +20,9 @@ from noisy_fm.spectrum.moments import Moments, Spectrum
 
 
 class State(NamedTuple):
-    """Rows seen (count []), their mean [d] (zeros unless centred) and R [d d], RᵀR = FᵀF."""
+    """Rows seen (rows []), their mean [d] (zeros unless centred) and R [d d], RᵀR = FᵀF."""
 
-    count: jax.Array
+    rows: jax.Array
     mean: jax.Array
     factor: jax.Array
 
@@ -56,7 +56,7 @@ def update(state: State, x, mask=None, *, center=False, normalize=False) -> Stat
 def merge(a: State, b: State) -> State:
     """The state of both sets of rows."""
     return _reduce(
-        jnp.stack([a.count, b.count]),
+        jnp.stack([a.rows, b.rows]),
         jnp.stack([a.mean, b.mean]),
         jnp.concatenate([a.factor, b.factor]),
     )
@@ -82,7 +82,7 @@ def to_spectrum(state: State, *, center=False, normalize=False) -> Spectrum:
     factor = np.asarray(state.factor, np.float64)
     if not np.isfinite(factor).all():
         raise ValueError("device features had NaN or infinite values")
-    spectrum.n, spectrum.d = int(state.count), factor.shape[1]
+    spectrum.n, spectrum.d = int(state.rows), factor.shape[1]
     mean = np.asarray(state.mean, np.float64) if spectrum.settings["center"] == "columns" else None
     spectrum._moments = Moments(spectrum.n, mean, None, factor)
     return spectrum

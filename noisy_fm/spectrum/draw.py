@@ -48,7 +48,7 @@ def plot(
         label = _label(name, p, (intervals or {}).get(name, {}))
         style = {"color": colour, "linewidth": 1.8, "solid_capstyle": "round"}
         decay.plot(index[seen], p[seen], label=label, **style)
-        if name in (bands or {}):
+        if bands and name in bands:
             low, high = np.asarray(bands[name])[:, : seen.sum()]
             decay.fill_between(index[: len(low)], low, high, color=colour, alpha=0.2, linewidth=0)
         gathered.plot(index, np.cumsum(values**2) / (values**2).sum(), **style)

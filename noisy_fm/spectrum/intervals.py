@@ -12,6 +12,7 @@ lower rank than the sample itself, so percentiles of bootstrap replicates would 
 value they are for; only the replicates' *deviations from their own mean* are used here.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -128,7 +129,8 @@ def _stack(rows: list[dict]) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows], np.float64) for name in rows[0]}
 
 
-class _BlockMoments(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _BlockMoments:
     """Per block: rows, sums (of rows centred on the whole) and Gram matrices [b d d]."""
 
     sizes: np.ndarray

@@ -186,7 +186,7 @@ class Spectrum:
     def __init__(self, *, center=False, normalize=False, convention: str | None = None):
         self.settings = resolve(center, normalize, convention)
         self.n = 0
-        self.d: int | None = None
+        self.d = 0  # until the first rows
         self._moments: Moments | None = None
         self._pending: list[np.ndarray] = []  # prepared rows not yet in the moments
 
