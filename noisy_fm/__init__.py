@@ -1,4 +1,4 @@
-"""Noisy model learning in JAX: what supervision noise does to a model, and NMTune, which repairs it.
+"""Noisy model learning in JAX: what supervision noise does to a model, and NMTune against it.
 
     from noisy_fm import NMTuneClassifier, diagnose, spectrum
 
@@ -10,7 +10,12 @@ import importlib
 __version__ = "0.1.0"
 
 _MODULES = ("data", "features", "losses", "models", "nmtune", "noise", "probe", "spectrum")
-_NAMES: dict[str, str] = {}
+_NAMES = {
+    "LinearProbe": "estimator",
+    "MLPTuneClassifier": "estimator",
+    "NMTuneClassifier": "estimator",
+    "NMTuneTransformer": "estimator",
+}
 __all__ = [*_MODULES, *_NAMES]
 
 

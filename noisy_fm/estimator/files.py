@@ -1,0 +1,97 @@
+"""Estimators in safetensors files: arrays as tensors, all else as JSON in the header."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from noisy_fm import __version__
+
+FORMAT = 1
+_SCALARS = ("n_features_in_", "n_iter_", "loss_curve_", "validation_scores_")
+
+
+def save(estimator, path) -> None:
+    """Writes a fitted estimator; raises ValueError for an argument that JSON does not hold."""
+    from safetensors.numpy import save_file
+
+    tensors = {f"parameters/{k}": v for k, v in _flat(estimator._parameters).items()}
+    tensors |= {f"statistics/{k}": v for k, v in _flat(estimator._statistics).items()}
+    if estimator.mean_ is not None:
+        tensors |= {"mean": estimator.mean_, "scale": estimator.scale_}
+    arguments = estimator.get_params(deep=False)
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ValueError(
+                f"{name}={value!r} cannot be stored: set a plain number, text or None first"
+            ) from None
+    header = {
+        "format": FORMAT,
+        "version": __version__,
+        "estimator": type(estimator).__name__,
+        "arguments": arguments,
+        "classes": estimator.classes_.tolist(),
+        "classes_dtype": str(estimator.classes_.dtype),
+        "fitted": {name: getattr(estimator, name) for name in _SCALARS},
+    }
+    if hasattr(estimator, "feature_names_in_"):
+        header["feature_names"] = list(estimator.feature_names_in_)
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    save_file(tensors, path, metadata={"noisy_fm": json.dumps(header)})
+
+
+def load(cls, path):
+    """The estimator of class `cls` in a file; ValueError in one line for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected what {cls.__name__}.save wrote")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get("noisy_fm", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    if header is None:
+        raise ValueError(f"{path}: a safetensors file, but not one that an estimator wrote")
+    if header["format"] != FORMAT:
+        raise ValueError(
+            f"{path}: format {header['format']} of noisy_fm {header['version']}, expected {FORMAT}"
+        )
+    if header["estimator"] != cls.__name__:
+        raise ValueError(f"{path}: holds a {header['estimator']}, not a {cls.__name__}")
+    estimator = cls(**header["arguments"])
+    for name, value in header["fitted"].items():
+        setattr(estimator, name, value)
+    estimator.classes_ = np.array(header["classes"], dtype=header["classes_dtype"])
+    if "feature_names" in header:
+        estimator.feature_names_in_ = np.array(header["feature_names"], dtype=object)
+    estimator.mean_, estimator.scale_ = tensors.pop("mean", None), tensors.pop("scale", None)
+    estimator._optimizer = None
+    estimator._parameters = _tree(tensors, "parameters")
+    estimator._statistics = _tree(tensors, "statistics")
+    return estimator
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """{"mlp": {"scale": a}} → {"mlp/scale": a}."""
+    found = {}
+    for name, value in tree.items():
+        nested = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{name}/") if nested else {prefix + name: value}
+    return found
+
+
+def _tree(tensors: dict, root: str) -> dict:
+    """The nested dict under `root`, from names of `_flat`."""
+    tree: dict = {}
+    for name, value in tensors.items():
+        first, *path, last = name.split("/")
+        if first == root:
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[last] = value
+    return tree

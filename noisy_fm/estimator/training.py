@@ -1,0 +1,144 @@
+"""Fits one head step by step (early stopping, warm state) and applies it in NumPy."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from noisy_fm.config import cache_compilations
+from noisy_fm.estimator.rows import bucket
+from noisy_fm.probe.heads import NORM_EPSILON, Head, start_state, train_step
+from noisy_fm.probe.plan import Plan
+
+CHUNK = 512  # steps handed to the device at a time
+
+
+@dataclasses.dataclass
+class State:
+    """A head in training: NumPy trees and the optimiser steps taken."""
+
+    tree: dict
+    steps: int = 0
+
+    @classmethod
+    def fresh(cls, head: Head, width: int, num_classes: int) -> "State":
+        keep_programs()
+        return cls(jax.device_get(_start(head.layout, head.seed, width, num_classes)))
+
+
+@functools.cache
+def keep_programs() -> None:
+    """Compiled programs go to the disk, unless the user has chosen a place or switched it off."""
+    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+        cache_compilations()
+
+
+def plan_of(head: Head, labels) -> Plan:
+    """The batches of a head that trains on all rows, in their order."""
+    return Plan(head, np.arange(len(labels), dtype=np.int32), labels.astype(np.int32))
+
+
+def run(state: State, plan: Plan, features, weights, *, rates, first: int = 0, stride: int):
+    """Yields (state, losses [stride]) after every `stride` steps, until `rates` are used up.
+
+    features float32 [n d], weights [n] > 0 (in a batch scaled to a mean of one); `first` is the
+    plan's step to begin with. Raises ValueError where the loss is no longer finite.
+    """
+    head = plan.head
+    resident = np.zeros((bucket(len(features)), features.shape[1]), np.float32)
+    resident[: len(features)] = features
+    resident = jax.device_put(resident)
+    strengths = np.float32(head.weights)
+    decay = np.float32([head.weight_decay, head.weight_decay * (head.preset == "release")])
+    preset = head.preset if head.regularized else None
+    for stop in range(stride, len(rates) + 1, stride):
+        losses = []
+        for begin in range(stop - stride, stop, CHUNK):
+            end = min(begin + CHUNK, stop)
+            arrays = _arrays(plan, weights, first + begin, rates[begin:end], state.steps)
+            tree, found = _advance(
+                state.tree, resident, arrays, strengths, decay, end - begin, preset=preset
+            )
+            state = State(tree, state.steps + end - begin)
+            losses.append(np.array(found)[: end - begin])
+            if not np.isfinite(losses[-1]).all():
+                raise ValueError(
+                    f"training diverged within {state.steps} steps (the loss is not finite): lower "
+                    f"learning_rate={head.learning_rate} or set standardize=True"
+                )
+        yield state, np.concatenate(losses)
+
+
+def _arrays(plan: Plan, weights, first: int, rates, taken: int) -> dict:
+    """What the plan's steps from `first` need, padded to CHUNK so that one program serves all."""
+    size, steps = plan.head.batch_size, len(rates)
+    rows, labels, counts = plan.batches(first, first + steps)
+    mask = np.where(np.arange(size) < counts[:, None], weights[rows], 0)
+    mask *= (counts / mask.sum(axis=1))[:, None]
+    arrays = {
+        "rows": np.zeros((CHUNK, size), np.int32),
+        "labels": np.zeros((CHUNK, size), np.int32),
+        "mask": np.zeros((CHUNK, size), np.float32),
+        "rates": np.zeros(CHUNK, np.float32),
+        "steps": np.arange(taken + 1, taken + CHUNK + 1, dtype=np.float32),
+    }
+    for name, values in {"rows": rows, "labels": labels, "mask": mask}.items():
+        arrays[name][:steps] = values
+    arrays["rates"][:steps] = rates
+    return arrays
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "width", "num_classes"))
+def _start(layout: str, seed, width: int, num_classes: int):
+    return start_state(layout, seed, width, num_classes)
+
+
+@functools.partial(jax.jit, static_argnames="preset", donate_argnums=0)
+def _advance(tree, features, arrays, weights, decay, steps, *, preset):
+    """`steps` training steps; features [n d]; returns (tree, losses [CHUNK])."""
+
+    def step(i, carry):
+        tree, losses = carry
+        here = {name: values[i] for name, values in arrays.items()}
+        tree, loss = train_step(
+            tree,
+            features[here["rows"]][:, None],
+            here["labels"],
+            here["mask"],
+            weights,
+            decay,
+            here["rates"],
+            here["steps"],
+            preset=preset,
+        )
+        return tree, losses.at[i].set(loss)
+
+    return jax.lax.fori_loop(0, steps, step, (tree, jnp.zeros(CHUNK)))
+
+
+def transform(parameters: dict, statistics: dict, f: np.ndarray) -> np.ndarray:
+    """Z [n d] of F [n d] in F's precision: nothing to compile, and rows do not depend on others."""
+    if "mlp" not in parameters:
+        return f
+    p = {name: np.asarray(value, f.dtype) for name, value in parameters["mlp"].items()}
+    scale = p["norm_scale"] / np.sqrt(np.asarray(statistics["var"], f.dtype) + NORM_EPSILON)
+    shift = (p["bias_in"] - statistics["mean"]) * scale + p["norm_bias"]
+    scale, shift = scale.astype(f.dtype), shift.astype(f.dtype)
+    z = np.empty_like(f)
+    for i in range(0, len(f), 4096):
+        hidden = np.maximum(f[i : i + 4096] @ p["kernel_in"] * scale + shift, 0)
+        z[i : i + 4096] = hidden @ p["kernel_out"] + p["bias_out"]
+    return f + p["scale"] * z if "scale" in p else z
+
+
+def logits(parameters: dict, statistics: dict, f: np.ndarray) -> np.ndarray:
+    """Class scores [n c] of F [n d], in F's precision."""
+    kernel, bias = (np.asarray(parameters[name], f.dtype) for name in ("kernel", "bias"))
+    return transform(parameters, statistics, f) @ kernel + bias
+
+
+def copy(tree):
+    """The tree as NumPy arrays of their own (a device may reuse its memory)."""
+    return jax.tree.map(np.array, tree)
