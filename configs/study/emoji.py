@@ -12,10 +12,23 @@ are memorised (overnight on two cores, minutes on a GPU):
 from noisy_fm import config as config_lib
 
 
+SOURCES = ("noto", "twemoji")  # drawn by artists seen in pre-training …
+UNSEEN = ("lineart", "fluent3d", "fluentflat")  # … and by artists never seen
+COLOURED = ("fluent3d", "fluentflat")  # line art has no skin tones and too few persons
+TASKS = (
+    *(("emoji_domains", "category", source, UNSEEN) for source in SOURCES),
+    *(("emoji_domains", "subject", source, UNSEEN) for source in SOURCES),
+    *(("emoji_domains", "person_kind", source, COLOURED) for source in SOURCES),
+    *(("emoji_domains", "skin_tone", source, COLOURED) for source in SOURCES),
+    ("digits", "", "", ()),
+)
+
+
 def get_config(arg: str = ""):
     args = config_lib.parse_arg(arg, full=False)
     config = config_lib.study()
     config.pretrain.data.domain = ("noto", "twemoji", "openmoji")
+    config.tasks = TASKS
     config.pretrain.epochs = 8.0
     config.pretrain.optimizer.learning_rate = 3e-3
     config.pretrain.schedule.warmup_epochs = 1.0
