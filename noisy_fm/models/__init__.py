@@ -8,19 +8,23 @@ in "batch_stats" (`mutable=["batch_stats"]` in training), drop path draws from t
 import dataclasses
 import difflib
 from functools import partial
+from typing import cast
 
 import flax.linen as nn
 
+from noisy_fm.models.efficientnet import EfficientNetLite
 from noisy_fm.models.resnet import ResNet
 from noisy_fm.models.vit import ViT
 
-MODELS: dict[str, partial[nn.Module]] = {
+MODELS: dict[str, partial] = {
     # 224×224 images. He et al., CVPR 2016, table 1.
     "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, stage_sizes=(3, 4, 6, 3)),
     "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), block="bottleneck"),
     "resnet101": partial(ResNet, stage_sizes=(3, 4, 23, 3), block="bottleneck"),
     "resnet152": partial(ResNet, stage_sizes=(3, 8, 36, 3), block="bottleneck"),
+    # Tan and Le, ICML 2019, as Lite; with published weights: `efficientnet.load_lite0()`.
+    "efficientnet_lite0": partial(EfficientNetLite),
     # Dosovitskiy et al., ICLR 2021, table 1; Ti and S: Touvron et al., ICML 2021, table 1.
     "vit_ti16": partial(ViT, patch=16, dim=192, depth=12, num_heads=3),
     "vit_s16": partial(ViT, patch=16, dim=384, depth=12, num_heads=6),
@@ -37,7 +41,7 @@ MODELS: dict[str, partial[nn.Module]] = {
 def create(name: str, num_classes: int, **overrides) -> nn.Module:
     """The model of that name with `num_classes` outputs (0: no head, logits are "pre_logits").
 
-    overrides: fields of its class (`ResNet`, `ViT`), such as `dtype`, `drop_path`, `width`, `dim`.
+    overrides: fields of its class (`ResNet`, `ViT`, …), such as `dtype`, `drop_path`, `width`, `dim`.
     Raises ValueError for a name or a field that does not exist.
     """
     if name not in MODELS:
@@ -45,7 +49,7 @@ def create(name: str, num_classes: int, **overrides) -> nn.Module:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
         raise ValueError(f"num_classes is {num_classes!r}; expected a whole number, 0 for no head")
     constructor = MODELS[name]
-    fields = {f.name for f in dataclasses.fields(constructor.func)} - {"parent", "name"}
+    fields = {f.name for f in dataclasses.fields(cast(type, constructor.func))} - {"parent", "name"}
     for field in overrides:
         if field not in fields - {"num_classes"}:
             raise ValueError(_unknown(f"argument of {name}", field, fields - {"num_classes"}))
