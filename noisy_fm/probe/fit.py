@@ -27,6 +27,7 @@ from noisy_fm.probe.heads import (
 from noisy_fm.progress import Progress
 
 CHUNK = 512  # steps handed to the device at a time
+BLOCK = 4096  # rows of a block of streamed features
 EVALUATION_ROWS = 2048
 UNROLLED_LANES = 8  # on a CPU more lanes only make a longer program
 
@@ -101,6 +102,8 @@ def fit_heads(
     memory_budget  bytes for the training features and the heads in training
     devices    lanes are spread over these; by default all accelerators, or one CPU device
 
+    Features of more than half the budget stay where they are (a memory-mapped file) and stream:
+    examples are then shuffled by blocks of the file, see `Plan.order`, in place of freely.
     A head's result is that of training it alone, to float32 rounding. Subset, noise, initial
     parameters and order follow from the head's seed and the ids. An incomplete last batch counts
     its real rows only. Raises ValueError or TypeError, in one line, for features, labels, test
@@ -118,14 +121,29 @@ def fit_heads(
     check.check_finite(features, "features")
     check.warn_constant(features, "features")
 
-    plans = [plan.make_plan(head, labels, num_classes, ids) for head in heads]
-    groups_of_heads: dict[tuple, list[int]] = {}
-    for i, head in enumerate(heads):
-        groups_of_heads.setdefault(plan.group_key(head, views), []).append(i)
-    results: list[Result | None] = [None] * len(heads)
+    block = BLOCK if _streams(features, memory_budget) else 0
+    plans = [plan.make_plan(head, labels, num_classes, ids, block=block) for head in heads]
+    options = {"memory_budget": memory_budget, "devices": devices, "progress": progress}
+    results = fit_plans(features, plans, num_classes=num_classes, **options)
+    _test(results, tests, num_classes, keep_parameters)
+    return results
+
+
+def fit_plans(
+    features, plans, *, num_classes, memory_budget=2**31, devices=None, progress=False
+) -> list[Result]:
+    """Trains a head for each `plan.Plan`, which names its rows, labels and their weights.
+
+    The work of `fit_heads`, without its checks and tests; for folds and weighted examples.
+    """
+    views = features.shape[1] if features.ndim == 3 else 1
+    groups: dict[tuple, list[int]] = {}
+    for i, p in enumerate(plans):
+        groups.setdefault(plan.group_key(p.head, views), []).append(i)
+    results: list[Result | None] = [None] * len(plans)
     total = sum(p.steps for p in plans)
     with Progress("probe", total, unit="head-step", show=progress) as bar:
-        for key, members in groups_of_heads.items():
+        for key, members in groups.items():
             chosen = [plans[i] for i in members]
             fit = _fit_group if key[0] not in reference.FITS else _fit_reference
             options = {"memory_budget": memory_budget, "devices": devices, "bar": bar}
@@ -133,7 +151,6 @@ def fit_heads(
                 members, fit(features, chosen, key, num_classes, **options), strict=True
             ):
                 results[i] = result
-    _test(results, tests, num_classes, keep_parameters)
     return results
 
 
@@ -193,32 +210,63 @@ def _fit_group(features, plans, key, num_classes, *, memory_budget, devices, bar
     """Trains heads of one shape in lanes; see the module's docstring."""
     layout, preset, batch, views = key
     f = features[:, :views] if features.ndim == 3 else features[:, None]
-    f = np.asarray(f, features.dtype if features.dtype.itemsize <= 4 else np.float32)
     width = f.shape[-1]
     start = functools.partial(_start, layout=layout, width=width, num_classes=num_classes)
     sharded, whole, count = _placement(devices)
-    most = _lanes_within(memory_budget - f.nbytes, start, batch * views, layout, width)
+    streams = _streams(features, memory_budget)
+    free = memory_budget // 2 if streams else memory_budget - f.nbytes
     unrolled = count == 1 and next(iter(whole.device_set)).platform == "cpu"
-    most = min(most, UNROLLED_LANES) if unrolled else most
+    most = min(
+        _lanes_within(free, start, batch * views, layout, width),
+        UNROLLED_LANES if unrolled else len(plans) + count,
+    )
     lanes = plan.choose_lanes([p.steps for p in plans], most, multiple=count)
-    f = jax.device_put(f, whole)
-    queues = plan.pack([p.steps for p in plans], lanes)
-    run = _Lanes(plans, queues, batch)
+    read = (_windows if streams else _resident)(f, whole)
+    run = _Lanes(plans, plan.pack([p.steps for p in plans], lanes), batch)
+    if streams:
+        run.most = max(1, min(CHUNK, memory_budget // 8 // (lanes * batch * f[0].nbytes)))
     fresh = [start(seed=run.seed(lane)) for lane in range(lanes)]
     state = jax.device_put(jax.tree.map(lambda *a: np.stack(a), *fresh), sharded)
     results: list[Result | None] = [None] * len(plans)
+    losses = None
     while run.active():
         steps = run.chunk()
-        arrays = {name: jax.device_put(a, sharded) for name, a in run.arrays(steps).items()}
-        state, losses = _advance(state, f, arrays, steps, preset=preset, unrolled=unrolled)
+        arrays = run.arrays(steps)
+        block, arrays["rows"] = read(arrays["rows"])
+        arrays = jax.device_put(arrays, sharded)
+        if losses is not None:
+            losses.block_until_ready()  # one chunk in flight while the host prepares the next
+        state, losses = _advance(state, block, arrays, steps, preset=preset, unrolled=unrolled)
         bar.update(steps * len(run.active()))
-        finished = run.move(steps, np.asarray(losses))
-        for lane, job in finished:
+        for lane, job in run.move(steps, losses):
             held = jax.tree.map(lambda a, lane=lane: np.asarray(a[lane]), state)
             results[job] = run.result(job, held)
             if lane in run.active():
                 state = _replace(state, start(seed=run.seed(lane)), lane)
     return results
+
+
+def _streams(features, memory_budget: int) -> bool:
+    return features.nbytes > memory_budget // 2
+
+
+def _resident(f, sharding):
+    """The whole features on the device; what is read of them is left to it."""
+    kept = f.dtype if f.dtype.itemsize <= 4 and f.dtype.kind == "f" else np.float32
+    f = jax.device_put(np.asarray(f, kept), sharding)
+    return lambda rows: (f, rows)
+
+
+def _windows(f, sharding):
+    """The rows of a chunk alone, each read once for all lanes, in a buffer of constant size."""
+
+    def read(rows):
+        unique, where = np.unique(rows, return_inverse=True)
+        buffer = np.zeros((rows.size, *f.shape[1:]), f.dtype if f.dtype.itemsize <= 4 else "f4")
+        buffer[: len(unique)] = f[unique]
+        return jax.device_put(buffer, sharding), where.reshape(rows.shape).astype(np.int32)
+
+    return read
 
 
 def _placement(devices):
@@ -246,6 +294,7 @@ class _Lanes:
     def __init__(self, plans, queues, batch: int):
         self.plans, self.queues, self.batch = plans, [list(q) for q in queues], batch
         self.step = [0] * len(queues)
+        self.most = CHUNK
         self.losses: dict[int, list[np.ndarray]] = {}
         self.counts: dict[int, list[np.ndarray]] = {}
         self.rates = [cosine(p.head.learning_rate, p.steps) for p in plans]
@@ -257,40 +306,42 @@ class _Lanes:
         return self.plans[self.queues[lane][0]].head.seed if self.queues[lane] else 0
 
     def chunk(self) -> int:
-        """Steps until the next head is done, at most CHUNK."""
+        """Steps until the next head is done, at most `most`."""
         left = [self.plans[self.queues[i][0]].steps - self.step[i] for i in self.active()]
-        return min(CHUNK, *left)
+        return min(self.most, *left)
 
     def arrays(self, steps: int) -> dict[str, np.ndarray]:
         """What each lane needs for the next steps, lane first; idle lanes step on nothing."""
         lanes = len(self.queues)
         a = {
-            "rows": np.zeros((lanes, CHUNK, self.batch), np.int32),
-            "labels": np.zeros((lanes, CHUNK, self.batch), np.int32),
-            "counts": np.ones((lanes, CHUNK), np.int32),
-            "rates": np.zeros((lanes, CHUNK), np.float32),
-            "steps": np.ones((lanes, CHUNK), np.float32),
+            "rows": np.zeros((lanes, self.most, self.batch), np.int32),
+            "labels": np.zeros((lanes, self.most, self.batch), np.int32),
+            "masks": np.zeros((lanes, self.most, self.batch), np.float32),
+            "rates": np.zeros((lanes, self.most), np.float32),
+            "steps": np.ones((lanes, self.most), np.float32),
             "weights": np.zeros((lanes, 3), np.float32),
             "decay": np.zeros((lanes, 2), np.float32),
         }
+        a["masks"][:, :, 0] = 1  # a batch of no rows would be 0/0
         for lane in self.active():
             job, first = self.queues[lane][0], self.step[lane]
             p, head, here = self.plans[job], self.plans[job].head, (lane, slice(0, steps))
-            a["rows"][here], a["labels"][here], a["counts"][here] = p.batches(first, first + steps)
+            a["rows"][here], a["labels"][here], counts = p.batches(first, first + steps)
+            a["masks"][here] = p.masks(first, first + steps)
             a["rates"][here] = self.rates[job][first : first + steps]
             a["steps"][here] = np.arange(first + 1, first + steps + 1)
             a["weights"][lane] = head.weights
             a["decay"][lane] = head.weight_decay
             a["decay"][lane, 1] *= head.preset == "release"
-            self.counts.setdefault(job, []).append(a["counts"][here].copy())
+            self.counts.setdefault(job, []).append(counts)
         return a
 
-    def move(self, steps: int, losses: np.ndarray) -> list[tuple[int, int]]:
+    def move(self, steps: int, losses: jax.Array) -> list[tuple[int, int]]:
         """Moves on; returns (lane, head) of those that are done."""
         finished = []
         for lane in self.active():
             job = self.queues[lane][0]
-            self.losses.setdefault(job, []).append(losses[lane, :steps])
+            self.losses.setdefault(job, []).append((losses, lane, steps))
             self.step[lane] += steps
             if self.step[lane] == self.plans[job].steps:
                 finished.append((lane, job))
@@ -302,7 +353,8 @@ class _Lanes:
     def result(self, job: int, state: dict) -> Result:
         p = self.plans[job]
         shape = (p.head.epochs, p.steps_per_epoch)
-        losses = np.concatenate(self.losses.pop(job)).reshape(shape)
+        parts = [np.asarray(a)[lane, :steps] for a, lane, steps in self.losses.pop(job)]
+        losses = np.concatenate(parts).reshape(shape)
         counts = np.concatenate(self.counts.pop(job)).reshape(shape)
         curve = (losses * counts).sum(1) / counts.sum(1)
         return Result(
@@ -311,21 +363,19 @@ class _Lanes:
 
 
 @functools.partial(jax.jit, static_argnames=("preset", "unrolled"), donate_argnums=0)
-def _advance(state, f, arrays, steps, *, preset, unrolled):
-    """`steps` training steps of all lanes; f [n v d]; returns (state, losses [lanes, CHUNK]).
+def advance(state, f, arrays, steps, *, preset, unrolled):
+    """`steps` training steps of all lanes; f [n v d]; returns (state, losses [lanes, steps]).
 
     `unrolled` writes the lanes out one by one: a CPU runs small matrix products apart faster than
     one batched product, and works on several lanes at a time.
     """
     move = functools.partial(train_step, preset=preset, flipped=unrolled)
-    places = jnp.arange(arrays["rows"].shape[-1])
 
     def step(i, carry):
         state, losses = carry
-        mask = (places < arrays["counts"][:, i, None]).astype(jnp.float32)
         batch = f[arrays["rows"][:, i]].astype(jnp.float32)
-        now = {name: arrays[name][:, i] for name in ("labels", "rates", "steps")}
-        inputs = (batch, now["labels"], mask, arrays["weights"], arrays["decay"])
+        now = {name: arrays[name][:, i] for name in ("labels", "masks", "rates", "steps")}
+        inputs = (batch, now["labels"], now["masks"], arrays["weights"], arrays["decay"])
         inputs += (now["rates"], now["steps"])
         if unrolled:
             each = [move(s, *(a[lane] for a in inputs)) for lane, s in enumerate(state)]

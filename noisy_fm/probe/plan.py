@@ -7,6 +7,8 @@ import numpy as np
 from noisy_fm import noise
 from noisy_fm.probe.heads import TRAINED, Head
 
+WINDOW = 16  # blocks among which streamed rows are shuffled
+
 
 def subset(labels, fraction: float, *, seed: int = 0, ids=None) -> np.ndarray:
     """Positions of a share of each class's examples, at least one of each class.
@@ -41,11 +43,15 @@ def _hash(seed: int, ids: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class Plan:
-    """What one head trains on: positions [n] and labels [n] after subsetting and label noise."""
+    """What one head trains on: positions [n] and labels [n] after subsetting and label noise.
+
+    `weights` [n] > 0 weigh the cross-entropy and BatchNorm's moments; None: all rows alike.
+    """
 
     head: Head
     rows: np.ndarray
     labels: np.ndarray
+    weights: np.ndarray | None = None
     _epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     @property
@@ -60,14 +66,37 @@ class Plan:
         return self.steps_per_epoch * self.head.epochs
 
     def order(self, epoch: int) -> np.ndarray:
-        """Permutation [n] of the epoch: a function of (seed, epoch, n)."""
+        """Permutation [n] of the epoch: a function of (seed, epoch, n).
+
+        Streamed features are shuffled by blocks: the blocks in an order all heads share, then
+        the rows among `WINDOW` successive blocks, so that reads stay within one window.
+        """
         if self._epoch[0] != epoch:
             random = np.random.default_rng([self.head.seed, epoch])
-            self._epoch = epoch, random.permutation(len(self.rows)).astype(np.int32)
+            order = random.permutation(len(self.rows)).astype(np.int32)
+            if self.block:
+                ranks = np.random.default_rng(epoch).permutation(self.rows.max() // self.block + 1)
+                windows = ranks[self.rows[order] // self.block] // WINDOW
+                order = order[np.argsort(windows, kind="stable")]
+            self._epoch = epoch, order
         return self._epoch[1]
 
     def batches(self, start: int, stop: int):
         """Rows [s b], labels [s b] and real rows [s] of steps start..stop−1; padding is row 0."""
+        picks, counts = self._picks(start, stop)
+        return self.rows[picks], self.labels[picks], counts
+
+    def masks(self, start: int, stop: int) -> np.ndarray:
+        """float32 [s b] of steps start..stop−1: 0 for padding, else weights of mean 1 a batch."""
+        picks, counts = self._picks(start, stop)
+        real = np.arange(self.head.batch_size) < counts[:, None]
+        if self.weights is None:
+            return real.astype(np.float32)
+        masks = np.where(real, self.weights[picks], 0)
+        return (masks * (counts / masks.sum(axis=1))[:, None]).astype(np.float32)
+
+    def _picks(self, start: int, stop: int):
+        """Places [s b] in `rows` and real rows [s] of steps start..stop−1; padding is place 0."""
         size, per_epoch = self.head.batch_size, self.steps_per_epoch
         picks = np.zeros((stop - start, size), np.int32)
         counts = np.full(stop - start, size, np.int32)
@@ -78,10 +107,10 @@ class Plan:
             flat = picks[first - start : last - start].reshape(-1)
             flat[: right - left] = self.order(epoch)[left:right]
             counts[last - start - 1] = right - left - (last - first - 1) * size
-        return self.rows[picks], self.labels[picks], counts
+        return picks, counts
 
 
-def make_plan(head: Head, labels, num_classes: int, ids) -> Plan:
+def make_plan(head: Head, labels, num_classes: int, ids, *, block: int = 0) -> Plan:
     """Subset by class on the given labels, then flip η of what is left."""
     rows = subset(labels, head.fraction, seed=head.seed, ids=ids)
     kept = labels[rows]
@@ -89,7 +118,7 @@ def make_plan(head: Head, labels, num_classes: int, ids) -> Plan:
         kept, _ = noise.flip_labels(
             kept, num_classes, head.label_noise, ids=ids[rows], seed=head.seed
         )
-    return Plan(head, rows.astype(np.int32), kept.astype(np.int32))
+    return Plan(head, rows.astype(np.int32), kept.astype(np.int32), block)
 
 
 def group_key(head: Head, views: int) -> tuple:
