@@ -8,5 +8,6 @@ results = probe.fit_heads(x, y, heads, num_classes=10, test_sets={"test": (x2, y
 from noisy_fm.probe.fit import Result, fit_heads
 from noisy_fm.probe.heads import Head
 from noisy_fm.probe.plan import subset
+from noisy_fm.probe.selection import Selection, select
 
-__all__ = ["Head", "Result", "fit_heads", "subset"]
+__all__ = ["Head", "Result", "Selection", "fit_heads", "select", "subset"]

@@ -24,19 +24,21 @@ def checked_features(features, name: str, *, width: int | None = None, least: in
     return features
 
 
-def check_finite(block: np.ndarray, name: str, *, first: int = 0) -> None:
-    """Raises ValueError for NaN and infinity in rows `first`… of an array, also after float32."""
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(np.asarray(block, np.float32))
-    if finite.all():
-        return
-    where = np.argwhere(~finite)
-    row, value = where[0], np.asarray(block)[tuple(where[0])]
-    cause = " (an overflow of float16?)" if block.dtype == np.float16 and np.isinf(value) else ""
-    raise ValueError(
-        f"{name} must be finite in float32: {value} at row {first + row[0]}, column {row[-1]}, "
-        f"{len(where)} such values{cause}"
-    )
+def check_finite(features, name: str, *, rows: int = 4096) -> None:
+    """Raises ValueError for NaN and infinity, also after float32; reads a block at a time."""
+    for first in range(0, len(features), rows):
+        block = np.asarray(features[first : first + rows])
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(block.astype(np.float32, copy=False))
+        if finite.all():
+            continue
+        where = np.argwhere(~finite)[0]
+        value = block[tuple(where)]
+        cause = "an overflow of float16" if block.dtype == np.float16 and np.isinf(value) else ""
+        raise ValueError(
+            f"{name} must be finite in float32: {value} at row {first + where[0]}, "
+            f"column {where[-1]}" + (f" ({cause}?)" if cause else "")
+        )
 
 
 def warn_constant(features, name: str) -> None:

@@ -236,7 +236,7 @@ def _fit_group(features, plans, key, num_classes, *, memory_budget, devices, bar
         arrays = jax.device_put(arrays, sharded)
         if losses is not None:
             losses.block_until_ready()  # one chunk in flight while the host prepares the next
-        state, losses = _advance(state, block, arrays, steps, preset=preset, unrolled=unrolled)
+        state, losses = advance(state, block, arrays, steps, preset=preset, unrolled=unrolled)
         bar.update(steps * len(run.active()))
         for lane, job in run.move(steps, losses):
             held = jax.tree.map(lambda a, lane=lane: np.asarray(a[lane]), state)

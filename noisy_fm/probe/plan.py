@@ -46,12 +46,14 @@ class Plan:
     """What one head trains on: positions [n] and labels [n] after subsetting and label noise.
 
     `weights` [n] > 0 weigh the cross-entropy and BatchNorm's moments; None: all rows alike.
+    `block` is the number of rows in a block of streamed features; 0: they are resident.
     """
 
     head: Head
     rows: np.ndarray
     labels: np.ndarray
     weights: np.ndarray | None = None
+    block: int = 0
     _epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     @property
@@ -75,7 +77,8 @@ class Plan:
             random = np.random.default_rng([self.head.seed, epoch])
             order = random.permutation(len(self.rows)).astype(np.int32)
             if self.block:
-                ranks = np.random.default_rng(epoch).permutation(self.rows.max() // self.block + 1)
+                keys = np.random.default_rng(epoch).random(self.rows.max() // self.block + 1)
+                ranks = keys.argsort().argsort()
                 windows = ranks[self.rows[order] // self.block] // WINDOW
                 order = order[np.argsort(windows, kind="stable")]
             self._epoch = epoch, order
@@ -118,7 +121,7 @@ def make_plan(head: Head, labels, num_classes: int, ids, *, block: int = 0) -> P
         kept, _ = noise.flip_labels(
             kept, num_classes, head.label_noise, ids=ids[rows], seed=head.seed
         )
-    return Plan(head, rows.astype(np.int32), kept.astype(np.int32), block)
+    return Plan(head, rows.astype(np.int32), kept.astype(np.int32), block=block)
 
 
 def group_key(head: Head, views: int) -> tuple:

@@ -1,0 +1,79 @@
+"""Choice among heads on a validation part of the training set; test sets are never looked at."""
+
+import dataclasses
+
+import numpy as np
+
+from noisy_fm.probe import check
+from noisy_fm.probe.fit import Result, fit_heads
+from noisy_fm.probe.heads import Head
+from noisy_fm.probe.plan import subset
+
+
+@dataclasses.dataclass
+class Selection:
+    """best: the chosen head, fitted on all training examples; scores [heads]: each head's score
+    on the validation part, positions `validation` of the training set."""
+
+    best: Result
+    scores: np.ndarray
+    validation: np.ndarray
+
+
+def select(
+    features,
+    labels,
+    heads,
+    *,
+    num_classes: int,
+    validation: float = 0.2,
+    metric: str = "accuracy",
+    seed: int = 0,
+    ids=None,
+    groups=None,
+    test_sets=None,
+    **settings,
+) -> Selection:
+    """Fits all heads without a validation part, and the best there once more on everything.
+
+    The part is a share of each class (at least one example), or of the `groups` [n] where related
+    examples must stay together. `metric` is one of `evaluate.classification_metrics`; ties go to
+    the earlier head. Label noise of a head falls on the part it trains on, never on the
+    validation labels. Other settings are those of `fit_heads`.
+    """
+    heads = check.checked_heads(heads)
+    if not 0 < validation < 1:
+        raise ValueError(f"validation must lie in (0, 1), got {validation!r}")
+    if metric not in ("accuracy", "balanced_accuracy", "macro_f1"):
+        raise ValueError(f"metric must be accuracy, balanced_accuracy or macro_f1, got {metric!r}")
+    features = check.checked_features(features, "features")
+    labels = check.checked_labels(labels, len(features), num_classes, "labels", train=True)
+    ids = check.checked_ids(ids, len(features))
+    held = _held_out(labels, validation, seed, ids, groups)
+    rest = np.delete(np.arange(len(labels)), held)
+    tried = fit_heads(
+        features[rest],
+        labels[rest],
+        heads,
+        num_classes=num_classes,
+        test_sets={"validation": (features[held], labels[held])},
+        ids=ids[rest],
+        keep_parameters=False,
+        **settings,
+    )
+    scores = np.array([result.metrics["validation"][metric] for result in tried])
+    best: Head = heads[int(scores.argmax())]
+    (final,) = fit_heads(
+        features, labels, [best], num_classes=num_classes, test_sets=test_sets, ids=ids, **settings
+    )
+    return Selection(final, scores, held)
+
+
+def _held_out(labels, share: float, seed: int, ids, groups) -> np.ndarray:
+    if groups is None:
+        return np.sort(subset(labels, share, seed=seed, ids=ids))
+    if np.shape(groups) != labels.shape:
+        raise ValueError(f"groups must be [{len(labels)}], got shape {np.shape(groups)}")
+    _, group = np.unique(groups, return_inverse=True)
+    drawn = subset(np.zeros(group.max() + 1, int), share, seed=seed)
+    return np.flatnonzero(np.isin(group, drawn))
