@@ -369,20 +369,24 @@ def test_bfloat16_compute_keeps_float32_parameters(name):
 
 def test_layer_scale_and_zero_init_start_blocks_as_identities():
     x = jnp.abs(jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 8)), jnp.float32))
-    for initial in (0.0, 1e-6):
-        block = Block(2, 4.0, initial, jnp.float32)
-        init = jax.jit(functools.partial(block.init_with_output, train=False))
-        y, variables = init(jax.random.key(0), x.reshape(2, 16, 8), 0.0)
-        assert ("ls1" in variables["params"]) == ("ls2" in variables["params"]) == (initial > 0)
-        moved = float(jnp.abs(y - x.reshape(2, 16, 8)).max())
-        assert 0 < moved < 1e-5 if initial else moved > 1e-3
-    for block in (BasicBlock(8, 1, True, jnp.float32), Bottleneck(2, 1, True, jnp.float32)):
-        init = jax.jit(functools.partial(block.init_with_output, train=False))
-        np.testing.assert_array_equal(init(jax.random.key(0), x, 0.0)[0], x)
-        init = jax.jit(
-            functools.partial(block.clone(zero_init_last=False).init_with_output, train=False)
-        )
-        assert float(jnp.abs(init(jax.random.key(0), x, 0.0)[0] - x).max()) > 0.1
+    tokens = x.reshape(2, 16, 8)
+
+    def first_output(module, x):
+        init = functools.partial(module.init_with_output, train=False)
+        return jax.jit(init)(jax.random.key(0), x, 0.0)[0]
+
+    with_scale = first_output(Block(2, 4.0, 1e-6, jnp.float32), tokens)
+    assert 0 < float(jnp.abs(with_scale - tokens).max()) < 1e-5
+    plain = Block(2, 4.0, 0.0, jnp.float32)
+    shapes = jax.eval_shape(
+        functools.partial(plain.init, train=False), jax.random.key(0), tokens, 0.0
+    )
+    assert shapes["params"].keys() == {"norm1", "attn", "norm2", "mlp"}
+
+    np.testing.assert_array_equal(first_output(BasicBlock(8, 1, True, jnp.float32), x), x)
+    np.testing.assert_array_equal(first_output(Bottleneck(2, 1, True, jnp.float32), x), x)
+    ones = first_output(BasicBlock(8, 1, False, jnp.float32), x)
+    assert float(jnp.abs(ones - x).max()) > 0.1
 
 
 def test_initial_scale_is_that_of_he():
