@@ -35,7 +35,7 @@ def run(measure, argv):
     if args.only != "terms":
         for d in args.dimensions:
             cases += [_step(measure, d, 1, kind) for kind in ("relu", "decaying")]
-            if d * args.heads <= 12288:  # AdamW's state of 16 heads at 2048 takes gigabytes
+            if 1 < args.heads <= 12288 // d:  # AdamW's state of 16 heads at 2048 takes gigabytes
                 cases.append(_step(measure, d, args.heads, "relu"))
     return cases
 
