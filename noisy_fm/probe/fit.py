@@ -14,19 +14,10 @@ import numpy as np
 
 from noisy_fm import evaluate
 from noisy_fm.probe import check, plan, reference
-from noisy_fm.probe.heads import (
-    TRAINED,
-    Head,
-    cosine,
-    logits,
-    start_state,
-    train_step,
-    transform,
-    transposed,
-)
+from noisy_fm.probe.heads import TRAINED, Head, logits, start_state, transform
+from noisy_fm.probe.lanes import CHUNK, Lanes, advance, replace
 from noisy_fm.progress import Progress
 
-CHUNK = 512  # steps handed to the device at a time
 BLOCK = 4096  # rows of a block of streamed features
 EVALUATION_ROWS = 2048
 UNROLLED_LANES = 8  # on a CPU more lanes only make a longer program
@@ -222,7 +213,7 @@ def _fit_group(features, plans, key, num_classes, *, memory_budget, devices, bar
     )
     lanes = plan.choose_lanes([p.steps for p in plans], most, multiple=count)
     read = (_windows if streams else _resident)(f, whole)
-    run = _Lanes(plans, plan.pack([p.steps for p in plans], lanes), batch)
+    run = Lanes(plans, plan.pack([p.steps for p in plans], lanes), batch)
     if streams:
         run.most = max(1, min(CHUNK, memory_budget // 8 // (lanes * batch * f[0].nbytes)))
     fresh = [start(seed=run.seed(lane)) for lane in range(lanes)]
@@ -239,10 +230,16 @@ def _fit_group(features, plans, key, num_classes, *, memory_budget, devices, bar
         state, losses = advance(state, block, arrays, steps, preset=preset, unrolled=unrolled)
         bar.update(steps * len(run.active()))
         for lane, job in run.move(steps, losses):
-            held = jax.tree.map(lambda a, lane=lane: np.asarray(a[lane]), state)
-            results[job] = run.result(job, held)
+            held = {
+                part: jax.tree.map(lambda a, lane=lane: np.asarray(a[lane]), state[part])
+                for part in ("params", "statistics")
+            }
+            p, curve = plans[job], run.losses_by_epoch(job)
+            results[job] = Result(
+                p.head, held["params"], held["statistics"], {}, {}, curve, len(p.rows), p.steps
+            )
             if lane in run.active():
-                state = _replace(state, start(seed=run.seed(lane)), lane)
+                state = replace(state, start(seed=run.seed(lane)), lane)
     return results
 
 
@@ -286,120 +283,6 @@ def _lanes_within(budget: int, start, rows: int, layout: str, width: int) -> int
     hidden = 0 if layout == "linear" else 8 * width
     each = 4 * (5 * sum(a.size for a in shapes) + rows * (4 * width + 2 * hidden))
     return max(1, int(budget // each))
-
-
-class _Lanes:
-    """Where every lane stands: its queue of heads, and the step within the current one."""
-
-    def __init__(self, plans, queues, batch: int):
-        self.plans, self.queues, self.batch = plans, [list(q) for q in queues], batch
-        self.step = [0] * len(queues)
-        self.most = CHUNK
-        self.losses: dict[int, list[np.ndarray]] = {}
-        self.counts: dict[int, list[np.ndarray]] = {}
-        self.rates = [cosine(p.head.learning_rate, p.steps) for p in plans]
-
-    def active(self) -> list[int]:
-        return [lane for lane, queue in enumerate(self.queues) if queue]
-
-    def seed(self, lane: int) -> int:
-        return self.plans[self.queues[lane][0]].head.seed if self.queues[lane] else 0
-
-    def chunk(self) -> int:
-        """Steps until the next head is done, at most `most`."""
-        left = [self.plans[self.queues[i][0]].steps - self.step[i] for i in self.active()]
-        return min(self.most, *left)
-
-    def arrays(self, steps: int) -> dict[str, np.ndarray]:
-        """What each lane needs for the next steps, lane first; idle lanes step on nothing."""
-        lanes = len(self.queues)
-        a = {
-            "rows": np.zeros((lanes, self.most, self.batch), np.int32),
-            "labels": np.zeros((lanes, self.most, self.batch), np.int32),
-            "masks": np.zeros((lanes, self.most, self.batch), np.float32),
-            "rates": np.zeros((lanes, self.most), np.float32),
-            "steps": np.ones((lanes, self.most), np.float32),
-            "weights": np.zeros((lanes, 3), np.float32),
-            "decay": np.zeros((lanes, 2), np.float32),
-        }
-        a["masks"][:, :, 0] = 1  # a batch of no rows would be 0/0
-        for lane in self.active():
-            job, first = self.queues[lane][0], self.step[lane]
-            p, head, here = self.plans[job], self.plans[job].head, (lane, slice(0, steps))
-            a["rows"][here], a["labels"][here], counts = p.batches(first, first + steps)
-            a["masks"][here] = p.masks(first, first + steps)
-            a["rates"][here] = self.rates[job][first : first + steps]
-            a["steps"][here] = np.arange(first + 1, first + steps + 1)
-            a["weights"][lane] = head.weights
-            a["decay"][lane] = head.weight_decay
-            a["decay"][lane, 1] *= head.preset == "release"
-            self.counts.setdefault(job, []).append(counts)
-        return a
-
-    def move(self, steps: int, losses: jax.Array) -> list[tuple[int, int]]:
-        """Moves on; returns (lane, head) of those that are done."""
-        finished = []
-        for lane in self.active():
-            job = self.queues[lane][0]
-            self.losses.setdefault(job, []).append((losses, lane, steps))
-            self.step[lane] += steps
-            if self.step[lane] == self.plans[job].steps:
-                finished.append((lane, job))
-        for lane, _ in finished:
-            self.queues[lane].pop(0)
-            self.step[lane] = 0
-        return finished
-
-    def result(self, job: int, state: dict) -> Result:
-        p = self.plans[job]
-        shape = (p.head.epochs, p.steps_per_epoch)
-        parts = [np.asarray(a)[lane, :steps] for a, lane, steps in self.losses.pop(job)]
-        losses = np.concatenate(parts).reshape(shape)
-        counts = np.concatenate(self.counts.pop(job)).reshape(shape)
-        curve = (losses * counts).sum(1) / counts.sum(1)
-        return Result(
-            p.head, state["params"], state["statistics"], {}, {}, curve, len(p.rows), p.steps
-        )
-
-
-@functools.partial(jax.jit, static_argnames=("preset", "unrolled"), donate_argnums=0)
-def advance(state, f, arrays, steps, *, preset, unrolled):
-    """`steps` training steps of all lanes; f [n v d]; returns (state, losses [lanes, steps]).
-
-    `unrolled` writes the lanes out one by one: a CPU runs small matrix products apart faster than
-    one batched product, and works on several lanes at a time.
-    """
-    move = functools.partial(train_step, preset=preset, flipped=unrolled)
-
-    def step(i, carry):
-        state, losses = carry
-        batch = f[arrays["rows"][:, i]].astype(jnp.float32)
-        now = {name: arrays[name][:, i] for name in ("labels", "masks", "rates", "steps")}
-        inputs = (batch, now["labels"], now["masks"], arrays["weights"], arrays["decay"])
-        inputs += (now["rates"], now["steps"])
-        if unrolled:
-            each = [move(s, *(a[lane] for a in inputs)) for lane, s in enumerate(state)]
-            state, loss = [s for s, _ in each], jnp.stack([value for _, value in each])
-        else:
-            state, loss = jax.vmap(move)(state, *inputs)
-        return state, losses.at[:, i].set(loss)
-
-    lanes = len(arrays["rates"])
-    if unrolled:
-        state = [_flip(jax.tree.map(lambda a, lane=lane: a[lane], state)) for lane in range(lanes)]
-    state, losses = jax.lax.fori_loop(0, steps, step, (state, jnp.zeros(arrays["rates"].shape)))
-    if unrolled:
-        state = jax.tree.map(lambda *a: jnp.stack(a), *map(_flip, state))
-    return state, losses
-
-
-def _flip(state: dict) -> dict:
-    return {k: v if k == "statistics" else transposed(v) for k, v in state.items()}
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _replace(state, new, lane):
-    return jax.tree.map(lambda a, b: a.at[lane].set(b), state, new)
 
 
 def _test(results, tests, num_classes: int, keep_parameters: bool) -> None:
