@@ -14,7 +14,9 @@ _NAMES = {
     "LinearProbe": "estimator",
     "MLPTuneClassifier": "estimator",
     "NMTuneClassifier": "estimator",
+    "NMTuneClassifierCV": "estimator",
     "NMTuneTransformer": "estimator",
+    "diagnose": "diagnose",
 }
 __all__ = [*_MODULES, *_NAMES]
 

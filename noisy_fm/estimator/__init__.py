@@ -13,5 +13,12 @@ from noisy_fm.estimator.heads import (
     NMTuneClassifier,
     NMTuneTransformer,
 )
+from noisy_fm.estimator.search import NMTuneClassifierCV
 
-__all__ = ["LinearProbe", "MLPTuneClassifier", "NMTuneClassifier", "NMTuneTransformer"]
+__all__ = [
+    "LinearProbe",
+    "MLPTuneClassifier",
+    "NMTuneClassifier",
+    "NMTuneClassifierCV",
+    "NMTuneTransformer",
+]

@@ -1,7 +1,5 @@
 """The estimators: what they share, and the four of them."""
 
-import dataclasses
-
 import numpy as np
 from scipy.special import expit, log_softmax, softmax
 from sklearn.base import (
@@ -16,7 +14,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from noisy_fm.estimator import files, rows, training
 from noisy_fm.probe.heads import Head, cosine
-from noisy_fm.probe.plan import Plan, subset
+from noisy_fm.probe.plan import subset
 
 PRECISIONS = (np.float32, np.float64)
 
@@ -52,7 +50,7 @@ class HeadEstimator(BaseEstimator):
     def _head(self, **changes) -> Head:
         """The recipe as data; raises ValueError for an argument out of range."""
         names = ("preset", "weights", "learning_rate", "weight_decay", "epochs", "batch_size")
-        values = self.get_params()
+        values = self.get_params(deep=False)
         chosen = {name: values[name] for name in names if name in values}
         chosen |= {"method": self._method, "seed": _seed(self.random_state)} | changes
         if self._method != "lp" and self.batch_size < 2:
@@ -92,22 +90,21 @@ class HeadEstimator(BaseEstimator):
         """Sets all fitted attributes from float32 X, labels 0…C−1 and weights."""
         kept, weights = rows.merge(X, labels, weights)
         X, labels = X[kept], labels[kept]
-        self._fit_scaling(X, weights)
+        self.mean_, self.scale_ = rows.scaling(X, weights) if self.standardize else (None, None)
         X = self._scaled(X)
         self.loss_curve_, self.validation_scores_, self._optimizer = [], None, None
         train = held = np.arange(len(X))
         if self.early_stopping:
             train, held = _holdout(labels, self.validation_fraction, head.seed)
             self.validation_scores_ = []
-        plan = self._stretched(training.plan_of(head, labels[train]))
+        plan = training.plan_of(head, labels[train], weights[train])
+        plan = training.stretched(plan, self.min_steps)
         epoch = plan.steps // head.epochs
         fresh = training.State.fresh(head, X.shape[1], len(self.classes_))
         rates = cosine(head.learning_rate, plan.steps)
         stride = epoch if self.early_stopping else plan.steps
         best, waited = -1.0, 0
-        for state, losses in training.run(
-            fresh, plan, X[train], weights[train], rates=rates, stride=stride
-        ):
+        for state, losses in training.run(fresh, plan, X[train], rates=rates, stride=stride):
             self.loss_curve_ += losses.reshape(-1, epoch).mean(1).tolist()
             parameters, statistics = self._parameters, self._statistics = _applied(state)
             if not self.early_stopping:
@@ -123,24 +120,8 @@ class HeadEstimator(BaseEstimator):
             self._parameters, self._statistics = kept
         self.n_iter_ = len(self.loss_curve_)
 
-    def _stretched(self, plan: Plan) -> Plan:
-        """The plan with every epoch as many passes as `min_steps` needs."""
-        passes = -(-self.min_steps // plan.steps)
-        longer = dataclasses.replace(plan.head, epochs=plan.head.epochs * max(1, passes))
-        return dataclasses.replace(plan, head=longer)
-
-    def _fit_scaling(self, X, weights) -> None:
-        self.mean_ = self.scale_ = None
-        if self.standardize:
-            self.mean_ = np.average(X.astype(np.float64), axis=0, weights=weights)
-            variance = np.average((X - self.mean_) ** 2, axis=0, weights=weights)
-            flat = variance <= (1e-6 * self.mean_) ** 2  # float32 rounding of a constant column
-            self.scale_ = np.where(flat, 1.0, np.sqrt(variance))
-
     def _scaled(self, X):
-        if self.mean_ is None:
-            return X
-        return ((X - self.mean_) / self.scale_).astype(X.dtype)
+        return X if self.mean_ is None else rows.scaled(X, self.mean_, self.scale_)
 
     def _logits(self, X):
         return training.logits(self._parameters, self._statistics, X)
@@ -213,11 +194,11 @@ class OnlineClassifier(HeadClassifier):
             raise ValueError("partial_fit needs at least two rows a call for BatchNorm, got one")
         head = self._head()
         state = self._resume(head, X.shape[1])
-        plan = training.plan_of(head, labels)
+        plan = training.plan_of(head, labels, weights)
         epoch, past = plan.steps_per_epoch, len(self.loss_curve_)
         rates = np.full(epoch, head.learning_rate)
         ((state, losses),) = training.run(
-            state, plan, X, weights, rates=rates, first=past * epoch, stride=epoch
+            state, plan, X, rates=rates, first=past * epoch, stride=epoch
         )
         self.loss_curve_ = [*self.loss_curve_, float(losses.mean())]
         self.n_iter_ = past + 1

@@ -29,6 +29,19 @@ def merge(features: np.ndarray, labels: np.ndarray, weights: np.ndarray):
     return kept[first], np.add.reduceat(weights[kept].astype(np.float64), first)
 
 
+def scaling(features: np.ndarray, weights: np.ndarray):
+    """Weighted mean [d] and standard deviation [d] (1 for a constant column), in float64."""
+    mean = np.average(features.astype(np.float64), axis=0, weights=weights)
+    variance = np.average((features - mean) ** 2, axis=0, weights=weights)
+    flat = variance <= (1e-6 * mean) ** 2  # what float32 rounding leaves of a constant
+    return mean, np.where(flat, 1.0, np.sqrt(variance))
+
+
+def scaled(features: np.ndarray, mean, scale) -> np.ndarray:
+    """(features − mean) / scale in the precision of the features."""
+    return ((features - mean) / scale).astype(features.dtype)
+
+
 def bucket(rows: int) -> int:
     """A number of rows at least as large, of few: programs are compiled once a bucket.
 

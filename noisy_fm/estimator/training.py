@@ -4,15 +4,13 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from noisy_fm.config import cache_compilations
 from noisy_fm.estimator.rows import bucket
-from noisy_fm.probe.heads import NORM_EPSILON, Head, start_state, train_step
+from noisy_fm.probe.fit import CHUNK, advance
+from noisy_fm.probe.heads import NORM_EPSILON, Head, start_state
 from noisy_fm.probe.plan import Plan
-
-CHUNK = 512  # steps handed to the device at a time
 
 
 @dataclasses.dataclass
@@ -35,34 +33,41 @@ def keep_programs() -> None:
         cache_compilations()
 
 
-def plan_of(head: Head, labels) -> Plan:
+def plan_of(head: Head, labels, weights) -> Plan:
     """The batches of a head that trains on all rows, in their order."""
-    return Plan(head, np.arange(len(labels), dtype=np.int32), labels.astype(np.int32))
+    return Plan(head, np.arange(len(labels), dtype=np.int32), labels.astype(np.int32), weights)
 
 
-def run(state: State, plan: Plan, features, weights, *, rates, first: int = 0, stride: int):
+def stretched(plan: Plan, min_steps: int) -> Plan:
+    """The plan with every epoch as many passes as it takes to make `min_steps` steps."""
+    passes = max(1, -(-min_steps // plan.steps))
+    head = dataclasses.replace(plan.head, epochs=plan.head.epochs * passes)
+    return dataclasses.replace(plan, head=head)
+
+
+def run(state: State, plan: Plan, features, *, rates, first: int = 0, stride: int):
     """Yields (state, losses [stride]) after every `stride` steps, until `rates` are used up.
 
-    features float32 [n d], weights [n] > 0 (in a batch scaled to a mean of one); `first` is the
-    plan's step to begin with. Raises ValueError where the loss is no longer finite.
+    features float32 [n d]; `first` is the plan's step to begin with. Raises ValueError where the
+    loss is no longer finite.
     """
     head = plan.head
-    resident = np.zeros((bucket(len(features)), features.shape[1]), np.float32)
-    resident[: len(features)] = features
+    resident = np.zeros((bucket(len(features)), 1, features.shape[1]), np.float32)
+    resident[: len(features), 0] = features
     resident = jax.device_put(resident)
-    strengths = np.float32(head.weights)
-    decay = np.float32([head.weight_decay, head.weight_decay * (head.preset == "release")])
-    preset = head.preset if head.regularized else None
+    options = {
+        "preset": head.preset if head.regularized else None,
+        "unrolled": next(iter(resident.devices())).platform == "cpu",
+    }
+    tree = jax.tree.map(lambda a: a[None], state.tree)  # one lane
     for stop in range(stride, len(rates) + 1, stride):
         losses = []
         for begin in range(stop - stride, stop, CHUNK):
             end = min(begin + CHUNK, stop)
-            arrays = _arrays(plan, weights, first + begin, rates[begin:end], state.steps)
-            tree, found = _advance(
-                state.tree, resident, arrays, strengths, decay, end - begin, preset=preset
-            )
-            state = State(tree, state.steps + end - begin)
-            losses.append(np.array(found)[: end - begin])
+            arrays = _arrays(plan, first + begin, rates[begin:end], state.steps)
+            tree, found = advance(tree, resident, arrays, end - begin, **options)
+            state = State(jax.tree.map(lambda a: a[0], tree), state.steps + end - begin)
+            losses.append(np.array(found)[0, : end - begin])
             if not np.isfinite(losses[-1]).all():
                 raise ValueError(
                     f"training diverged within {state.steps} steps (the loss is not finite): lower "
@@ -71,51 +76,28 @@ def run(state: State, plan: Plan, features, weights, *, rates, first: int = 0, s
         yield state, np.concatenate(losses)
 
 
-def _arrays(plan: Plan, weights, first: int, rates, taken: int) -> dict:
-    """What the plan's steps from `first` need, padded to CHUNK so that one program serves all."""
-    size, steps = plan.head.batch_size, len(rates)
-    rows, labels, counts = plan.batches(first, first + steps)
-    mask = np.where(np.arange(size) < counts[:, None], weights[rows], 0)
-    mask *= (counts / mask.sum(axis=1))[:, None]
+def _arrays(plan: Plan, first: int, rates, taken: int) -> dict:
+    """What `advance` needs for the plan's steps from `first`, of one lane, padded to CHUNK."""
+    size, steps, head = plan.head.batch_size, len(rates), plan.head
+    rows, labels, _ = plan.batches(first, first + steps)
     arrays = {
-        "rows": np.zeros((CHUNK, size), np.int32),
-        "labels": np.zeros((CHUNK, size), np.int32),
-        "mask": np.zeros((CHUNK, size), np.float32),
-        "rates": np.zeros(CHUNK, np.float32),
-        "steps": np.arange(taken + 1, taken + CHUNK + 1, dtype=np.float32),
+        "rows": np.zeros((1, CHUNK, size), np.int32),
+        "labels": np.zeros((1, CHUNK, size), np.int32),
+        "masks": np.zeros((1, CHUNK, size), np.float32),
+        "rates": np.zeros((1, CHUNK), np.float32),
+        "steps": np.arange(taken + 1, taken + CHUNK + 1, dtype=np.float32)[None],
+        "weights": np.float32([head.weights]),
+        "decay": np.float32([[head.weight_decay, head.weight_decay * (head.preset == "release")]]),
     }
-    for name, values in {"rows": rows, "labels": labels, "mask": mask}.items():
-        arrays[name][:steps] = values
-    arrays["rates"][:steps] = rates
+    arrays["rows"][0, :steps], arrays["labels"][0, :steps] = rows, labels
+    arrays["masks"][0, :steps] = plan.masks(first, first + steps)
+    arrays["rates"][0, :steps] = rates
     return arrays
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "width", "num_classes"))
 def _start(layout: str, seed, width: int, num_classes: int):
     return start_state(layout, seed, width, num_classes)
-
-
-@functools.partial(jax.jit, static_argnames="preset", donate_argnums=0)
-def _advance(tree, features, arrays, weights, decay, steps, *, preset):
-    """`steps` training steps; features [n d]; returns (tree, losses [CHUNK])."""
-
-    def step(i, carry):
-        tree, losses = carry
-        here = {name: values[i] for name, values in arrays.items()}
-        tree, loss = train_step(
-            tree,
-            features[here["rows"]][:, None],
-            here["labels"],
-            here["mask"],
-            weights,
-            decay,
-            here["rates"],
-            here["steps"],
-            preset=preset,
-        )
-        return tree, losses.at[i].set(loss)
-
-    return jax.lax.fori_loop(0, steps, step, (tree, jnp.zeros(CHUNK)))
 
 
 def transform(parameters: dict, statistics: dict, f: np.ndarray) -> np.ndarray:

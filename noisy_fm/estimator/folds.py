@@ -1,0 +1,52 @@
+"""Heads on cross-validation folds: every head of every fold in one call of the probe engine."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from noisy_fm.estimator import rows, training
+from noisy_fm.probe.fit import fit_plans
+from noisy_fm.probe.heads import Head
+from noisy_fm.probe.plan import Plan
+
+
+def accuracies(
+    X, labels, weights, folds, heads: Sequence[Head], *, num_classes, standardize, min_steps=0,
+    progress=False,
+) -> np.ndarray:  # fmt: skip
+    """Weighted validation accuracy [heads, folds]; each as if the head were fitted on that fold.
+
+    X float32 [n d], labels 0…C−1 [n], weights [n]; folds: (training rows, validation rows) pairs.
+    Raises ValueError for a fold without two classes to train on, or nothing to test on.
+    """
+    training.keep_programs()
+    copies, plans = [], []
+    for number, (train, test) in enumerate(folds):
+        kept, strength = rows.merge(X[train], labels[train], weights[train])
+        kept = train[kept]
+        if len(np.unique(labels[kept])) < 2 or not weights[test].any():
+            raise ValueError(
+                f"fold {number} has fewer than two classes to train on, or no weight to test on: "
+                f"use fewer folds or stratified ones"
+            )
+        offset = 0
+        if standardize:  # each fold has a scale, and so a copy of the features, of its own
+            offset = number * len(X)
+            copies.append(rows.scaled(X, *rows.scaling(X[kept], strength)))
+        at = (kept + offset).astype(np.int32)
+        fold_labels = labels[kept].astype(np.int32)
+        for head in heads:
+            plan = Plan(head, at, fold_labels, weights=strength)
+            plans.append(training.stretched(plan, min_steps))
+    features = np.concatenate(copies) if standardize else X
+    resident = np.zeros((rows.bucket(len(features)), X.shape[1]), np.float32)
+    resident[: len(features)] = features
+    fitted = fit_plans(resident, plans, num_classes=num_classes, progress=progress)
+    scores = np.empty((len(heads), len(folds)))
+    for i, result in enumerate(fitted):
+        fold, head = divmod(i, len(heads))
+        test = folds[fold][1]
+        f = (copies[fold] if standardize else X)[test]
+        found = training.logits(result.parameters, result.statistics, f).argmax(axis=1)
+        scores[head, fold] = np.average(found == labels[test], weights=weights[test])
+    return scores
