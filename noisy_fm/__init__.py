@@ -16,7 +16,7 @@ _NAMES = {
     "NMTuneClassifier": "estimator",
     "NMTuneClassifierCV": "estimator",
     "NMTuneTransformer": "estimator",
-    "diagnose": "diagnose",
+    "diagnose": "estimator.diagnosis",
 }
 __all__ = [*_MODULES, *_NAMES]
 

@@ -78,12 +78,13 @@ class HeadEstimator(BaseEstimator):
         if len(self.classes_) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs examples of at least 2 classes, got 1 class: "
-                f"{self.classes_[0]!r}"
+                f"{self.classes_.tolist()[0]!r}"
             )
         labels = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
         unknown = (self.classes_[labels] != y) & (weights > 0)
         if unknown.any():
-            raise ValueError(f"y has {y[unknown][0]!r}, which is not among the classes given first")
+            stranger = y[unknown].tolist()[0]
+            raise ValueError(f"y has {stranger!r}, which is not among the classes given first")
         return X, labels, weights
 
     def _fit_rows(self, head: Head, X, labels, weights) -> None:

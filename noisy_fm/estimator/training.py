@@ -8,8 +8,8 @@ import numpy as np
 
 from noisy_fm.config import cache_compilations
 from noisy_fm.estimator.rows import bucket
-from noisy_fm.probe.fit import CHUNK, advance
 from noisy_fm.probe.heads import NORM_EPSILON, Head, start_state
+from noisy_fm.probe.lanes import CHUNK, advance
 from noisy_fm.probe.plan import Plan
 
 

@@ -210,12 +210,12 @@ def diagnose(
 
 def _check_counts(classes, counts, cv, repeats) -> None:
     if len(classes) < 2:
-        raise ValueError(f"diagnose needs at least 2 classes, got 1 class: {classes[0]!r}")
+        raise ValueError(f"diagnose needs at least 2 classes, got 1 class: {classes.tolist()[0]!r}")
     for name, value, least in (("cv", cv, 2), ("repeats", repeats, 1)):
         if not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
     if counts.min() < cv:
-        rare = classes[counts.argmin()]
+        rare = classes.tolist()[counts.argmin()]
         raise ValueError(
             f"class {rare!r} has {counts.min()} rows, fewer than cv={cv}: lower cv or leave it out"
         )
