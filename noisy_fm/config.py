@@ -32,7 +32,7 @@ def train() -> ConfigDict:
             "eval_split": "test",
             "noise": {"kind": "symmetric", "rate": 0.0},
             # `name` picks the model or optimiser; other keys go to its constructor, checked there.
-            "model": {"name": "resnet10_narrow"},
+            "model": {"name": "resnet10_half"},
             "loss": {"name": "softmax", "label_smoothing": 0.0},
             "augment": "flip_crop",
             "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4},
@@ -41,7 +41,7 @@ def train() -> ConfigDict:
             "clip": 0.0,  # largest global norm of the gradient; 0: none
             # (regex, multiplier of the schedule) in order, first match wins; None freezes.
             "trainable": ((".*", 1.0),),
-            "batch_size": 128,  # global: over all hosts and devices
+            "batch_size": 64,  # global: over all hosts and devices
             "epochs": 10.0,
             "precision": "float32",
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},

@@ -16,7 +16,7 @@ def get_config(arg: str = ""):
     config.noise.kind = args.noise_kind
     for name in config.seeds:
         config.seeds[name] = args.seed
-    config.epochs = 8.0
-    config.optimizer.learning_rate = 3e-3
+    config.epochs = 12.0
+    config.optimizer.learning_rate = 5e-3
     config.schedule.warmup_epochs = 1.0
     return config

@@ -29,8 +29,8 @@ def get_config(arg: str = ""):
     config = config_lib.study()
     config.pretrain.data.domain = ("noto", "twemoji", "openmoji")
     config.tasks = TASKS
-    config.pretrain.epochs = 8.0
-    config.pretrain.optimizer.learning_rate = 3e-3
+    config.pretrain.epochs = 12.0
+    config.pretrain.optimizer.learning_rate = 5e-3
     config.pretrain.schedule.warmup_epochs = 1.0
     if args.full:
         config.pretrain.epochs = 200.0
