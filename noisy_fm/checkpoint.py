@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -85,19 +86,20 @@ class Checkpointer:
 def written_whole(path) -> Iterator[Path]:
     """Gives a temporary sibling of `path` to write to, and moves it there when all went well.
 
-    Works for files and folders. If the body raises (or the process is killed) `path` is untouched.
+    Works for files and folders, there already or not. If the body raises (or the process is
+    killed) what stood at `path` is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield temporary
+        if path.is_dir():  # a folder cannot be replaced in one move
+            shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
         if temporary.is_dir():
-            for file in temporary.iterdir():
-                file.unlink()
-            temporary.rmdir()
+            shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
 

@@ -61,6 +61,16 @@ def test_no_store_is_said(tmp_path):
         features.open_store(tmp_path)
 
 
+def test_a_store_is_replaced_whole(store):
+    path, arrays = store
+    features.write_store(path, features=arrays["features"][:9], ids=arrays["ids"][:9], meta={})
+    got = features.open_store(path)
+    assert len(got.features) == 9
+    assert got.labels is None
+    assert not (path / "labels.task.npy").exists()
+    assert [p.name for p in path.parent.iterdir()] == ["s"]
+
+
 def test_a_failed_write_leaves_nothing_and_keeps_the_old(store):
     path, arrays = store
     with pytest.raises(ValueError, match="one length"):
