@@ -77,7 +77,7 @@ def load(cls, path):
 
 def _flat(tree: dict, prefix: str = "") -> dict:
     """{"mlp": {"scale": a}} → {"mlp/scale": a}."""
-    found = {}
+    found: dict = {}
     for name, value in tree.items():
         nested = isinstance(value, dict)
         found |= _flat(value, f"{prefix}{name}/") if nested else {prefix + name: value}

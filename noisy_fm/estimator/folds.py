@@ -44,9 +44,9 @@ def accuracies(
     fitted = fit_plans(resident, plans, num_classes=num_classes, progress=progress)
     scores = np.empty((len(heads), len(folds)))
     for i, result in enumerate(fitted):
-        fold, head = divmod(i, len(heads))
+        fold, which = divmod(i, len(heads))
         test = folds[fold][1]
         f = (copies[fold] if standardize else X)[test]
         found = training.logits(result.parameters, result.statistics, f).argmax(axis=1)
-        scores[head, fold] = np.average(found == labels[test], weights=weights[test])
+        scores[which, fold] = np.average(found == labels[test], weights=weights[test])
     return scores

@@ -91,7 +91,9 @@ class HeadEstimator(BaseEstimator):
         """Sets all fitted attributes from float32 X, labels 0…C−1 and weights."""
         kept, weights = rows.merge(X, labels, weights)
         X, labels = X[kept], labels[kept]
-        self.mean_, self.scale_ = rows.scaling(X, weights) if self.standardize else (None, None)
+        self.mean_, self.scale_ = None, None
+        if self.standardize:
+            self.mean_, self.scale_ = rows.scaling(X, weights)
         X = self._scaled(X)
         self.loss_curve_, self.validation_scores_, self._optimizer = [], None, None
         train = held = np.arange(len(X))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,8 @@ class State:
 @functools.cache
 def keep_programs() -> None:
     """Compiled programs go to the disk, unless the user has chosen a place or switched it off."""
-    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir is None and settings.jax_enable_compilation_cache:
         cache_compilations()
 
 
@@ -78,7 +80,8 @@ def run(state: State, plan: Plan, features, *, rates, first: int = 0, stride: in
 
 def _arrays(plan: Plan, first: int, rates, taken: int) -> dict:
     """What `advance` needs for the plan's steps from `first`, of one lane, padded to CHUNK."""
-    size, steps, head = plan.head.batch_size, len(rates), plan.head
+    head, steps = plan.head, len(rates)
+    size, decay = head.batch_size, head.weight_decay
     rows, labels, _ = plan.batches(first, first + steps)
     arrays = {
         "rows": np.zeros((1, CHUNK, size), np.int32),
@@ -86,8 +89,8 @@ def _arrays(plan: Plan, first: int, rates, taken: int) -> dict:
         "masks": np.zeros((1, CHUNK, size), np.float32),
         "rates": np.zeros((1, CHUNK), np.float32),
         "steps": np.arange(taken + 1, taken + CHUNK + 1, dtype=np.float32)[None],
-        "weights": np.float32([head.weights]),
-        "decay": np.float32([[head.weight_decay, head.weight_decay * (head.preset == "release")]]),
+        "weights": np.asarray([head.weights], np.float32),
+        "decay": np.asarray([[decay, decay * (head.preset == "release")]], np.float32),
     }
     arrays["rows"][0, :steps], arrays["labels"][0, :steps] = rows, labels
     arrays["masks"][0, :steps] = plan.masks(first, first + steps)
