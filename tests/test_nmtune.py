@@ -11,7 +11,10 @@ from jax.test_util import check_grads
 from noisy_fm import nmtune
 
 METHODS = ("eigh", "matmul")
-SHAPES = ((96, 200), (200, 96), (80, 80))
+# Each compilation takes seconds on a busy machine: the second of a pair of like cases is slow.
+SLOW_EIGH = (pytest.param("eigh", marks=pytest.mark.slow), "matmul")
+TOP_KS = (pytest.param(1, marks=pytest.mark.slow), 5)
+SHAPES = ((96, 200), (200, 96), pytest.param((80, 80), marks=pytest.mark.slow))
 
 
 def features(m, d, *, decay=0.0, mean=0.3, seed=0):
@@ -72,7 +75,7 @@ def test_values_and_gradients_match_float64(shape):
             assert relative(gradient, svd_gradient(z, k)) < (1e-5 if method == "eigh" else 2e-4)
 
 
-@pytest.mark.parametrize("top_k", [1, 5])
+@pytest.mark.parametrize("top_k", TOP_KS)
 @pytest.mark.parametrize(("decay", "tolerance"), [(1 / 30, 1e-5), (1 / 150, 1e-3)])
 def test_methods_agree_within_the_stated_tolerance(decay, tolerance, top_k):
     z = features(128, 512, decay=decay)
@@ -105,7 +108,7 @@ def test_gradient_matches_autodiff_of_an_svd():
     assert relative(ours, jax.grad(direct)(z)) < 2e-4
 
 
-@pytest.mark.parametrize("top_k", [1, 5])
+@pytest.mark.parametrize("top_k", TOP_KS)
 @pytest.mark.parametrize("method", METHODS)
 def test_degenerate_spectra_have_bounded_gradients(method, top_k):
     rng = np.random.default_rng(0)
@@ -235,7 +238,7 @@ def test_too_few_rows_that_count(rows):
     np.testing.assert_allclose(nmtune.singular_value_loss(z, mask=mask), -rows, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SLOW_EIGH)
 def test_vmap_equals_one_at_a_time(method):
     z = jnp.stack([features(70, 90, decay=d, seed=i) for i, d in enumerate((0.5, 0.02, 0))])
     f = jnp.stack([features(70, 90, seed=9 + i) for i in range(3)])
@@ -247,7 +250,7 @@ def test_vmap_equals_one_at_a_time(method):
         assert relative(gradients[i], np.asarray(gradient)) < 1e-4
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SLOW_EIGH)
 def test_sharded_over_the_batch_equals_one_device(method):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.NamedSharding(mesh, jax.P("data"))
