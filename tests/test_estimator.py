@@ -1,5 +1,6 @@
 """Estimators against scikit-learn's own checks, its models, and closed forms."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -298,3 +299,19 @@ def test_buckets_waste_little(n):
     size = rows.bucket(n)
     assert n <= size <= max(512, 1.13 * n + 512)
     assert rows.bucket(size) == size
+
+
+def test_compiled_programs_are_kept_on_disk(tmp_path):
+    code = """
+import numpy as np
+from noisy_fm import NMTuneClassifier
+NMTuneClassifier(epochs=1, min_steps=0).fit(np.eye(6), np.arange(6) % 2)
+"""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
+    chosen = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "chosen")}
+    for name, extra in {"noisy_fm": {}, "chosen": chosen}.items():
+        environment = clean | {"XDG_CACHE_HOME": str(tmp_path / "home")} | extra
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        folder = tmp_path / "home" / "noisy_fm" if name == "noisy_fm" else tmp_path / "chosen"
+        assert any(file.is_file() for file in folder.rglob("jit_advance*"))
+    assert len(list((tmp_path / "home").rglob("jit_advance*-cache"))) == 1
