@@ -86,6 +86,15 @@ x_test = {
 }
 print({name: f.shape for name, f in x.items()}, {name: len(s) for name, s in tests.items()})
 
+# %%
+figure, panels = plt.subplots(len(tests), 8, figsize=(5, 2.2))
+shared = np.array(sorted(set.intersection(*(set(s.groups.tolist()) for s in tests.values()))))
+for row, (domain, source) in zip(panels, tests.items(), strict=True):
+    for axes, concept in zip(row, shared[:: len(shared) // 8], strict=False):
+        axes.imshow(source.images[np.flatnonzero(source.groups == concept)[0]])
+        axes.axis("off")
+    row[0].set_title(domain, fontsize=8, loc="left")
+
 # %% [markdown]
 # ## Spectrum
 #

@@ -106,7 +106,8 @@ spectrum.plot(
 # %% [markdown]
 # ## LP, MLP and NMTune
 #
-# The paper's recipe on unscaled features, three seeds each, in one compiled program.
+# Three seeds each, in one compiled program. Learning rates, epochs and NMTune's λ are the paper's:
+# nothing is tuned on this task, and 338 drawings in 30 epochs are only 180 steps.
 
 # %%
 METHODS = ("lp", "mlp", "nmtune")
@@ -147,7 +148,7 @@ axes.set_xticks(range(3), table.columns)
 axes.set_xlim(-0.5, 2.5)
 axes.set_ylabel("accuracy, 95 % interval")
 axes.spines[["top", "right"]].set_visible(False)
-_ = axes.legend(frameon=False)
+_ = axes.legend(frameon=False, loc="upper center")
 
 # %% [markdown]
 # ## Conclusion
