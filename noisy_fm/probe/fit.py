@@ -19,7 +19,7 @@ from noisy_fm.probe.lanes import CHUNK, Lanes, advance, replace
 from noisy_fm.progress import Progress
 
 BLOCK = 4096  # rows of a block of streamed features
-EVALUATION_ROWS = 2048
+ROWS = 512  # arrays are padded to a multiple, so that data sets of like size share programs
 UNROLLED_LANES = 8  # on a CPU more lanes only make a longer program
 
 
@@ -48,7 +48,7 @@ class Result:
         if self.head.layout == "linear":
             return np.asarray(f, np.float32)
         run = functools.partial(_transform, self.parameters, self.statistics)
-        return np.concatenate([run(f[rows]) for rows in _blocks(len(f))])
+        return _in_blocks(run, f)
 
     def decision_function(self, features) -> np.ndarray:
         """Class scores [n c]: logits, ridge's outputs, or kNN's vote shares."""
@@ -56,7 +56,7 @@ class Result:
         if self.head.method == "knn":
             return reference.knn_scores(self.parameters, self.head.neighbors, np.asarray(f))
         run = functools.partial(_logits, self.parameters, self.statistics)
-        return np.concatenate([run(f[rows]) for rows in _blocks(len(f))])
+        return _in_blocks(run, f)
 
     def predict(self, features) -> np.ndarray:
         """int32 [n]: the class of the largest score."""
@@ -172,8 +172,15 @@ def _first_view(f):
     return f[:, 0] if f.ndim == 3 else f
 
 
-def _blocks(rows: int, size: int = EVALUATION_ROWS):
-    return [slice(first, first + size) for first in range(0, rows, size)]
+def _padded(f: np.ndarray) -> np.ndarray:
+    """f with rows of zeros added up to a multiple of `ROWS`."""
+    return np.pad(f, ((0, -len(f) % ROWS), *[(0, 0)] * (f.ndim - 1)))
+
+
+def _in_blocks(run, f, axis: int = 0) -> np.ndarray:
+    """`run` over blocks of `ROWS` rows of f, put together along `axis` of what it returns."""
+    blocks = [run(_padded(f[first : first + ROWS])) for first in range(0, len(f), ROWS)]
+    return np.take(np.concatenate(blocks, axis=axis), np.arange(len(f)), axis=axis)
 
 
 _logits = jax.jit(logits)
@@ -250,7 +257,7 @@ def _streams(features, memory_budget: int) -> bool:
 def _resident(f, sharding):
     """The whole features on the device; what is read of them is left to it."""
     kept = f.dtype if f.dtype.itemsize <= 4 and f.dtype.kind == "f" else np.float32
-    f = jax.device_put(np.asarray(f, kept), sharding)
+    f = jax.device_put(_padded(np.asarray(f, kept)), sharding)
     return lambda rows: (f, rows)
 
 
@@ -299,8 +306,8 @@ def _test(results, tests, num_classes: int, keep_parameters: bool) -> None:
             if members[0].head.method == "knn":
                 found = np.stack([r.predict(f) for r in members])
             else:
-                blocks = [_predictions(*stacked, f[rows]) for rows in _blocks(len(f))]
-                found = np.concatenate(blocks, axis=1).astype(np.int32)
+                run = functools.partial(_predictions, *stacked)
+                found = _in_blocks(run, f, axis=1).astype(np.int32)
             for result, predicted in zip(members, found, strict=True):
                 result.predictions[name] = predicted
                 result.metrics[name] = evaluate.classification_metrics(
