@@ -61,7 +61,7 @@ class Artifacts:
     config: dict
     environment: dict
     stages: list[dict]
-    noise: list[dict]
+    manifests: list[dict]
     examples: list[dict]
     problems: list[str]
 
@@ -95,11 +95,7 @@ def load(workdir) -> Artifacts:
         config=read_object(workdir / "config.json", dict, problems),
         environment=read_object(workdir / "environment.json", dict, problems),
         stages=read_lines(workdir / "stages.jsonl", problems),
-        noise=[
-            manifest
-            for file in sorted((workdir / "noise").glob("*.json"))
-            if (manifest := read_object(file, dict, problems))
-        ],
+        manifests=read_lines(workdir / "manifests.jsonl", problems),
         examples=read_object(workdir / "examples.json", list, problems),
         problems=problems,
     )

@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from noisy_fm.report import artifacts, figures, findings, sections, tables
+from noisy_fm.report import artifacts, figures, findings, questions, sections, tables
 
 MANIFEST = ("kind", "rate", "realised", "seed", "n", "changed", "num_classes", "hash")
 EXAMPLE = ("image", "true", "given", "concept", "name", "noise_rate")
@@ -44,7 +44,7 @@ def render(found: artifacts.Artifacts, folder: Path) -> str:
     records = tables.prepare(found.records)
     rates = sorted(records["noise_rate"].unique())
     studio = figures.Studio(folder, tables.ordered_labels(records["label"]), rates)
-    studied = findings.collect(records)
+    studied = questions.collect(records)
     several = records["model"].nunique() > 1
     parts = []
     for model, rows in records.groupby("model"):
@@ -70,7 +70,7 @@ def render(found: artifacts.Artifacts, folder: Path) -> str:
         verdicts=verdict_counts(studied),
         parts=parts,
         examples=shaped(found.examples, EXAMPLE, "image")[:24],
-        noise=sorted(shaped(found.noise, MANIFEST, "rate"), key=lambda row: row["rate"]),
+        noise=sorted(shaped(found.manifests, MANIFEST, "rate"), key=lambda row: row["rate"]),
         stages=durations(found.stages),
         environment=flat(found.environment),
         config=json.dumps(found.config, indent=2, sort_keys=True) if found.config else None,
@@ -102,13 +102,13 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
         "datasets": sorted(set(pretrained["dataset"]) - {""}),
         "task": sorted(set(pretrained["task"]) - {""}),
         "kinds": kinds,
-        "rates": findings.levels(sorted(records["noise_rate"].unique())),
-        "seeds": findings.plural(records["seed"].nunique(), "pre-training seed"),
-        "probe_seeds": findings.plural(probes["probe_seed"].nunique(), "probe seed"),
+        "rates": tables.percents(sorted(records["noise_rate"].unique())),
+        "seeds": tables.plural(records["seed"].nunique(), "pre-training seed"),
+        "probe_seeds": tables.plural(probes["probe_seed"].nunique(), "probe seed"),
         "steps": steps[:1],
         "methods": tables.ordered_labels(probes["label"]),
-        "id": findings.plural(tasks.get("id", 0), "in-domain task"),
-        "ood": findings.plural(tasks.get("ood", 0), "out-of-domain task"),
+        "id": tables.plural(tasks.get("id", 0), "in-domain task"),
+        "ood": tables.plural(tasks.get("ood", 0), "out-of-domain task"),
         "records": f"{len(records):,}",
     }
 
@@ -217,6 +217,6 @@ def strip(finding: findings.Finding) -> dict | None:
         "effect": place(finding.effect),
         "low": place(finding.low),
         "high": place(finding.high),
-        "left": findings.signed(-reach, digits),
-        "right": findings.signed(reach, digits),
+        "left": tables.signed(-reach, digits),
+        "right": tables.signed(reach, digits),
     }

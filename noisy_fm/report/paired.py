@@ -108,14 +108,15 @@ def permutations(y: np.ndarray) -> np.ndarray:
     return np.vstack([y, rng.permuted(np.tile(y, (RANDOM_PERMUTATIONS, 1)), axis=1)])
 
 
-def trend_in_proportions(x, proportions, n) -> tuple[float, float]:
-    """z (positive: rising) and two-sided p of the Cochran–Armitage trend of proportions in x."""
-    x, proportions, n = (np.asarray(a, float) for a in (x, proportions, n))
-    centred = x - np.average(x, weights=n)
-    pooled = np.average(proportions, weights=n)
-    deviation = np.sqrt(pooled * (1 - pooled) * np.sum(n * centred**2))
-    z = float(np.sum(centred * n * proportions) / deviation) if deviation else 0.0
-    return z, float(2 * stats.norm.sf(abs(z)))
+def p_of_interval(value: float, low: float, high: float) -> float:
+    """Two-sided p of no effect that a 95 % interval implies, below 0.05 just where it excludes 0.
+
+    The side of the interval that faces 0 is taken for 1.96 standard errors of a normal.
+    """
+    towards_zero = value - low if value > 0 else high - value
+    if towards_zero <= 0:
+        return float(value == 0)
+    return float(2 * stats.norm.sf(stats.norm.isf(0.025) * abs(value) / towards_zero))
 
 
 def holm(p_values) -> np.ndarray:

@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pandas as pd
 
-from noisy_fm.report import figures, findings, tables
+from noisy_fm.report import figures, tables
 
-SCORES = ("accuracy", "macro_f1")
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
+DRAWN = ("accuracy", "macro_f1")
 CELL = ["noise_rate", "label"]
 
 
@@ -38,10 +39,11 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
     part["groups"] = [{"title": "", "rows": rows_shown}]
     for metric, rows in frame.groupby("metric"):
         summary = tables.summarise(rows.assign(label=named(metric)), CELL)
-        score = is_score(metric)
-        table = tables.grid(summary, scale=100 if score else 1, digits=1 if score else 3)
+        score, change = is_score(metric), metric == "accuracy_change"
+        numbers = {"scale": 100, "digits": 1} if score else {"scale": 1, "digits": 3}
+        table = tables.grid(summary, **numbers, change=change)
         part["columns"] = part["columns"] or table["columns"]
-        name = named(metric) + (", %" if score else "")
+        name = named(metric) + (", points" if change else ", %" if score else "")
         rows_shown += [(name, cells) for _, cells in aligned(table, part)]
         if metric == "accuracy":
             part["caption"] = tables.interval_kind(summary)
@@ -56,6 +58,8 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
                 part["drawings"].append(drawing)
             else:
                 part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
+    if (frame["metric"] == "accuracy_change").any():
+        part["caption"] += " The change from γ = 0 is of the same seed on the same images."
     part["drawings"] += memorised(frame, studio, model)
     return part
 
@@ -98,13 +102,13 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
         size = frame[["dataset", "task", "source", "target"]].drop_duplicates().shape[0]
         part["groups"].append(
             {
-                "title": f"{title}, % ({findings.plural(size, 'task')})",
+                "title": f"{title}, % ({tables.plural(size, 'task')})",
                 "rows": aligned(table, part),
             }
         )
         notes += [f"{title}: {note}"] if note else []
         part["caption"] = part["caption"] or tables.interval_kind(summary)
-        if summary["noise_rate"].nunique() > 1:
+        if metric in DRAWN and summary["noise_rate"].nunique() > 1:
             name = slug("downstream", shift, metric, model)
             ylabel = f"{tables.METRICS[metric]}, %"
             part["drawings"].append(
@@ -115,7 +119,7 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
         part["drawings"] += paired
         part["caption"] += (
             " The panels of changes and gains pair the same task, so that its difficulty cancels: "
-            "Hodges–Lehmann effects with 95 % intervals over tasks."
+            "Hodges–Lehmann effects with 95 % intervals over trained heads, targets averaged."
         )
     if part["groups"] and not part["drawings"]:
         part["missing"].append("Only one γ is recorded, so there is no curve to draw.")

@@ -20,13 +20,16 @@ METRICS = {
     "macro_f1": "macro-F1",
     "sve": "SVE",
     "lsvr": "LSVR",
-    "train_accuracy_clean": "accuracy on training images, true labels",
+    "accuracy_change": "accuracy, change from γ = 0",
+    "train_accuracy_true_labels": "accuracy on all training images, true labels",
     "flipped_fits_given": "changed labels that the model predicts",
     "flipped_fits_true": "changed labels whose truth it predicts",
 }
 SHIFTS = {"id": "in-domain", "ood": "out-of-domain"}
 # What stays the same when two noise levels or two methods are compared.
 UNIT = ["model", "seed", "dataset", "task", "source", "target", "fraction", "label_noise"]
+# Targets are tested with one head and share its luck.
+HEAD = [name for name in UNIT if name != "target"]
 # F has neither task nor source: a feature set is the images of one domain of one dataset.
 SPECTRUM_UNIT = ["model", "seed", "dataset", "target"]
 ENOUGH_SEEDS = 3
@@ -140,7 +143,8 @@ def paired_gains(frame: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Differences of paired units, by γ and label, as `summarise` gives means.
 
     reference: "label" for each method less LP at the same γ, "noise_rate" for each γ less γ = 0
-    with the same method. Value and interval are Hodges and Lehmann's over the tasks.
+    with the same method. Value and interval are Hodges and Lehmann's over the heads, whose
+    targets are averaged.
     """
     base = METHODS["lp"] if reference == "label" else 0.0
     other = {"label": "noise_rate", "noise_rate": "label"}[reference]
@@ -148,6 +152,7 @@ def paired_gains(frame: pd.DataFrame, reference: str) -> pd.DataFrame:
     if base not in wide:
         return pd.DataFrame()
     gains = wide.drop(columns=base).sub(wide[base], axis=0).stack().dropna()
+    gains = gains.groupby(level=[*HEAD, other, reference]).mean()
     rows = [
         {**dict(zip((other, reference), key, strict=True)), **paired.signed_rank(group)._asdict()}
         for key, group in gains.groupby(level=[other, reference])
@@ -169,24 +174,31 @@ def interval_kind(summary: pd.DataFrame, sample: str = "test images") -> str:
     )
 
 
-def grid(summary: pd.DataFrame, *, scale: float, digits: int, row: str = "label") -> dict:
-    """A method × γ table as text: {"columns": [...], "rows": [(name, [cell, …])]}."""
+def grid(summary: pd.DataFrame, *, scale: float, digits: int, change: bool = False) -> dict:
+    """A label × γ table as text: {"columns": [...], "rows": [(name, [cell, …])]}.
+
+    change: the values are differences, written with their signs.
+    """
     rates = sorted(summary["noise_rate"].unique())
-    cells = {(r[row], r["noise_rate"]): r for _, r in summary.iterrows()}
+    cells = {(r["label"], r["noise_rate"]): r for _, r in summary.iterrows()}
     rows = []
-    for name in ordered_labels(summary[row]):
+    for name in ordered_labels(summary["label"]):
         texts = []
         for rate in rates:
             cell = cells.get((name, rate))
-            texts.append(None if cell is None else cell_text(cell, scale, digits))
+            texts.append(None if cell is None else cell_text(cell, scale, digits, change))
         rows.append((name, texts))
     return {"columns": [percent(rate) for rate in rates], "rows": rows}
 
 
-def cell_text(cell, scale: float, digits: int) -> dict:
+def cell_text(cell, scale: float, digits: int, change: bool) -> dict:
     """A mean and its interval as text; the interval is empty if none was recorded."""
-    value, low, high = (f"{cell[k] * scale:.{digits}f}" for k in ("value", "low", "high"))
-    return {"value": value, "interval": f"{low}–{high}" if np.isfinite(cell["low"]) else ""}
+    value, low, high = (cell[name] * scale for name in ("value", "low", "high"))
+    if change:
+        text, interval = signed(value, digits), signed_interval(low, high, digits)
+    else:
+        text, interval = f"{value:.{digits}f}", f"{low:.{digits}f}–{high:.{digits}f}"
+    return {"value": text, "interval": interval if np.isfinite(low) else ""}
 
 
 def task_table(frame: pd.DataFrame, name_dataset: bool) -> list[dict]:
@@ -212,3 +224,25 @@ def task_table(frame: pd.DataFrame, name_dataset: bool) -> list[dict]:
 def percent(rate: float) -> str:
     """0.05 -> "5 %", with a no-break space."""
     return f"{rate * 100:g}\N{NO-BREAK SPACE}%"
+
+
+def percents(rates: list[float]) -> str:
+    """[0.05, 0.1] -> "5, 10 %", with a no-break space."""
+    return ", ".join(f"{rate * 100:g}" for rate in rates) + "\N{NO-BREAK SPACE}%"
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign and a true minus; zero has none."""
+    text = f"{value:+.{digits}f}"
+    if float(text) == 0:
+        return text[1:]
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def signed_interval(low: float, high: float, digits: int) -> str:
+    """ "−2.1, +0.3", with a no-break space."""
+    return f"{signed(low, digits)},\N{NO-BREAK SPACE}{signed(high, digits)}"
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
