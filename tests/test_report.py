@@ -319,7 +319,7 @@ def test_finding_equals_scipy_on_pairs_made_by_hand(study):
     assert found.low < difference.median() < found.high
     assert found.effect == pytest.approx(difference.mean(), abs=0.1)
     assert f"{HEADS} pairs: trained heads" in found.test
-    assert "whose γ and target domains count once" in found.scope
+    assert "its levels of γ and target domains count once" in found.scope
     clean = rows[rows.method == "lp"].assign(noisy=rows.noise_rate > 0)
     means = clean.groupby(["task", "source", "noisy"]).value.mean().unstack() * 100
     found = collected(study)["ood"]
@@ -343,7 +343,7 @@ def test_many_seeds_make_pretraining_runs_the_unit(tmp_path):
     found = collected(tmp_path / "run")
     for key in ("ood", "nmtune lp ood"):
         assert len(found[key].differences) == 9
-        assert "9 pairs: pre-training seeds, heads, γ" in found[key].test
+        assert "9 pairs: pre-training seeds (heads, levels of γ, " in found[key].test
         assert "units are pre-training runs" in found[key].scope
     assert "within a pre-training seed" in found["pretrain"].test
     assert found["pretrain"].verdict == "seen"

@@ -252,7 +252,7 @@ def tested(base: Finding, difference: pd.Series) -> Finding:
     """
     rows = difference.rename("value").reset_index()
     within = rows.groupby(tables.HEAD)[["noise_rate", "target"]].nunique().max() > 1
-    names = {"noise_rate": "γ", "target": "target domains"}
+    names = {"noise_rate": "levels of γ", "target": "target domains"}
     averaged = [name for column, name in names.items() if within[column]]
     by_rate = rows.groupby([*tables.HEAD, "noise_rate"])["value"].mean()
     heads = by_rate.groupby(tables.HEAD).mean()
@@ -263,8 +263,8 @@ def tested(base: Finding, difference: pd.Series) -> Finding:
     else:
         pairs = heads
         what = "pairs: trained heads of the same pre-training seed, task and source"
-        once = f", whose {' and '.join(averaged)} count once" if averaged else ""
-        scope = these_models(rows, f"trained heads (a task tuned on a source domain{once})")
+        once = f"; its {' and '.join(averaged)} count once" if averaged else ""
+        scope = these_models(rows, f"trained heads (one task, one source domain{once})")
     test = paired.signed_rank(pairs)
     return dataclasses.replace(
         base,
@@ -273,8 +273,8 @@ def tested(base: Finding, difference: pd.Series) -> Finding:
         high=test.high,
         p=test.p,
         attainable=test.attainable,
-        test=f"Wilcoxon signed-rank, two-sided, Hodges–Lehmann effect; {test.n} {what}, "
-        f"{', '.join([*averaged, 'probe seeds'])} averaged",
+        test=f"Wilcoxon signed-rank, two-sided, Hodges–Lehmann effect; {test.n} {what} "
+        f"({', '.join([*averaged, 'probe seeds'])} averaged)",
         scope=scope,
         by_part=parts_of(runs, by_rate.groupby("noise_rate").mean()),
         differences=tuple(float(d) for d in pairs),
