@@ -9,6 +9,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CONSTRAINTS := tests/constraints.txt
 EXTRA := $(if $(filter-out cpu,$(DEVICE)),$(DEVICE))
 
+.DELETE_ON_ERROR:
+ifeq ($(filter $(DEVICE),cpu cuda13 tpu),)
+$(error DEVICE is '$(DEVICE)'; expected cpu, cuda13 or tpu)
+endif
+
 .PHONY: study test test-slow lint format bench clean
 
 study: $(VENV)/.installed-$(DEVICE)
@@ -17,11 +22,11 @@ study: $(VENV)/.installed-$(DEVICE)
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -35,10 +40,10 @@ bench: $(VENV)/.installed-bench
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: noisy_fm needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
 
 # The lock is for the Python it was made with; newer ones resolve the ranges of pyproject.toml.
-$(VENV)/.installed-cpu $(VENV)/.installed-cuda13 $(VENV)/.installed-tpu: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed-cpu $(VENV)/.installed-cuda13 $(VENV)/.installed-tpu: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	@echo "installing noisy_fm ($(DEVICE)) into $(VENV) …"
 	$(PIP) $(if $(EXTRA),-e '.[$(EXTRA)]',$(call locked) -e .)
 	@touch $@

@@ -30,6 +30,7 @@ class Checkpointer:
         self.folder = epath.Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._damaged: set[int] = set()
 
     @property
     def steps(self) -> list[int]:
@@ -37,6 +38,9 @@ class Checkpointer:
 
     def save(self, step: int, state, meta: dict) -> None:
         """Starts writing in the background; `wait` or `close` waits until it is on disk."""
+        if step in self._damaged:
+            self._manager.delete(step)
+            self._damaged.remove(step)
         if step in self._manager.all_steps():
             return
         self._manager.save(
@@ -64,6 +68,7 @@ class Checkpointer:
                 )
                 return found["state"], found["meta"]
             except Exception as error:
+                self._damaged.add(number)
                 reason = " ".join(str(error).split())[:200]
                 logging.warning(
                     "checkpoint %s cannot be read: %s", self.folder / str(number), reason
@@ -86,8 +91,8 @@ class Checkpointer:
 def written_whole(path) -> Iterator[Path]:
     """Gives a temporary sibling of `path` to write to, and moves it there when all went well.
 
-    Works for files and folders, there already or not. If the body raises (or the process is
-    killed) what stood at `path` is untouched.
+    Works for files and folders. If the body raises, or the process is killed in it, what stood at
+    `path` is untouched; a folder is never seen half written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,8 +100,12 @@ def written_whole(path) -> Iterator[Path]:
     try:
         yield temporary
         if path.is_dir():  # a folder cannot be replaced in one move
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            aside = temporary.with_suffix(".old")
+            path.rename(aside)
+            os.replace(temporary, path)
+            shutil.rmtree(aside)
+        else:
+            os.replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
@@ -109,8 +118,13 @@ def write_json(path, value) -> None:
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    temporary.rename(path)
+    try:
+        temporary.write_text(
+            json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path):

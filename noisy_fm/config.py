@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -131,9 +132,19 @@ def check_keys(config: Mapping, reference: Mapping, *, where: str = "config") ->
             raise ValueError(f"{where}.{key} is missing; start the config from noisy_fm.config")
 
 
-def check_arguments(function: Callable, arguments: Mapping, *, where: str) -> None:
-    """Raises for an argument that `function` does not take."""
-    known = inspect.signature(function).parameters
+def check_regex(where: str, regex: str) -> None:
+    """Raises for a regular expression that cannot be compiled."""
+    try:
+        re.compile(regex)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{where} has {regex!r}, no regular expression: {error}") from None
+
+
+def check_arguments(
+    function: Callable, arguments: Mapping, *, where: str, given: Sequence[str] = ()
+) -> None:
+    """Raises for an argument that `function` does not take, or that is `given` elsewhere."""
+    known = [name for name in inspect.signature(function).parameters if name not in given]
     for name in arguments:
         if name not in known:
             raise ValueError(unknown("key", f"{where}.{name}", [f"{where}.{k}" for k in known]))
@@ -150,12 +161,16 @@ def check_train(config: ConfigDict) -> None:
     for key, (value, known) in choices.items():
         if value not in known:
             raise ValueError(unknown(f"config.{key}", value, known))
+    for key in ("trainable", "sharding"):
+        for rule in config[key]:
+            check_regex(f"config.{key}", rule[0])
+    check_regex("config.decay", config.decay)
     positive = ("batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints")
     for key in positive:
-        if not config[key] > 0:
+        if not (isinstance(config[key], int | float) and config[key] > 0):
             raise ValueError(f"config.{key} is {config[key]!r}; expected a positive number")
     rate = config.noise.rate
-    if not 0 <= rate < 1:
+    if not (isinstance(rate, int | float) and 0 <= rate < 1):
         raise ValueError(f"config.noise.rate is {rate!r}; expected γ in [0, 1)")
     if not 0 <= config.loss.label_smoothing < 1:
         raise ValueError(
@@ -173,11 +188,20 @@ def check_study(config: ConfigDict) -> None:
     check_keys(config, study())
     check_train(config.pretrain)
     for rate in config.noise_rates:
-        if not 0 <= rate < 1:
+        if not (isinstance(rate, int | float) and 0 <= rate < 1):
             raise ValueError(f"config.noise_rates has {rate!r}; expected every γ in [0, 1)")
-    for key in ("noise_rates", "methods", "fractions", "label_noise"):
+    if config.pretrain.noise.rate:
+        raise ValueError("config.pretrain.noise.rate is set; a study reads config.noise_rates")
+    for key in ("noise_rates", "tasks", "methods", "fractions", "label_noise"):
         if not config[key]:
             raise ValueError(f"config.{key} is empty; expected at least one entry")
+        if len(set(config[key])) < len(config[key]):
+            raise ValueError(f"config.{key} is {config[key]}; expected no entry twice")
+    for task in config.tasks:
+        if len(task) != 4 or not isinstance(task[3], Sequence) or isinstance(task[3], str):
+            raise ValueError(
+                f"config.tasks has {task!r}; expected (data, task, domain, (unseen domains, …))"
+            )
     for key in ("seeds", "probe_seeds", "probe_epochs"):
         if not (isinstance(config[key], int) and config[key] > 0):
             raise ValueError(f"config.{key} is {config[key]!r}; expected a positive whole number")
@@ -247,7 +271,7 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
     from ml_collections import config_flags
 
     flags.DEFINE_bool("traceback", False, "show where an error was raised")
-    flags.DEFINE_string("workdir", workdir, "folder (or gs://, s3://) for results; resumes there")
+    flags.DEFINE_string("workdir", workdir, "folder for results; a run found there is resumed")
     config_flags.DEFINE_config_file(
         "config", config_file, "config file, `:arguments` after it; override with --config.KEY=…"
     )
@@ -289,10 +313,15 @@ class Terminated(BaseException):
 MISTAKES = (ValueError, OSError, FloatingPointError)
 
 
-def _cause(error: BaseException) -> BaseException:
+def _cause(error: BaseException) -> object:
     """What a config file raised, under the flag errors that wrap it with a traceback."""
     while "Error whilst parsing config file" in str(error) and error.__context__ is not None:
         error = error.__context__
+    if isinstance(error, KeyError) and len(error.args) == 1 and str(error.args[0]).isidentifier():
+        return (
+            f"the config has no key {error.args[0]!r}; extra arguments of model, optimizer or "
+            "noise are set in a config file"
+        )
     return error
 
 
@@ -308,7 +337,6 @@ def _usage(main: Callable) -> None:
 
 def fail(error: object, code: int = 2) -> None:
     """Prints one line to stderr and ends the process."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"error: {' '.join(str(text).split())}", file=sys.stderr, flush=True)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code) if code in (130, 143) else sys.exit(code)

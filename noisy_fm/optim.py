@@ -37,14 +37,14 @@ def optimizer(
     """The config's optimiser over trainable parameters, kept flat as `{path: array}`.
 
     `multipliers` scales each parameter's schedule. Weight decay touches paths that match
-    `config.decay` and is decoupled (for SGD too).
+    `config.decay`; it is decoupled, except for SGD, where it enters the momentum as in PyTorch.
     """
     arguments = dict(config.optimizer)
     name, decay = arguments.pop("name"), arguments.pop("weight_decay")
     if name not in OPTIMIZERS:
         raise ValueError(config_lib.unknown("config.optimizer.name", name, OPTIMIZERS))
     make = OPTIMIZERS[name]
-    config_lib.check_arguments(make, arguments, where="config.optimizer")
+    config_lib.check_arguments(make, arguments, where="config.optimizer", given=("mask",))
     arguments["learning_rate"] = rate
     decayed = {path: bool(re.search(config.decay, path)) for path in multipliers}
     stages = []

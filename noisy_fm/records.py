@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from noisy_fm import checkpoint, train
+from noisy_fm import checkpoint, evaluate, train
 from noisy_fm import config as config_lib
 
 NUM_EXAMPLES = 12  # images with wrong labels shown in the report
@@ -28,8 +28,8 @@ FIELDS = (
 
 def assemble(config: ConfigDict, workdir: Path, outputs: dict) -> None:
     """Writes what the report reads: records, spectra, stages, manifests and examples."""
-    common = {"config_hash": config_lib.hash_of(config), **checkpoint.provenance()}
-    records, curves, durations = [], [], []
+    common = {"config_hash": config_lib.hash_of(config)}
+    records, curves, durations, manifests = [], [], [], []
     for cell, out in outputs.items():
         about = {
             "model": cell.config.model.name,
@@ -40,15 +40,17 @@ def assemble(config: ConfigDict, workdir: Path, outputs: dict) -> None:
         manifest = out["pretrain"]["manifest"]
         shared = {**about, "manifest_hash": manifest["hash"], **common}
         records += list(cell_records(cell, out, shared, config))
+        records += change_record(cell, outputs, shared)
         curves += list(cell_curves(out, about))
         durations += [
             {"stage": f"{name} {cell.name}", "duration_s": made["duration_s"]}
             for name, made in out.items()
         ]
-        checkpoint.write_json(workdir / "noise" / f"{cell.name}.json", manifest)
+        manifests.append({"cell": cell.name, **manifest})
     write_lines(workdir / "records.jsonl", records)
     write_lines(workdir / "spectra.jsonl", curves)
     write_lines(workdir / "stages.jsonl", durations)
+    write_lines(workdir / "manifests.jsonl", manifests)
     checkpoint.write_json(
         workdir / "examples.json", wrong_labels(max(outputs, key=lambda c: c.rate))
     )
@@ -63,6 +65,8 @@ def cell_records(cell, out: dict, shared: dict, config: ConfigDict) -> Iterable[
             yield {
                 **dict.fromkeys(FIELDS),
                 **shared,
+                "versions": out[stage_name]["versions"],
+                "commit": out[stage_name]["commit"],
                 "stage": {"spectra": "spectrum", "probes": "probe"}.get(stage_name, stage_name),
                 "duration_s": seconds,
                 **fields,
@@ -89,6 +93,23 @@ def cell_records(cell, out: dict, shared: dict, config: ConfigDict) -> Iterable[
         shift = "id" if row["domain"] == row["source"] else "ood"
         fields |= {"stage": "spectrum", "target": row["domain"], "shift": shift}
         yield from rows("probes", row["metrics"], **fields)
+
+
+def change_record(cell, outputs: dict, shared: dict) -> list[dict]:
+    """Pre-training accuracy against the clean model of the same seed, paired on the same images.
+
+    The interval resamples concepts, so what an image adds to both models cancels.
+    """
+    clean = next((o for c, o in outputs.items() if c.rate == 0 and c.seed == cell.seed), None)
+    if clean is None or cell.rate == 0:
+        return []
+    ours, theirs = outputs[cell]["pretrain"], clean["pretrain"]
+    change = np.subtract(ours["correct"], theirs["correct"])
+    low, high = evaluate.cluster_bootstrap(change, np.asarray(ours["groups"]))
+    row = {**dict.fromkeys(FIELDS), **shared, "stage": "pretrain", "metric": "accuracy_change"}
+    row |= {"dataset": cell.config.data.name, "task": cell.config.data.task}
+    row |= {name: ours[name] for name in ("versions", "commit", "duration_s")}
+    return [{**row, "value": float(change.mean()), "low": low, "high": high, "n": len(change)}]
 
 
 def cell_curves(out: dict, about: dict) -> Iterable[dict]:

@@ -49,6 +49,8 @@ def _spec(shape: Sequence[int], rule, mesh: Mesh) -> PartitionSpec:
             return PartitionSpec()
         axis = max(fits, key=lambda i: shape[i])
         return PartitionSpec(*(("fsdp" if i == axis else None) for i in range(len(shape))))
+    if isinstance(rule, str):
+        raise ValueError(f"sharding rule {rule!r}; expected 'replicate', 'fsdp' or mesh axes")
     if len(rule) != len(shape):
         raise ValueError(f"sharding rule {rule} is for {len(rule)} dimensions; shape is {shape}")
     return PartitionSpec(*rule)

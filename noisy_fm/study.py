@@ -3,17 +3,18 @@
     python -m noisy_fm.study --config=configs/study/emoji.py --workdir=runs/emoji
 
 Every stage writes one artifact, whole or not at all, and is skipped when its artifact is there:
-kill it anywhere and run the same line again. Widening the grid (noise_rates, seeds, methods, …) in
-the same workdir only runs what is missing.
+kill it anywhere and run the same line again. More noise_rates or seeds in the same workdir only run
+the new cells; a change in what is measured (tasks, methods, …) runs that again, never the training.
 """
 
 import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -42,22 +43,23 @@ def cells(config: ConfigDict, workdir: Path) -> list[Cell]:
     for seed, rate in itertools.product(range(config.seeds), config.noise_rates):
         seeds = {f"seeds.{key}": value + seed for key, value in config.pretrain.seeds.items()}
         cell = config_lib.updated(config.pretrain, {"noise.rate": float(rate), **seeds})
-        made.append(
-            Cell(float(rate), seed, cell, workdir / "cells" / f"noise{rate:.4f}-seed{seed}")
-        )
+        made.append(Cell(float(rate), seed, cell, workdir / "cells" / f"noise{rate:g}-seed{seed}"))
     return made
 
 
-def stage(path: Path, key: dict, work: Callable[[], dict]) -> dict:
-    """The JSON at `path` if `key` made it, else `work()`'s, written there with its duration."""
+def stage(path: Path, key: dict, work: Callable[[], dict], *, intact: bool = True) -> dict:
+    """The JSON at `path` if `key` made it and it is `intact`, else `work()`'s, written there.
+
+    It carries the stage's duration, and the versions and commit that made it.
+    """
     mark = config_lib.hash_of(key)
     if path.exists():
         found = checkpoint.read_json(path)
-        if found.get("key") == mark:
+        if found.get("key") == mark and intact:
             return found
     began = time.perf_counter()
-    made = work()
-    made |= {"key": mark, "duration_s": round(time.perf_counter() - began, 2)}
+    made = {**work(), "key": mark, **checkpoint.provenance()}
+    made["duration_s"] = round(time.perf_counter() - began, 2)
     checkpoint.write_json(path, made)
     return made
 
@@ -76,47 +78,49 @@ def pretrain(cell: Cell, show: str) -> dict:
     )
     held_out = measure(made.eval_source)["correct"]
     prediction = measure(made.source)["prediction"]
-    flipped = made.labels != made.source.labels
+    true, groups = made.source.labels, made.source.groups
+    flipped = made.labels != true
     metrics = {
         "accuracy": with_interval(held_out, made.eval_source.groups),
-        "train_accuracy_clean": with_interval(prediction == made.source.labels),
+        "train_accuracy_true_labels": with_interval(prediction == true, groups),
     }
-    if flipped.any():
-        metrics["flipped_fits_given"] = with_interval(prediction[flipped] == made.labels[flipped])
-        metrics["flipped_fits_true"] = with_interval(
-            prediction[flipped] == made.source.labels[flipped]
-        )
+    for name, labels in (("given", made.labels), ("true", true)) if flipped.any() else ():
+        fits = prediction[flipped] == labels[flipped]
+        metrics[f"flipped_fits_{name}"] = with_interval(fits, groups[flipped])
     return {
         "metrics": metrics,
+        "correct": held_out.astype(int).tolist(),
+        "groups": made.eval_source.groups.tolist(),
         "manifest": made.manifest.summary(),
         "num_params": result["num_params"],
         "steps": result["steps"],
     }
 
 
-def with_interval(correct: np.ndarray, groups: np.ndarray | None = None) -> dict:
-    """Mean of a 0/1 array, its 95 % interval (resampling whole `groups`, else Wilson's), and n."""
-    correct = np.asarray(correct, dtype=float)
-    if groups is None:
-        low, high = evaluate.wilson_interval(int(correct.sum()), len(correct))
-    else:
-        low, high = evaluate.cluster_bootstrap(correct, groups)
-    return {"value": float(correct.mean()), "low": low, "high": high, "n": len(correct)}
+def with_interval(values: np.ndarray, groups: np.ndarray) -> dict:
+    """Mean of one number an example, its 95 % interval (resampling whole `groups`), and n."""
+    values = np.asarray(values, dtype=float)
+    low, high = evaluate.cluster_bootstrap(values, groups)
+    return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
 
 
-def extract(cell: Cell, config: ConfigDict, wanted: Iterable[tuple[str, str, str]]) -> dict:
-    """Feature stores of the cell's model for every (data, domain, split) wanted."""
+def extract(cell: Cell, config: ConfigDict) -> dict:
+    """Feature stores of the cell's final model for every (data, domain, split) not there yet."""
     made = train.setup(cell.config)
     saver = checkpoint.Checkpointer(cell.folder / "train" / "checkpoints")
-    found = saver.restore(train.abstract(made.state))
-    saver.close()
-    if found is None:
-        raise ValueError(f"{cell.folder}/train has no checkpoint; delete {cell.folder} to redo it")
-    for name, domain, split in wanted:
+    try:
+        state, _ = saver.restore(train.abstract(made.state), step=made.steps)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete {cell.folder} to train that cell again") from None
+    finally:
+        saver.close()
+    for name, domain, split in stores(config):
+        if is_stored(cell, config, name, domain, split):
+            continue
         source = load(cell, name, domain=domain, split=split)
         out = features.predict(
             made.task,
-            found[0].variables,
+            state.variables,
             source,
             keep=(f"features/{config.feature}",),
             batch_size=cell.config.batch_size,
@@ -127,16 +131,30 @@ def extract(cell: Cell, config: ConfigDict, wanted: Iterable[tuple[str, str, str
             features=out[f"features/{config.feature}"].astype(np.float32),
             ids=source.ids,
             meta={
-                "data": name,
-                "domain": domain,
-                "split": split,
-                "feature": config.feature,
+                **store_key(cell, config, name, domain, split),
                 "model": cell.config.model.name,
                 "noise": made.manifest.summary(),
-                "config_hash": config_lib.hash_of(cell.config),
             },
         )
-    return {"stores": len(list(wanted))}
+    return {"stores": len(stores(config))}
+
+
+def store_key(cell: Cell, config: ConfigDict, name: str, domain: str, split: str) -> dict:
+    """What made a store: weights (by training config), feature, and images."""
+    return {
+        "train": config_lib.hash_of(cell.config),
+        "feature": config.feature,
+        "data": name,
+        "domain": domain,
+        "split": split,
+    }
+
+
+def is_stored(cell: Cell, config: ConfigDict, name: str, domain: str, split: str) -> bool:
+    """Whether the store is there and was made by this cell's model and feature."""
+    meta = store_path(cell, name, domain, split) / "meta.json"
+    key = store_key(cell, config, name, domain, split)
+    return meta.is_file() and key.items() <= checkpoint.read_json(meta).items()
 
 
 def load(cell: Cell, name: str, *, domain: str, split: str, task: str = ""):
@@ -168,7 +186,10 @@ def read(cell: Cell, name: str, *, domain: str, split: str, task: str):
     source = load(cell, name, domain=domain, split=split, task=task)
     store = features.open_store(store_path(cell, name, domain, split))
     order = np.argsort(store.ids)
-    rows = order[np.searchsorted(store.ids, source.ids, sorter=order)]
+    where = np.searchsorted(store.ids, source.ids, sorter=order)
+    rows = order[np.minimum(where, len(order) - 1)]
+    if not np.array_equal(store.ids[rows], source.ids):
+        raise ValueError(f"{store.path} lacks images of {name}; delete it to have it made again")
     return store.features[rows], source.labels, source.ids, source.groups, source.num_classes
 
 
@@ -267,29 +288,37 @@ def spectrum_wanted(head: probe.Head, config: ConfigDict) -> bool:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The config with its shorthands spelled out, checked."""
+    """The config with its shorthands spelled out; raises for whatever could not run."""
     config = config_lib.updated(config, {})
-    if config.model:
+    if config.model and config.model != config.pretrain.model.name:
         config.pretrain.model = {"name": config.model}
     config.model = config.pretrain.model.name
     config_lib.check_study(config)
     heads(config)
+    if jax.process_count() > 1:
+        raise ValueError(f"a study runs in one process; there are {jax.process_count()}")
+    first = cells(config, Path())[0]
+    made = train.setup(first.config)
+    outputs = jax.eval_shape(
+        made.task.predict_fn, *made.state.variables, made.source.take(np.zeros(1, int))
+    )
+    if config.feature not in outputs["features"]:
+        raise ValueError(config_lib.unknown("config.feature", config.feature, outputs["features"]))
     for name, task, source, targets in config.tasks:
-        for domain in (source, *targets):
-            arguments = {"domain": domain or None, "task": task or None}
-            data_lib.load(name, split="test", size=config.pretrain.data.size, **arguments)
+        for domain, split in ((source, "train"), *((d, "test") for d in (source, *targets))):
+            load(first, name, domain=domain, split=split, task=task)
     return config
 
 
 def run(config: ConfigDict, workdir: str) -> Path:
     """Runs what is missing of the study in `workdir` and returns the path of its report."""
+    config_lib.cache_compilations()
     config = resolve(config)
     folder = Path(workdir).absolute()
     plain = config_lib.plain(config)
     checkpoint.claim(folder, "pretrain.json", plain["pretrain"], differences=config_lib.differences)
     checkpoint.write_json(folder / "config.json", plain)
     checkpoint.write_json(folder / "environment.json", records.environment())
-    config_lib.cache_compilations()
     grid = cells(config, folder)
     outputs: dict[Cell, dict[str, dict]] = {}
     for number, cell in enumerate(grid, 1):
@@ -301,20 +330,22 @@ def run(config: ConfigDict, workdir: str) -> Path:
 
 def run_cell(cell: Cell, config: ConfigDict, show: str) -> dict[str, dict]:
     """The four stages of one pre-trained model, each skipped if it has been done."""
-    trained = {"train": config_lib.hash_of(cell.config)}
-    stored = {**trained, "feature": config.feature, "stores": stores(config)}
-    looked = {**stored, "spectrum": config.spectrum}
-    keys = ("tasks", "methods", "preset", "fractions", "label_noise", "probe_seeds", "probe_epochs")
-    tuned = {**looked, **{key: config[key] for key in keys}}
+    train_key = {"train": config_lib.hash_of(cell.config)}
+    store_key = {**train_key, "feature": config.feature, "stores": stores(config)}
+    spectrum_key = {**store_key, "spectrum": config.spectrum}
+    tuning = ("tasks", "methods", "preset", "fractions", "label_noise", "probe_seeds")
+    probe_key = {**spectrum_key, **{name: config[name] for name in (*tuning, "probe_epochs")}}
+    stored = all(is_stored(cell, config, *wanted) for wanted in stores(config))
     out = {}
     for name, key, work in (
-        ("pretrain", trained, lambda: pretrain(cell, show)),
-        ("features", stored, lambda: extract(cell, config, stores(config))),
-        ("spectra", looked, lambda: spectra(cell, config)),
-        ("probes", tuned, lambda: probes(cell, config)),
+        ("pretrain", train_key, lambda: pretrain(cell, show)),
+        ("features", store_key, lambda: extract(cell, config)),
+        ("spectra", spectrum_key, lambda: spectra(cell, config)),
+        ("probes", probe_key, lambda: probes(cell, config)),
     ):
         began = time.perf_counter()
-        out[name] = stage(cell.folder / f"{name}.json", key, work)
+        intact = stored if name == "features" else True
+        out[name] = stage(cell.folder / f"{name}.json", key, work, intact=intact)
         print(f"{show}: {name} {time.perf_counter() - began:.1f} s", flush=True)
     return out
 

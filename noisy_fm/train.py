@@ -81,7 +81,10 @@ def init_state(
 
 
 def make_step(task: tasks.Task, tx: optax.GradientTransformation, state: TrainState) -> Callable:
-    """The jitted (state, batch) → (state, loss), laid out like `state`, whose memory it reuses."""
+    """The jitted (state, batch) → (state, loss), laid out like `state`, whose memory it reuses.
+
+    The loss is NaN if the update is not finite, so that it tells of the new state's health too.
+    """
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, jax.Array]:
         key = jax.random.fold_in(state.key, state.step)
@@ -92,6 +95,7 @@ def make_step(task: tasks.Task, tx: optax.GradientTransformation, state: TrainSt
         (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         model_state, outputs = aux
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        healthy = jnp.isfinite(optax.tree.norm(updates))
         new = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -99,7 +103,7 @@ def make_step(task: tasks.Task, tx: optax.GradientTransformation, state: TrainSt
             opt_state=opt_state,
             metrics=state.metrics.merge(task.metrics.single_from_model_output(**outputs)),
         )
-        return new, loss
+        return new, jnp.where(healthy, loss, jnp.nan)
 
     return jax.jit(step, donate_argnums=0, out_shardings=(_shardings(state), None))
 
@@ -124,7 +128,7 @@ class StopSignals:
 
     def _catch(self, number, frame):
         if self.caught is not None:
-            raise KeyboardInterrupt
+            raise self.error()
         self.caught = number
 
     def error(self) -> BaseException:
@@ -152,7 +156,7 @@ def fit(
     `batches` starts at `state.step` and holds this host's share of each global batch. `on_log`
     gets the means since the last log; `save` is called every `save_every` steps, at the end, and
     when Ctrl-C or SIGTERM asks to stop (which then raises); `evaluate` returns a note to show.
-    Raises FloatingPointError, without saving, once the loss is not finite.
+    Raises FloatingPointError, without saving, once a loss or an update is not finite.
     """
     start = int(state.step)
     step_fn = make_step(task, tx, state)
@@ -166,7 +170,7 @@ def fit(
         Progress(name, steps, start=start, show=show) as bar,
     ):
         for step in range(start + 1, steps + 1):
-            with clock.waiting():
+            with clock:
                 batch = sharding.to_global(next(batches), mesh)
             state, loss = step_fn(state, batch)
             in_flight.append((step, loss))
@@ -187,7 +191,7 @@ def fit(
             if last or (eval_every and not step % eval_every):
                 note = f"{note}  {evaluate(step, state)}"
             bar.update(1, note)
-            if stop and not last:
+            if signals.caught is not None:
                 raise signals.error()
     return state
 
@@ -201,8 +205,8 @@ def check_finite(step: int, loss: jax.Array) -> None:
     value = float(loss)
     if not np.isfinite(value):
         raise FloatingPointError(
-            f"the loss is {value} at step {step}; expected a finite number (a lower "
-            "learning_rate, clip, or float32 precision usually helps); nothing was saved after it"
+            f"the loss or the update is {value} at step {step}; expected a finite number (a lower "
+            "learning_rate, clip, or float32 precision usually helps); nothing was saved from it on"
         )
 
 
@@ -211,9 +215,6 @@ class Clock:
 
     def __init__(self):
         self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
-
-    def waiting(self):
-        return self
 
     def __enter__(self):
         self.entered = time.perf_counter()
@@ -278,7 +279,8 @@ def corrupted(config: ConfigDict, source) -> tuple[np.ndarray, noise.Manifest]:
     """(labels, manifest) of `source` under `config.noise`."""
     arguments = dict(config.noise)
     rate = arguments.pop("rate")
-    config_lib.check_arguments(noise.flip_labels, arguments, where="config.noise")
+    given = ("labels", "num_classes", "ids", "seed")
+    config_lib.check_arguments(noise.flip_labels, arguments, where="config.noise", given=given)
     return noise.flip_labels(
         source.labels,
         source.num_classes,
@@ -292,6 +294,8 @@ def corrupted(config: ConfigDict, source) -> tuple[np.ndarray, noise.Manifest]:
 def make_task(config: ConfigDict, num_classes: int) -> tasks.Task:
     """The config's model and loss as a Task; modules without a trainable parameter are frozen."""
     arguments = dict(config.model)
+    if {"dtype", "num_classes"} & set(arguments):
+        raise ValueError("config.model sets dtype or num_classes; use config.precision and data")
     model = models.create(
         arguments.pop("name"), num_classes, dtype=jnp.dtype(config.precision), **arguments
     )
@@ -324,8 +328,14 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
     }
     saver = checkpoint.Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
     found = saver.restore(abstract(made.state))
-    state = found[0] if found else made.state
+    state, before = found or (made.state, meta)
+    if before["manifest_hash"] != made.manifest.hash:
+        raise ValueError(
+            f"{workdir} was trained under other noise (manifest {before['manifest_hash']}, now "
+            f"{made.manifest.hash}): the data changed; choose another --workdir"
+        )
     start = int(state.step)
+    began = time.perf_counter() - before.get("seconds", 0.0)
     writer = Scalars(workdir / "tensorboard", start)
     accuracy: dict[str, float] = {}
 
@@ -334,35 +344,41 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
         writer(step, {f"eval/{key}": value for key, value in accuracy.items()})
         return f"eval accuracy {accuracy['accuracy']:.4f}"
 
-    began = time.perf_counter()
-    if start < made.steps:
-        state = fit(
-            made.task,
-            made.tx,
-            state,
-            loader.train_batches(
-                made.source,
-                batch_size=config.batch_size,
-                seed=config.seeds.order,
-                start=start,
-                stop=made.steps,
-                corrupt=loader.relabel(made.source.ids, made.labels),
-                process=(jax.process_index(), jax.process_count()),
-            ),
-            steps=made.steps,
-            mesh=made.mesh,
-            log_every=config.log_every,
-            on_log=lambda step, values: writer(step, {f"train/{k}": v for k, v in values.items()}),
-            save=lambda step, state: saver.save(step, state, meta),
-            save_every=config.checkpoint_every,
-            evaluate=evaluate,
-            eval_every=config.eval_every,
-            name=name,
-        )
-    else:
-        evaluate(start, state)
-    saver.close()
-    writer.close()
+    def save(step, state):
+        saver.save(step, state, {**meta, "seconds": time.perf_counter() - began})
+
+    try:
+        if start < made.steps:
+            state = fit(
+                made.task,
+                made.tx,
+                state,
+                loader.train_batches(
+                    made.source,
+                    batch_size=config.batch_size,
+                    seed=config.seeds.order,
+                    start=start,
+                    stop=made.steps,
+                    corrupt=loader.relabel(made.source.ids, made.labels),
+                    process=(jax.process_index(), jax.process_count()),
+                ),
+                steps=made.steps,
+                mesh=made.mesh,
+                log_every=config.log_every,
+                on_log=lambda step, values: writer(
+                    step, {f"train/{k}": v for k, v in values.items()}
+                ),
+                save=save,
+                save_every=config.checkpoint_every,
+                evaluate=evaluate,
+                eval_every=config.eval_every,
+                name=name,
+            )
+        else:
+            evaluate(start, state)
+    finally:  # an interrupted run's last checkpoint is still being written
+        saver.close()
+        writer.close()
     result = {
         **meta,
         "steps": made.steps,

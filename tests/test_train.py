@@ -2,10 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import toy
 
@@ -83,7 +87,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_is_an_error(tmp_pat
     saver = checkpoint.Checkpointer(tmp_path / "ckpt")
     state, _ = saver.restore(train.abstract(fresh))
     assert int(state.step) == 2
+    saver.save(4, state, {"again": True})  # takes the damaged one's place
+    saver.wait()
+    assert saver.restore(train.abstract(fresh), step=4)[1]["again"]
     saver.close()
+    damage(4)
     damage(2)
     saver = checkpoint.Checkpointer(tmp_path / "ckpt")
     with pytest.raises(ValueError, match="can be read"):
@@ -134,7 +142,7 @@ def test_learning_rate_multipliers_scale_a_parameters_updates():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_saved_after_it():
     saved = []
-    with pytest.raises(FloatingPointError, match="at step 8"):
+    with pytest.raises(FloatingPointError, match="at step 7"):
         toy.fit(
             toy.one_device(),
             20,
@@ -142,7 +150,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_saved_after_it()
             save_every=1,
             save=lambda step, state: saved.append(step),
         )
-    assert saved == [1, 2, 3, 4, 5, 6, 7]
+    assert saved == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -203,3 +211,44 @@ def test_relabel_follows_ids_not_positions():
     corrupt = loader.relabel(source.ids[shuffled], labels[shuffled])
     batch = corrupt(source.take(np.array([5, 19, 0])))
     assert batch["label"].tolist() == [5, 19, 0]
+
+
+@pytest.mark.slow
+def test_a_run_killed_many_times_ends_with_the_same_bits(tmp_path):
+    def command(workdir):
+        return [
+            *(sys.executable, "-m", "noisy_fm.train", "--config=configs/pretrain/emoji.py"),
+            f"--workdir={workdir}",
+            *("--config.data.domain=('noto',)", "--config.epochs=2", "--config.noise.rate=0.2"),
+            *("--config.checkpoint_every=5", "--config.schedule.warmup_epochs=0.5"),
+        ]
+
+    root = Path(__file__).parent.parent
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole), cwd=root, check=True, capture_output=True)
+    rng, kills = np.random.default_rng(0), 0
+    for number in [signal.SIGTERM, signal.SIGKILL, signal.SIGINT] * 7:
+        process = subprocess.Popen(
+            command(killed), cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            _, error = process.communicate(timeout=float(rng.uniform(4, 12)))
+            assert process.returncode == 0, error
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            _, error = process.communicate()
+            kills += 1
+            assert process.returncode in (0, 130, 143, -number, 2), error
+    else:
+        subprocess.run(command(killed), cwd=root, check=True, capture_output=True)
+    assert kills > 0
+
+    def parameters(workdir):
+        saver = ocp.PyTreeCheckpointer()
+        return saver.restore(workdir / "checkpoints" / "52" / "state")
+
+    a, b = parameters(whole), parameters(killed)
+    assert a["params"].keys() == b["params"].keys()
+    for name, value in a["params"].items():
+        np.testing.assert_array_equal(value, b["params"][name], err_msg=name)

@@ -9,11 +9,10 @@ from noisy_fm import config as config_lib
 
 
 def get_config(arg: str = ""):
-    args = config_lib.parse_arg(arg, noise_rate=0.0, noise_kind="symmetric", seed=0)
+    args = config_lib.parse_arg(arg, noise_rate=0.0, seed=0)
     config = config_lib.train()
     config.data.domain = ("noto", "twemoji", "openmoji")
     config.noise.rate = args.noise_rate
-    config.noise.kind = args.noise_kind
     for name in config.seeds:
         config.seeds[name] = args.seed
     config.epochs = 12.0

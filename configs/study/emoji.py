@@ -11,9 +11,8 @@ are memorised (overnight on two cores, minutes on a GPU):
 
 from noisy_fm import config as config_lib
 
-
 SOURCES = ("noto", "twemoji")  # drawn by artists seen in pre-training …
-UNSEEN = ("lineart", "fluent3d", "fluentflat")  # … and by artists never seen
+UNSEEN = ("lineart", "fluent3d", "fluentflat")  # … and in styles never seen
 COLOURED = ("fluent3d", "fluentflat")  # line art has no skin tones and too few persons
 TASKS = (
     *(("emoji_domains", "category", source, UNSEEN) for source in SOURCES),

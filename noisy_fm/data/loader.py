@@ -67,7 +67,9 @@ def relabel(ids: np.ndarray, labels: np.ndarray) -> Callable[[Mapping], dict]:
     sorted_ids, sorted_labels = ids[order], labels[order]
 
     def corrupt(batch: Mapping) -> dict:
-        rows = np.searchsorted(sorted_ids, batch["id"])
+        rows = np.minimum(np.searchsorted(sorted_ids, batch["id"]), len(sorted_ids) - 1)
+        if not np.array_equal(sorted_ids[rows], batch["id"]):
+            raise ValueError("a batch has examples whose ids the noise was not drawn for")
         return {**batch, "label": sorted_labels[rows]}
 
     return corrupt
