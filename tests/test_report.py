@@ -19,7 +19,7 @@ from noisy_fm.report import __main__ as command
 from noisy_fm.report import artifacts, figures, paired, questions, tables
 
 RATES = (0.0, 0.05, 0.1, 0.2, 0.3)
-DOMAINS = ("noto", "twemoji", "openmoji", "lineart", "fluent3d")
+DOMAINS = ("noto", "twemoji", "openmoji", "fluent3d")
 TASKS = ("category", "skin_tone", "subject", "gender")
 HEADS = 12  # the tasks, each tuned on three domains
 LESS = {"accuracy": 0, "balanced_accuracy": 0.04, "macro_f1": 0.07}
