@@ -15,7 +15,7 @@ def get_config(arg: str = ""):
     config.noise.rate = args.noise_rate
     for name in config.seeds:
         config.seeds[name] = args.seed
-    config.epochs = 12.0
+    config.epochs = 10.0
     config.optimizer.learning_rate = 5e-3
     config.schedule.warmup_epochs = 1.0
     return config

@@ -2,7 +2,7 @@
 
     python -m noisy_fm.study --config=configs/study/emoji.py --workdir=runs/emoji
 
-Hardware: two CPU cores, about 6 minutes. More: --config.seeds=3 (three pre-training seeds, three
+Hardware: two CPU cores, six to seven minutes with the installation. More: --config.seeds=3 (three pre-training seeds, three
 times as long), --config.model=vit_tiny, or the `full` variant, which trains until the wrong labels
 are memorised (overnight on two cores, minutes on a GPU):
 
@@ -11,7 +11,7 @@ are memorised (overnight on two cores, minutes on a GPU):
 
 from noisy_fm import config as config_lib
 
-SOURCES = ("noto", "twemoji")  # drawn by artists seen in pre-training …
+SOURCES = ("noto", "twemoji", "openmoji")  # drawn by artists seen in pre-training …
 UNSEEN = ("lineart", "fluent3d", "fluentflat")  # … and in styles never seen
 COLOURED = ("fluent3d", "fluentflat")  # line art has no skin tones and too few persons
 TASKS = (
@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
     config = config_lib.study()
     config.pretrain.data.domain = ("noto", "twemoji", "openmoji")
     config.tasks = TASKS
-    config.pretrain.epochs = 12.0
+    config.pretrain.epochs = 10.0
     config.pretrain.optimizer.learning_rate = 5e-3
     config.pretrain.schedule.warmup_epochs = 1.0
     if args.full:
