@@ -2,9 +2,9 @@
 
     python -m noisy_fm.study --config=configs/study/emoji.py --workdir=runs/emoji
 
-Hardware: two CPU cores, six to seven minutes with the installation. More: --config.seeds=3 (three pre-training seeds, three
-times as long), --config.model=vit_tiny, or the `full` variant, which trains until the wrong labels
-are memorised (overnight on two cores, minutes on a GPU):
+Hardware: two CPU cores, six to seven minutes with the installation. Three pre-training seeds
+(--config.seeds=3) take three times as long; --config.model=vit_tiny about an hour and a half. The
+`full` variant trains until the wrong labels are memorised (overnight on two cores):
 
     python -m noisy_fm.study --config=configs/study/emoji.py:full --workdir=runs/emoji_full
 """
