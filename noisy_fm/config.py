@@ -5,7 +5,6 @@ Every key of these tables is read by the code, so a key outside them is a mistak
 """
 
 import copy
-import difflib
 import hashlib
 import inspect
 import json
@@ -17,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 from ml_collections import ConfigDict
+
+from noisy_fm.messages import unknown
 
 AUGMENTATIONS = ("none", "flip_crop")
 LOSSES = ("softmax", "bce")
@@ -101,14 +102,6 @@ def parse_arg(arg: str, **defaults):
         except ValueError:
             raise ValueError(f"config argument {name}={text}: expected {kind.__name__}") from None
     return values
-
-
-def unknown(what: str, name: str, known) -> str:
-    """One line for a name that does not exist: the closest one, else all of them."""
-    known = sorted(map(str, known))
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"unknown {what} {name!r}; {hint}"
 
 
 def check_keys(config: Mapping, reference: Mapping, *, where: str = "config") -> None:

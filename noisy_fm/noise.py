@@ -11,7 +11,6 @@ all ids: `manifest.apply(labels, ids)`.
 """
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from noisy_fm.messages import unknown
 
 KINDS = ("symmetric", "subset", "transition")
 _SELECT, _REPLACE, _PARTNER = 1, 2, 3  # streams of the hash: who, what with, and with whom
@@ -431,9 +432,7 @@ def _unique_ids(ids, like: np.ndarray | None = None) -> np.ndarray:
 
 def _check_kind(kind, *, classes, within, of, matrix) -> None:
     if kind not in KINDS:
-        close = difflib.get_close_matches(str(kind), KINDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(KINDS)}"
-        raise ValueError(f"unknown noise kind {kind!r}; {hint}")
+        raise ValueError(unknown("noise kind", kind, KINDS))
     if of not in ("subset", "all"):
         raise ValueError(f"of is {of!r}; expected 'subset' or 'all'")
     for name, given, owner in (

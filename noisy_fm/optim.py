@@ -9,6 +9,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from noisy_fm import config as config_lib
+from noisy_fm.messages import unknown
 
 OPTIMIZERS = {"adamw": optax.adamw, "lamb": optax.lamb, "sgd": optax.sgd}
 
@@ -24,7 +25,7 @@ def schedule(config: ConfigDict, *, steps: int, steps_per_epoch: int) -> optax.S
         "constant": optax.constant_schedule(peak),
     }
     if config.schedule.name not in after:
-        raise ValueError(config_lib.unknown("config.schedule.name", config.schedule.name, after))
+        raise ValueError(unknown("config.schedule.name", config.schedule.name, after))
     decay = after[config.schedule.name]
     if not warmup:
         return decay
@@ -42,7 +43,7 @@ def optimizer(
     arguments = dict(config.optimizer)
     name, decay = arguments.pop("name"), arguments.pop("weight_decay")
     if name not in OPTIMIZERS:
-        raise ValueError(config_lib.unknown("config.optimizer.name", name, OPTIMIZERS))
+        raise ValueError(unknown("config.optimizer.name", name, OPTIMIZERS))
     make = OPTIMIZERS[name]
     config_lib.check_arguments(make, arguments, where="config.optimizer", given=("mask",))
     arguments["learning_rate"] = rate

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from noisy_fm import checkpoint, evaluate, features, probe, records, report, spectrum, train
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
+from noisy_fm.messages import unknown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -303,7 +304,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         made.task.predict_fn, *made.state.variables, made.source.take(np.zeros(1, int))
     )
     if config.feature not in outputs["features"]:
-        raise ValueError(config_lib.unknown("config.feature", config.feature, outputs["features"]))
+        raise ValueError(unknown("config.feature", config.feature, outputs["features"]))
     for name, task, source, targets in config.tasks:
         for domain, split in ((source, "train"), *((d, "test") for d in (source, *targets))):
             load(first, name, domain=domain, split=split, task=task)

@@ -10,13 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "noisy_fm"
 # Each layer may import from the ones before it, and from itself.
 LAYERS = (
-    {"noise", "spectrum", "nmtune", "losses", "progress"},
+    {"noise", "spectrum", "nmtune", "losses", "progress", "messages"},
     {"data", "models"},
     {"config", "sharding", "optim", "checkpoint", "tasks"},
     {"train", "evaluate", "features"},
     {"probe", "tune", "estimator", "diagnose"},
     {"study", "records", "report", "export"},
 )
+HELPERS = ("progress", "messages")
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
@@ -54,7 +55,7 @@ def test_imports_point_down(file):
     above = {name for name in imported(file) if LEVEL[name] > LEVEL[own]}
     assert not above, f"{own} must not import {sorted(above)}"
     if LEVEL[own] == 0:
-        peers = {name for name in imported(file) if name not in (own, "spectrum", "progress")}
+        peers = {name for name in imported(file) if name not in (own, "spectrum", *HELPERS)}
         assert not peers, f"{own} is an array module and must not import {sorted(peers)}"
 
 

@@ -4,7 +4,6 @@ This is the only file that knows data set names. A source is images with labels 
 """
 
 import csv
-import difflib
 import hashlib
 import io
 import json
@@ -14,6 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from noisy_fm.messages import unknown
 
 PACKAGE_DATA = Path(__file__).parent / "emoji"
 FOLDER_VARIABLE = "NOISY_FM_EMOJI"
@@ -167,13 +168,10 @@ def load(name, *, split=None, domain=None, task=None, size=32):
 
 
 def _known(name, names, what):
-    """`name` if it is one of `names`, else one line with what exists and the closest match."""
-    names = list(names)
-    if name in names:
-        return name
-    close = difflib.get_close_matches(str(name), names, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown {what} {name!r}: there are {', '.join(names)}{hint}")
+    """`name` if it is one of `names`, else an error that lists them."""
+    if name not in names:
+        raise ValueError(unknown(what, name, names))
+    return name
 
 
 def _load_emoji(split, domain, task, size):

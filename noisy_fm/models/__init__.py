@@ -6,12 +6,12 @@ in "batch_stats" (`mutable=["batch_stats"]` in training), drop path draws from t
 """
 
 import dataclasses
-import difflib
 from functools import partial
 from typing import cast
 
 import flax.linen as nn
 
+from noisy_fm.messages import unknown
 from noisy_fm.models.efficientnet import EfficientNetLite
 from noisy_fm.models.resnet import ResNet
 from noisy_fm.models.vit import ViT
@@ -46,18 +46,14 @@ def create(name: str, num_classes: int, **overrides) -> nn.Module:
     Raises ValueError for a name or a field that does not exist.
     """
     if name not in MODELS:
-        raise ValueError(_unknown("model", name, MODELS))
+        raise ValueError(unknown("model", name, sorted(MODELS)))
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
         raise ValueError(f"num_classes is {num_classes!r}; expected a whole number, 0 for no head")
     constructor = MODELS[name]
     fields = {f.name for f in dataclasses.fields(cast(type, constructor.func))} - {"parent", "name"}
     for field in overrides:
         if field not in fields - {"num_classes"}:
-            raise ValueError(_unknown(f"argument of {name}", field, fields - {"num_classes"}))
+            raise ValueError(
+                unknown(f"argument of {name}", field, sorted(fields - {"num_classes"}))
+            )
     return constructor(num_classes=num_classes, **overrides)
-
-
-def _unknown(what: str, name: str, known) -> str:
-    close = difflib.get_close_matches(str(name), sorted(known), n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown {what} {name!r}; {hint}known: {', '.join(sorted(known))}"

@@ -1,7 +1,6 @@
 """What a head is: its recipe, its parameters, one training step. Pure functions of one head."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisy_fm import nmtune
+from noisy_fm.messages import unknown
 
 # Learning rate, weight decay and epochs as the paper's recipes give them; for "ridge" and
 # "logreg" the weight decay is the L2 penalty (closed form and L-BFGS take no other setting).
@@ -240,9 +240,7 @@ def cosine(peak: float, steps: int) -> np.ndarray:
 
 def _choice(name: str, value, options) -> None:
     if value not in options:
-        close = difflib.get_close_matches(str(value), options, n=1, cutoff=0.3)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown {name} {value!r}, expected one of {', '.join(options)}{hint}")
+        raise ValueError(unknown(name, value, options))
 
 
 def _between(name: str, value, low, high, *, above=False, below=False) -> None:
