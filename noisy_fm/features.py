@@ -50,10 +50,8 @@ def predict(
         for batch in loader.eval_batches(source, batch_size=batch_size, process=process):
             out = step(variables, sharding.to_global(batch, mesh))
             for name in keep:
-                chunks[name].append(out[name])
-        return {
-            name: np.concatenate(jax.device_get(v))[: len(source)] for name, v in chunks.items()
-        }
+                chunks[name].append(np.asarray(out[name]))
+    return {name: np.concatenate(parts)[: len(source)] for name, parts in chunks.items()}
 
 
 class FeatureStore(NamedTuple):
