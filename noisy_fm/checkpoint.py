@@ -147,7 +147,11 @@ def claim(workdir, name: str, value: dict, *, differences) -> None:
                 f"{workdir} holds results of another config ({lines}); choose another --workdir"
             )
     elif jax.process_index() == 0:
-        write_json(path, value)
+        try:
+            write_json(path, value)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"--workdir {workdir} cannot be written to: {reason}") from None
 
 
 def provenance() -> dict:

@@ -271,6 +271,9 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
     app.usage = lambda *args, **kwargs: _usage(main)
 
     def parse(argv):
+        for path in (a.split("=", 1)[1].split(":")[0] for a in argv if a.startswith("--config=")):
+            if not os.path.isfile(path):
+                fail(f"there is no config file {path}")
         try:
             return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
         except (flags.Error, *MISTAKES, AttributeError, TypeError, KeyError, ImportError) as error:
@@ -310,10 +313,13 @@ def _cause(error: BaseException) -> object:
     """What a config file raised, under the flag errors that wrap it with a traceback."""
     while "Error whilst parsing config file" in str(error) and error.__context__ is not None:
         error = error.__context__
-    if isinstance(error, KeyError) and len(error.args) == 1 and str(error.args[0]).isidentifier():
+    inner = error.args[0] if error.args else None
+    if isinstance(inner, KeyError):  # how ml_collections says that a key does not exist
+        name, _, hint = str(inner.args[0]).partition("\n")
+        hint = f"{hint}; " if hint else ""
         return (
-            f"the config has no key {error.args[0]!r}; extra arguments of model, optimizer or "
-            "noise are set in a config file"
+            f"the config has no key {name.strip(chr(39))!r}; {hint}extra arguments of model, "
+            "optimizer or noise are set in a config file"
         )
     return error
 

@@ -319,7 +319,8 @@ def run(config: ConfigDict, workdir: str) -> Path:
     plain = config_lib.plain(config)
     checkpoint.claim(folder, "pretrain.json", plain["pretrain"], differences=config_lib.differences)
     checkpoint.write_json(folder / "config.json", plain)
-    checkpoint.write_json(folder / "environment.json", records.environment())
+    if not (folder / "environment.json").exists():  # each record says what made it since
+        checkpoint.write_json(folder / "environment.json", records.environment())
     grid = cells(config, folder)
     outputs: dict[Cell, dict[str, dict]] = {}
     for number, cell in enumerate(grid, 1):
@@ -347,7 +348,9 @@ def run_cell(cell: Cell, config: ConfigDict, show: str) -> dict[str, dict]:
         began = time.perf_counter()
         intact = stored if name == "features" else True
         out[name] = stage(cell.folder / f"{name}.json", key, work, intact=intact)
-        print(f"{show}: {name} {time.perf_counter() - began:.1f} s", flush=True)
+        seconds = time.perf_counter() - began
+        note = f"{seconds:.1f} s" if out[name]["duration_s"] <= seconds + 0.01 else "done before"
+        print(f"{show}: {name} {note}", flush=True)
     return out
 
 

@@ -17,5 +17,5 @@ def get_config(arg: str = ""):
         config.seeds[name] = args.seed
     config.epochs = 10.0
     config.optimizer.learning_rate = 5e-3
-    config.schedule.warmup_epochs = 1.0
+    config.schedule.warmup_epochs = 0.5
     return config

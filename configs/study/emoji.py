@@ -30,7 +30,7 @@ def get_config(arg: str = ""):
     config.tasks = TASKS
     config.pretrain.epochs = 10.0
     config.pretrain.optimizer.learning_rate = 5e-3
-    config.pretrain.schedule.warmup_epochs = 1.0
+    config.pretrain.schedule.warmup_epochs = 0.5
     if args.full:
         config.pretrain.epochs = 200.0
         config.pretrain.schedule.warmup_epochs = 5.0
