@@ -30,7 +30,7 @@ class Diagnosis:
     comparisons   difference of accuracy, low, high, p of each pair of methods
     scores        accuracies of every fold, {method: [repeats · cv]}
     spectrum      `spectrum.summary` of X with labels; singular_values [min(n, d)]
-    worthwhile    True: NMTune beats the linear probe beyond chance; False: it does not
+    worthwhile    True: NMTune beats both the linear probe and MLP tuning beyond chance
     chance        accuracy of always naming the largest class
     """
 
@@ -46,15 +46,18 @@ class Diagnosis:
 
     @property
     def worthwhile(self) -> bool:
-        return bool(self.comparisons.loc["NMTune − linear probe", "low"] > 0)
+        over = ("NMTune − linear probe", "NMTune − MLP tuning")
+        return bool((self.comparisons.loc[list(over), "low"] > 0).all())
 
     @property
     def verdict(self) -> str:
         """One sentence on NMTune against the linear probe, one on its terms."""
         over_lp = self.comparisons.loc["NMTune − linear probe"]
         over_mlp = self.comparisons.loc["NMTune − MLP tuning"]
-        if over_lp["low"] > 0:
+        if self.worthwhile:
             first = f"NMTune is worth it here: {_points(over_lp)} over a linear probe."
+        elif over_lp["low"] > 0:
+            first = f"A nonlinear head is worth it here: NMTune has {_points(over_lp)} over LP."
         elif over_lp["high"] < 0:
             first = f"NMTune is not worth it here: {_points(over_lp)} against a linear probe."
         else:

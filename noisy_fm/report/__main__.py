@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from noisy_fm.report import build
+from noisy_fm.report import artifacts, page
 
 DESCRIPTION = """\
 Build the report of a study: one self-contained index.html, its figures as SVG and PNG, and the
@@ -11,7 +11,7 @@ records as CSV, JSON Lines and Parquet."""
 READS = """\
 It reads only what the study wrote to WORKDIR: records.jsonl (needed) and, where present,
 spectra.jsonl, config.json, environment.json, stages.jsonl, manifests.jsonl and examples.json.
-A part that is missing becomes a line on the page. Example:
+A part that is missing becomes a line on the page and on the error stream. Example:
 
   python -m noisy_fm.report runs/emoji && xdg-open runs/emoji/report/index.html"""
 
@@ -27,10 +27,13 @@ def main(argv=None) -> int:
     parser.add_argument("--out", metavar="DIR", help="where to write (default: WORKDIR/report)")
     arguments = parser.parse_args(argv)
     try:
-        print(build(arguments.workdir, arguments.out))
+        found = artifacts.load(arguments.workdir)
+        print(page.write(found, arguments.out))
     except (OSError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
+    for problem in found.problems:
+        print(f"report: {problem}", file=sys.stderr)
     return 0
 
 

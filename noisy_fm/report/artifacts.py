@@ -83,7 +83,7 @@ def load(workdir) -> Artifacts:
     rows = read_lines(path, problems)
     records = tidy(rows, problems)
     if records.empty:
-        raise ValueError(f"{path}: holds no readable record with a value; run the study first")
+        raise ValueError(f"{path}: {why_empty(rows)}")
     return Artifacts(
         workdir=workdir,
         records=records,
@@ -101,9 +101,21 @@ def load(workdir) -> Artifacts:
     )
 
 
+def why_empty(rows: list[dict]) -> str:
+    """Why no row of records.jsonl could be used."""
+    values = [row["value"] for row in rows if row.get("value") is not None]
+    if not values:
+        return "holds no readable record with a value; run the study first"
+    return (
+        f"none of its {len(rows)} records has a metric and a finite number as value "
+        f"(the first is {values[0]!r})"
+    )
+
+
 def read_lines(path: Path, problems: list[str]) -> list[dict]:
     """The objects of a JSON Lines file; a line that is not one is skipped and reported."""
     if not path.is_file():
+        problems.append(f"{path.name}: no such file; its part of the page is missing.")
         return []
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -123,6 +135,7 @@ def read_lines(path: Path, problems: list[str]) -> list[dict]:
 def read_object(path: Path, kind: type, problems: list[str]):
     """The JSON value of a file, empty if the file is absent or does not hold a `kind`."""
     if not path.is_file():
+        problems.append(f"{path.name}: no such file; its part of the page is missing.")
         return kind()
     try:
         value = json.loads(path.read_bytes())

@@ -17,7 +17,10 @@ VERDICTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One question of the family. `up`, `down` say the effect; `change` names it as a noun."""
+    """One question. `up`, `down` say the effect; `change` names it as a noun.
+
+    A `check` asks whether the set-up works at all, and stays outside the family of questions.
+    """
 
     key: str
     change: str
@@ -36,6 +39,8 @@ class Finding:
     scope: str = ""
     by_part: str = ""
     differences: tuple[float, ...] = ()
+    check: bool = False
+    family: int = 0  # the number of questions that were corrected for
 
     @property
     def badge(self) -> str:
@@ -47,9 +52,18 @@ class Finding:
             return f"Nothing can be said of a {self.change}."
         if self.verdict == "seen":
             return f"{self.claim}: {self.effect_text}."
+        if self.p < LEVEL:
+            return f"{self.claim}: {self.effect_text}, but {self.reservation}."
+        though = ", though the interval leaves out 0" if self.low > 0 or self.high < 0 else ""
         if self.verdict == "not seen":
-            return f"No {self.change} is seen: {self.effect_text}."
-        return f"Whether there is a {self.change} cannot be told: {self.effect_text}."
+            return f"No {self.change} is seen: {self.effect_text}{though}."
+        return f"Whether there is a {self.change} cannot be told: {self.effect_text}{though}."
+
+    @property
+    def reservation(self) -> str:
+        """Why an effect whose own p is below the level is not "seen"."""
+        after = f"after correction for {self.family} questions"
+        return f"not {after}" if self.verdict == "not seen" else f"the data are too few {after}"
 
     @property
     def claim(self) -> str:
@@ -61,7 +75,11 @@ class Finding:
         """The finding in a few words, for the summary at the top."""
         if self.verdict == "missing":
             return f"A {self.change}"
-        return f"{self.claim if self.verdict == 'seen' else 'A ' + self.change}: {self.effect_text}"
+        if self.verdict == "seen":
+            return f"{self.claim}: {self.effect_text}"
+        if self.p < LEVEL:
+            return f"{self.claim}: {self.effect_text}, but {self.reservation}"
+        return f"A {self.change}: {self.effect_text}"
 
     @property
     def effect_text(self) -> str:
@@ -75,6 +93,8 @@ class Finding:
 
     @property
     def p_text(self) -> str:
+        if self.check:
+            return f"p {p_value(self.p)}; a check of the set-up, outside the correction"
         return f"p {p_value(self.p)}, Holm-corrected p {p_value(self.p_holm)}"
 
     def unavailable(self, reason: str) -> "Finding":
@@ -90,17 +110,23 @@ def p_value(p: float) -> str:
 
 
 def corrected(findings: list[Finding]) -> list[Finding]:
-    """Findings with Holm-adjusted p and their verdicts."""
-    tested = [finding for finding in findings if np.isfinite(finding.p)]
-    adjusted = dict(zip((f.key for f in tested), paired.holm([f.p for f in tested]), strict=True))
+    """Findings with Holm-adjusted p and their verdicts; checks keep their own p.
+
+    "Too few" is a finding that would not be seen even at its smallest attainable p, beside the
+    other findings' p as they are.
+    """
+    family = [finding for finding in findings if np.isfinite(finding.p) and not finding.check]
+    adjusted = dict(zip((f.key for f in family), paired.holm([f.p for f in family]), strict=True))
     result = []
     for finding in findings:
-        if finding.key not in adjusted:
+        if not np.isfinite(finding.p):
             result.append(finding)
             continue
-        others = [f.p for f in tested if f.key != finding.key]
-        best = paired.holm([*others, finding.attainable])[-1]
-        p = float(adjusted[finding.key])
+        p, best = finding.p, finding.attainable
+        if not finding.check:
+            p = float(adjusted[finding.key])
+            # First, so that a tie with another p cannot set two tests of one size apart.
+            best = paired.holm([best, *(f.p for f in family if f.key != finding.key)])[0]
         verdict = "seen" if p < LEVEL else "not seen" if best < LEVEL else "too few"
-        result.append(dataclasses.replace(finding, p_holm=p, verdict=verdict))
+        result.append(dataclasses.replace(finding, p_holm=p, verdict=verdict, family=len(family)))
     return result

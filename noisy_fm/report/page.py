@@ -25,7 +25,11 @@ def build(workdir, out=None) -> Path:
     FileNotFoundError or ValueError if there are no records and OSError if `out` cannot be
     written, each with one line.
     """
-    found = artifacts.load(workdir)
+    return write(artifacts.load(workdir), out)
+
+
+def write(found: artifacts.Artifacts, out=None) -> Path:
+    """`build` of artifacts that are already read."""
     out = Path(out) if out is not None else found.workdir / "report"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -165,18 +169,17 @@ def duration(seconds: float) -> str:
 def reproduce(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
     """What a reader needs to run it again."""
     command = found.environment.get("command")
+    recorded = found.environment.get("commits")
+    recorded = recorded if isinstance(recorded, list) else []
+    # The records say which commits made them; environment.json alone may be of the first run.
+    commits = [*records["commit"].dropna(), *(str(commit) for commit in recorded if commit)]
+    commits = commits or [str(found.environment.get("commit") or "")]
     return {
         "command": " ".join(map(str, command)) if isinstance(command, list) else command,
-        "commit": found.environment.get("commit") or first(records["commit"]),
+        "commits": [commit for commit in dict.fromkeys(commits) if commit],
         "config_hash": ", ".join(sorted(records["config_hash"].dropna().unique())) or None,
         "manifest_hash": records["manifest_hash"].nunique(),
     }
-
-
-def first(column: pd.Series):
-    """The first value that is not null, or None."""
-    values = column.dropna()
-    return values.iloc[0] if len(values) else None
 
 
 def flat(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
