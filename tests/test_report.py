@@ -16,7 +16,7 @@ from scipy import stats
 
 from noisy_fm import report
 from noisy_fm.report import __main__ as command
-from noisy_fm.report import artifacts, figures, paired, questions, tables
+from noisy_fm.report import artifacts, figures, findings, paired, questions, tables
 
 RATES = (0.0, 0.05, 0.1, 0.2, 0.3)
 DOMAINS = ("noto", "twemoji", "openmoji", "fluent3d")
@@ -283,11 +283,12 @@ def test_planted_effects_are_seen_and_planted_nulls_are_not(built):
     _, page = built
     assert page.findings["pretrain"] == "seen"
     assert page.findings["ood"] == "seen"
-    assert page.findings["sve"] == page.findings["lsvr"] == "seen"
+    # However consistent over the feature sets, five models cannot establish a trend or a
+    # correlation.
+    assert page.findings["sve"] == page.findings["lsvr"] == page.findings["lsvr ood"] == "too few"
     assert page.findings["nmtune lp ood"] == page.findings["nmtune mlp ood"] == "seen"
     assert page.findings["nmtune lp id"] == page.findings["nmtune mlp id"] == "not seen"
     assert page.findings["slight 0.05"] == "not seen"
-    assert page.findings["lsvr ood"] == "too few"  # five models cannot establish a correlation
     for needle in ("Pre-training accuracy falls with γ", "NMTune is above LP in out-of-domain"):
         assert needle in page.text
     assert "No difference of in-domain accuracy between NMTune and LP is seen" in page.text
@@ -446,7 +447,7 @@ def test_fractions_presets_and_models_are_kept_apart(study, tmp_path):
 
 
 @pytest.mark.usefixtures("unsaved")
-def test_bad_lines_are_skipped_and_named(study, tmp_path):
+def test_bad_lines_are_skipped_and_named(study, tmp_path, capsys):
     text = (study / "records.jsonl").read_text().splitlines()
     text[2] = text[2][:30]
     text.append(text[-1])
@@ -458,6 +459,38 @@ def test_bad_lines_are_skipped_and_named(study, tmp_path):
     assert "1 records were written again" in page.text
     assert "1 records have no finite value" in page.text
     assert "config.json: not a JSON dict" in page.text
+    assert "manifests.jsonl: no such file" in page.text
+    assert command.main([str(tmp_path)]) == 0
+    out, error = capsys.readouterr()
+    assert out.strip() == str(tmp_path / "report" / "index.html")
+    assert "report: records.jsonl, line 3: not a JSON object" in error
+    assert "report: examples.json: no such file" in error
+    assert all(line.startswith("report: ") for line in error.splitlines())
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_all_commits_are_listed(study, tmp_path):
+    rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
+    page = Page(report.build(study, tmp_path / "one").read_text())
+    assert "at commit 0123456789abcd:" in page.text
+    assert "commits are mixed" not in page.text
+    rows[-1]["commit"] = "fedcba9876543210"
+    write_lines(tmp_path / "records.jsonl", rows)
+    (tmp_path / "environment.json").write_text(
+        json.dumps({"command": "study", "commits": [COMMON["commit"], "aaaa0000"]})
+    )
+    page = Page(report.build(tmp_path).read_text())
+    assert "at commits 0123456789abcd, fedcba98765432, aaaa0000:" in page.text
+    assert "Stages made by 3 commits are mixed" in page.text
+
+
+def test_layout_has_no_boxes_of_fixed_height(built):
+    text = (built[0] / "index.html").read_text()
+    assert "max-height" not in text
+    assert re.search(r"\.scroll \{ overflow-x: auto;[^}]*linear-gradient", text)  # the cue
+    assert "overflow-y" not in text
+    printed = text[text.index("@media print") :].splitlines()[0]
+    assert ".scroll { overflow: visible; background: none; }" in printed
 
 
 @pytest.mark.usefixtures("unsaved")
@@ -466,10 +499,13 @@ def test_mistakes_get_one_line(study, tmp_path, capsys):
     (tmp_path / "blank").mkdir()
     (tmp_path / "blank" / "records.jsonl").write_text("\n")
     (tmp_path / "file").write_text("")
+    (tmp_path / "words").mkdir()
+    write_lines(tmp_path / "words" / "records.jsonl", [{"metric": "accuracy", "value": "high"}] * 2)
     for arguments, words in (
         ([str(tmp_path / "none")], "no such folder"),
         ([str(tmp_path / "empty")], "no such file"),
         ([str(tmp_path / "blank")], "no readable record"),
+        ([str(tmp_path / "words")], "none of its 2 records has a metric and a finite number"),
         ([str(study), "--out", str(tmp_path / "file" / "out")], "cannot write the report"),
     ):
         assert command.main(arguments) == 1
@@ -510,9 +546,88 @@ def test_pretraining_verdict_follows_the_paired_interval(study, tmp_path):
     assert "these particular models" in found.scope
     assert found.by_part.count("[\N{MINUS SIGN}3.00,\N{NO-BREAK SPACE}\N{MINUS SIGN}1.00]") == 4
     assert found_with((-0.041, 0.001)).verdict == "not seen"
-    # Without a clean model there are no changes, and one seed's five models are too few.
+    # Without a clean model there are no changes, and the five models themselves are tested.
     write_lines(tmp_path / "records.jsonl", [r for r in rows if r not in changes])
-    assert collected(tmp_path)["pretrain"].verdict == "too few"
+    found = collected(tmp_path)["pretrain"]
+    assert (found.verdict, found.p) == ("seen", pytest.approx(2 / 120))
+
+
+def test_spectral_trend_has_models_as_units(study, tmp_path):
+    rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
+    frame = pd.DataFrame(rows)
+    sve = frame[(frame.metric == "sve") & frame.method.isna()]
+    means = sve.groupby("noise_rate").value.mean()
+    expected = stats.kendalltau(means.index, means, method="exact")
+    found = collected(study)["sve"]
+    assert (found.effect, found.p) == pytest.approx((expected.statistic, expected.pvalue))
+    assert (found.p, found.attainable) == pytest.approx((2 / 120, 2 / 120))
+    assert "over 5 models within a pre-training seed" in found.test
+    assert found.by_part.startswith("From γ = 0\N{NO-BREAK SPACE}% to 30\N{NO-BREAK SPACE}%")
+    assert f"by {means[0.3] - means[0.0]:+.3f} nats [" in found.by_part
+
+    # Feature sets of other levels, one of them missing in a model, leave the order as it is.
+    def shifted(row):
+        far = row["stage"] == "spectrum" and row["target"] == "noto"
+        return {**row, "value": row["value"] + 50} if far else row
+
+    def kept(row):
+        return (row["stage"], row.get("target"), row["noise_rate"]) != ("spectrum", "noto", 0.2)
+
+    write_lines(tmp_path / "records.jsonl", [shifted(row) for row in rows if kept(row)])
+    assert collected(tmp_path)["sve"].p == pytest.approx(2 / 120)
+    # Copies of the feature sets are no more models.
+    copies = [{**r, "target": f"{r['target']}2"} for r in rows if r["stage"] == "spectrum"]
+    write_lines(tmp_path / "records.jsonl", rows + copies)
+    assert collected(tmp_path)["sve"].p == pytest.approx(2 / 120)
+
+
+def asked(key, p, attainable=1e-4, **more):
+    words = {"change": f"change of {key}", "up": f"{key} rises", "down": f"{key} falls"}
+    given = {"effect": -5.2, "low": -10.1, "high": -0.4, "p": p, "attainable": attainable}
+    return findings.Finding(key, **{**words, **given, **more})
+
+
+def test_headline_never_contradicts_its_interval():
+    family = [asked("a", 0.03), asked("b", 0.04, 0.03), asked("c", 0.2), asked("d", 0.9, high=2.0)]
+    a, b, c, d = findings.corrected(family)
+    assert (a.verdict, b.verdict, c.verdict, d.verdict) == (
+        *("not seen", "too few"),
+        *("not seen", "not seen"),
+    )
+    shown = "\N{MINUS SIGN}5.20\N{NO-BREAK SPACE}points"
+    assert a.headline.startswith(f"a falls: {shown}")
+    assert a.headline.endswith("], but not after correction for 4 questions.")
+    assert a.short == a.headline.removesuffix(".")
+    assert b.headline.startswith(f"b falls: {shown}")
+    assert b.short.endswith("but the data are too few after correction for 4 questions")
+    assert c.headline.startswith("No change of c is seen")
+    assert c.headline.endswith("], though the interval leaves out 0.")
+    assert d.headline.endswith("+2.00].")
+
+
+def test_a_check_is_outside_the_correction():
+    questions_asked = [asked("a", 0.02), asked("b", 0.04)]
+    check, *others = findings.corrected([asked("check", 0.03, check=True), *questions_asked])
+    assert [f.p_holm for f in others] == pytest.approx([0.04, 0.04])
+    assert (check.verdict, check.p_holm, check.family) == ("seen", 0.03, 2)
+    assert "outside the correction" in check.p_text
+    assert check.short.endswith("(a check of the set-up)")
+    assert "Holm" in others[0].p_text
+
+
+def test_tests_of_one_size_are_too_few_alike():
+    """Zero differences do not set two tests of nine pairs apart."""
+    signs = np.array([1, -1, 1, -1, 1, -1, 1, 1, -1])
+    zeros = np.array([0, 0, 1, -1, 1, -1, 1, 1, 1])
+    sizes = np.arange(1.0, 10)
+    tests = [paired.signed_rank(sizes * by) for by in (signs, zeros, 1)]
+    assert {test.attainable for test in tests} == {2 / 2**9}
+    filler = [asked(f"f{i}", 0.9) for i in range(10)]
+    found = [asked(f"t{i}", test.p, test.attainable) for i, test in enumerate(tests)]
+    verdicts = [finding.verdict for finding in findings.corrected([*found, *filler])[:3]]
+    assert verdicts == ["too few"] * 3  # 13 questions: 13 · 2/2⁹ = 0.051
+    verdicts = [finding.verdict for finding in findings.corrected([*found, *filler[:9]])[:3]]
+    assert verdicts == ["not seen", "not seen", "seen"]
 
 
 def test_mean_spectrum_is_over_the_sets_that_every_level_has():

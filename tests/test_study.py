@@ -15,8 +15,6 @@ import pytest
 from noisy_fm import config, spectrum, study
 from noisy_fm.features import open_store
 
-# One worker runs them all: they share one finished study.
-pytestmark = pytest.mark.xdist_group("study")
 ROOT = Path(__file__).parent.parent
 
 

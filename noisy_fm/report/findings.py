@@ -75,20 +75,17 @@ class Finding:
         """The finding in a few words, for the summary at the top."""
         if self.verdict == "missing":
             return f"A {self.change}"
-        if self.verdict == "seen":
-            return f"{self.claim}: {self.effect_text}"
-        if self.p < LEVEL:
-            return f"{self.claim}: {self.effect_text}, but {self.reservation}"
-        return f"A {self.change}: {self.effect_text}"
+        what = self.claim if self.verdict == "seen" or self.p < LEVEL else f"A {self.change}"
+        but = f", but {self.reservation}" if self.verdict != "seen" and self.p < LEVEL else ""
+        return f"{what}: {self.effect_text}{but}{' (a check of the set-up)' if self.check else ''}"
 
     @property
     def effect_text(self) -> str:
         """The effect with its 95 % interval in brackets, where there is one."""
-        digits = {"points": 2, "nats": 3, "τ": 2}[self.unit]
         name, suffix = ("τ = ", "") if self.unit == "τ" else ("", f"\N{NO-BREAK SPACE}{self.unit}")
-        text = f"{name}{tables.signed(self.effect, digits)}{suffix}"
+        text = f"{name}{tables.signed(self.effect, 2)}{suffix}"
         if np.isfinite(self.low):
-            text += f" [{tables.signed_interval(self.low, self.high, digits)}]"
+            text += f" [{tables.signed_interval(self.low, self.high, 2)}]"
         return text
 
     @property
@@ -125,8 +122,7 @@ def corrected(findings: list[Finding]) -> list[Finding]:
         p, best = finding.p, finding.attainable
         if not finding.check:
             p = float(adjusted[finding.key])
-            # First, so that a tie with another p cannot set two tests of one size apart.
-            best = paired.holm([best, *(f.p for f in family if f.key != finding.key)])[0]
+            best = paired.holm([best, *(f.p for f in family if f is not finding)])[0]
         verdict = "seen" if p < LEVEL else "not seen" if best < LEVEL else "too few"
         result.append(dataclasses.replace(finding, p_holm=p, verdict=verdict, family=len(family)))
     return result
