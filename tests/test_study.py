@@ -163,8 +163,8 @@ def test_killed_anywhere_and_run_again_gives_the_same_records(tmp_path):
             "import sys; sys.path.insert(0, 'tests'); import test_study;"
             f"test_study.study.run(test_study.small(), {str(folder)!r})"
         )
-        log = (tmp_path / f"{folder.name}.log").open("a")
-        return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=log)
+        with (tmp_path / f"{folder.name}.log").open("a") as log:
+            return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=log)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(whole).wait() == 0
