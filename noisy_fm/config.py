@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ml_collections
 from ml_collections import ConfigDict
@@ -211,7 +212,7 @@ def num_steps(config: ConfigDict, num_examples: int) -> tuple[int, int]:
     return max(1, round(config.epochs * per_epoch)), per_epoch
 
 
-def plain(config) -> dict:
+def plain(config) -> Any:
     """The config as JSON types, keys sorted."""
     if isinstance(config, ConfigDict | Mapping):
         return {str(key): plain(config[key]) for key in sorted(config)}
@@ -268,7 +269,7 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
     config_flags.DEFINE_config_file(
         "config", config_file, "config file, `:arguments` after it; override with --config.KEY=…"
     )
-    app.usage = lambda *args, **kwargs: _usage(main)
+    app.usage = lambda *args, **kwargs: _usage(main)  # type: ignore[assignment]
 
     def parse(argv):
         for path in (a.split("=", 1)[1].split(":")[0] for a in argv if a.startswith("--config=")):

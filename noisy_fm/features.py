@@ -134,5 +134,5 @@ def _open(file: Path, about: dict, verify: bool) -> np.ndarray:
 def _crc(array: np.ndarray, block: int = 2**16) -> int:
     crc = 0
     for first in range(0, len(array), block):
-        crc = zlib.crc32(np.ascontiguousarray(array[first : first + block]).view(np.uint8), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array[first : first + block]).tobytes(), crc)
     return crc

@@ -36,7 +36,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -
 
 def path_of(path: Sequence) -> str:
     """`stage1/block0/conv1/kernel` for a tree path."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def _spec(shape: Sequence[int], rule, mesh: Mesh) -> PartitionSpec:

@@ -33,8 +33,8 @@ class Task(NamedTuple):
 class ClassifyMetrics(clu_metrics.Collection):
     """Mean loss and accuracy over the (unmasked) examples."""
 
-    loss: clu_metrics.Average.from_output("loss")
-    accuracy: clu_metrics.Average.from_output("correct")
+    loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    accuracy: clu_metrics.Average.from_output("correct")  # type: ignore[valid-type]
 
 
 def classify(

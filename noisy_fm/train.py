@@ -315,18 +315,18 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
     (validation metrics, durations, hashes).
     """
     made = setup(config)
-    workdir = epath.Path(workdir).absolute()
+    folder = epath.Path(workdir).absolute()
     plain = config_lib.plain(config)
-    checkpoint.claim(workdir, "config.json", plain, differences=config_lib.differences)
+    checkpoint.claim(folder, "config.json", plain, differences=config_lib.differences)
     if jax.process_index() == 0:
-        made.manifest.save(workdir / "noise.npz")
+        made.manifest.save(folder / "noise.npz")
     meta = {
         "config": plain,
         "config_hash": config_lib.hash_of(config),
         "manifest_hash": made.manifest.hash,
         **checkpoint.provenance(),
     }
-    saver = checkpoint.Checkpointer(workdir / "checkpoints", keep=config.keep_checkpoints)
+    saver = checkpoint.Checkpointer(folder / "checkpoints", keep=config.keep_checkpoints)
     found = saver.restore(abstract(made.state))
     state, before = found or (made.state, meta)
     if before["manifest_hash"] != made.manifest.hash:
@@ -336,7 +336,7 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
         )
     start = int(state.step)
     began = time.perf_counter() - before.get("seconds", 0.0)
-    writer = Scalars(workdir / "tensorboard", start)
+    writer = Scalars(folder / "tensorboard", start)
     accuracy: dict[str, float] = {}
 
     def evaluate(step, state):
@@ -388,7 +388,7 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
         "resumed_at": start,
     }
     if jax.process_index() == 0:
-        checkpoint.write_json(workdir / "result.json", result)
+        checkpoint.write_json(folder / "result.json", result)
     return state, made, result
 
 

@@ -33,7 +33,7 @@ def train_batches(
         raise ValueError(f"batch_size is {batch_size}; expected a multiple of {count} hosts")
     share = batch_size // count
 
-    def fetch(indices: np.ndarray) -> dict[str, np.ndarray]:
+    def fetch(indices: np.ndarray) -> Mapping[str, np.ndarray]:
         batch = source.take(indices[index * share : (index + 1) * share])
         return corrupt(batch) if corrupt else batch
 

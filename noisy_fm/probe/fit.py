@@ -29,13 +29,13 @@ class Result:
 
     metrics: {test set: {"accuracy", "low", "high", "balanced_accuracy", "macro_f1", "n"}};
     predictions: {test set: int32 [n]}; losses: mean training cross-entropy of each epoch;
-    parameters and statistics: NumPy trees (None where they were not kept); examples: the number
+    parameters and statistics: NumPy trees (None if they were not kept); examples: the number
     trained on; steps: the optimiser steps taken.
     """
 
     head: Head
-    parameters: dict | None
-    statistics: dict | None
+    parameters: dict
+    statistics: dict
     metrics: dict[str, dict[str, float]]
     predictions: dict[str, np.ndarray]
     losses: np.ndarray
@@ -142,7 +142,7 @@ def fit_plans(
                 members, fit(features, chosen, key, num_classes, **options), strict=True
             ):
                 results[i] = result
-    return results
+    return results  # type: ignore[return-value]  # every place is filled
 
 
 def _checked_tests(test_sets, groups, width: int, num_classes: int) -> dict[str, tuple]:
@@ -315,4 +315,4 @@ def _test(results, tests, num_classes: int, keep_parameters: bool) -> None:
                 )
         if not keep_parameters:
             for result in members:
-                result.parameters = result.statistics = None
+                result.parameters = result.statistics = None  # type: ignore[assignment]

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +48,13 @@ class Head:
     method: str = "nmtune"
     preset: str = "paper"
     seed: int = 0
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    weights: float | Sequence[float] | None = None
+    # None stands for the recipe, which __post_init__ fills in; weights become a triple there.
+    learning_rate: float = None  # type: ignore[assignment]
+    weight_decay: float = None  # type: ignore[assignment]
+    weights: float | Sequence[float] = None  # type: ignore[assignment]
     fraction: float = 1.0
     label_noise: float = 0.0
-    epochs: int | None = None
+    epochs: int = None  # type: ignore[assignment]
     batch_size: int = 64
     neighbors: int = 20
 
@@ -73,12 +75,13 @@ class Head:
         _whole("batch_size", self.batch_size, 1)
         _whole("neighbors", self.neighbors, 1)
 
-    def _three_weights(self) -> tuple[float, float, float]:
+    def _three_weights(self) -> tuple[float, ...]:
         if self.method != "nmtune":
             if self.weights is not None and np.any(np.asarray(self.weights) != 0):
                 raise ValueError(f"weights belong to method 'nmtune', not to {self.method!r}")
             return (0.0, 0.0, 0.0)
-        default = tuple(nmtune.PRESETS[self.preset]["weights"][name] for name in TERMS)
+        recipe: dict = nmtune.PRESETS[self.preset]["weights"]  # type: ignore[assignment]
+        default = tuple(recipe[name] for name in TERMS)
         weights = np.asarray(default if self.weights is None else self.weights, float)
         if weights.shape not in ((), (3,)):
             raise ValueError(f"weights must be one number or {TERMS}, got {self.weights!r}")
@@ -96,7 +99,7 @@ class Head:
 
     @property
     def regularized(self) -> bool:
-        return any(self.weights)
+        return bool(np.any(self.weights))
 
 
 def initialize(layout: str, seed: int, width: int, num_classes: int) -> tuple[dict, dict]:
@@ -243,8 +246,8 @@ def _choice(name: str, value, options) -> None:
         raise ValueError(unknown(name, value, options))
 
 
-def _between(name: str, value, low, high, *, above=False, below=False) -> None:
-    inside = np.isscalar(value) and not isinstance(value, str) and math.isfinite(value)
+def _between(name: str, value: Any, low, high, *, above=False, below=False) -> None:
+    inside = np.isscalar(value) and not isinstance(value, str) and math.isfinite(value)  # type: ignore[arg-type]
     if inside:
         inside = (low < value if above else low <= value) and (
             value < high if below else value <= high

@@ -13,7 +13,7 @@ value they are for; only the replicates' *deviations from their own mean* are us
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -135,7 +135,7 @@ class _BlockMoments:
 
     sizes: np.ndarray
     sums: np.ndarray | None
-    grams: np.ndarray | None
+    grams: Any  # np.ndarray, or None where there is a kernel
     kernel: np.ndarray | None  # instead of grams where n < d: FFᵀ [n n]
     block: np.ndarray
 

@@ -9,6 +9,7 @@ are kept until their block is certified, so nothing is lost by finding out late.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def resolve(center, normalize, convention) -> dict:
             raise ValueError(f"unknown convention {convention!r}: one of {', '.join(CONVENTIONS)}")
         if center is not False or normalize is not False:
             raise ValueError("give either convention= or center=/normalize=, not both")
-        return dict(CONVENTIONS[convention])
+        return {**CONVENTIONS[convention]}  # type: ignore[dict-item]
     center = "columns" if center is True else center
     if center not in CENTERS:
         raise ValueError(f"center must be False, 'columns' (or True) or 'samples', got {center!r}")
@@ -83,9 +84,9 @@ class Moments:
     """n rows as their mean (None if not centred) and either FᵀF or a matrix R with RᵀR = FᵀF."""
 
     n: int
-    mean: np.ndarray | None
-    gram: np.ndarray | None
-    factor: np.ndarray | None
+    mean: Any  # np.ndarray [d] or None
+    gram: Any  # np.ndarray [d d] or None, if factor is given
+    factor: Any  # np.ndarray [k d] or None, if gram is given
 
     @property
     def d(self) -> int:
@@ -187,7 +188,7 @@ class Spectrum:
         self.settings = resolve(center, normalize, convention)
         self.n = 0
         self.d = 0  # until the first rows
-        self._moments: Moments | None = None
+        self._moments: Any = None  # Moments, once there are rows
         self._pending: list[np.ndarray] = []  # prepared rows not yet in the moments
 
     def update(self, batch, *, mask=None) -> "Spectrum":
@@ -289,7 +290,7 @@ class Spectrum:
         if moments.gram is not None:
             values = np.sqrt(np.maximum(np.linalg.eigvalsh(moments.gram)[::-1], 0))
         else:
-            values = values_of(moments.factor)
+            values = values_of(moments.as_factor())
         values = np.pad(values, (0, max(0, min(self.n, self.d) - len(values))))
         if moments.mean is not None:  # constant columns: only the rounding of their mean is left
             largest = np.sqrt(self.n) * np.linalg.norm(moments.mean)
@@ -302,7 +303,7 @@ class Spectrum:
         if moments.gram is not None:
             energy, vectors = np.linalg.eigh(moments.gram)
             return np.sqrt(np.maximum(energy[::-1], 0)), vectors[:, ::-1]
-        _, values, transposed = np.linalg.svd(moments.factor, full_matrices=False)
+        _, values, transposed = np.linalg.svd(moments.as_factor(), full_matrices=False)
         count = min(self.n, self.d)
         return values[:count], transposed[:count].T
 
