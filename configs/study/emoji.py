@@ -3,8 +3,9 @@
     python -m noisy_fm.study --config=configs/study/emoji.py --workdir=runs/emoji
 
 Hardware: two CPU cores, six to seven minutes with the installation. Three pre-training seeds
-(--config.seeds=3) take three times as long; --config.model=vit_tiny about an hour and a half. The
-`full` variant trains until the wrong labels are memorised (overnight on two cores):
+(--config.seeds=3) take three times as long, --config.model=vit_tiny some half an hour. The `full`
+variant trains twenty times longer on three seeds, to the point where wrong labels are memorised
+(a night on two cores at most, minutes on a GPU; both estimated from the short run's speed):
 
     python -m noisy_fm.study --config=configs/study/emoji.py:full --workdir=runs/emoji_full
 """
