@@ -4,8 +4,8 @@
 
 Hardware: two CPU cores, six to seven minutes with the installation. Three pre-training seeds
 (--config.seeds=3) take three times as long, --config.model=vit_tiny some half an hour. The `full`
-variant trains twenty times longer on three seeds, to the point where wrong labels are memorised
-(a night on two cores at most, minutes on a GPU; both estimated from the short run's speed):
+variant trains twenty times longer on three seeds, meant to memorise the wrong labels (a night on
+two cores at most, estimated from the short run's speed; not run yet):
 
     python -m noisy_fm.study --config=configs/study/emoji.py:full --workdir=runs/emoji_full
 """
