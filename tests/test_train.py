@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -225,23 +226,28 @@ def test_a_run_killed_many_times_ends_with_the_same_bits(tmp_path):
     root = Path(__file__).parent.parent
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole), cwd=root, check=True, capture_output=True)
-    rng, kills = np.random.default_rng(0), 0
-    for number in [signal.SIGTERM, signal.SIGKILL, signal.SIGINT] * 7:
-        process = subprocess.Popen(
-            command(killed), cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            _, error = process.communicate(timeout=float(rng.uniform(4, 12)))
-            assert process.returncode == 0, error
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-            _, error = process.communicate()
-            kills += 1
-            assert process.returncode in (0, 130, 143, -number, 2), error
-    else:
-        subprocess.run(command(killed), cwd=root, check=True, capture_output=True)
-    assert kills > 0
+
+    def reached():
+        names = [path.name for path in (killed / "checkpoints").glob("*")]
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    # 21 kills, each once a checkpoint of some step is there; the first ones before any is.
+    rng = np.random.default_rng(0)
+    wanted = np.linspace(-10, 45, 21)
+    numbers = [signal.SIGTERM, signal.SIGKILL, signal.SIGINT] * 7
+    log = tmp_path / "killed.log"
+    for number, step in zip(numbers, wanted, strict=True):
+        with log.open("w") as out:
+            process = subprocess.Popen(command(killed), cwd=root, stdout=out, stderr=out)
+        while process.poll() is None and reached() < step:
+            time.sleep(0.02)
+        time.sleep(float(rng.uniform(0, 5 if step < 0 else 0.3)))
+        assert process.poll() is None, log.read_text()
+        process.send_signal(number)
+        interrupted = (1, 2, 130)  # 1: while Python was still importing
+        codes = {signal.SIGTERM: (143,), signal.SIGKILL: (), signal.SIGINT: interrupted}
+        assert process.wait() in (0, -number, *codes[number]), log.read_text()
+    subprocess.run(command(killed), cwd=root, check=True, capture_output=True)
 
     cfg = config.train()
     cfg.data.domain = ("noto",)
