@@ -75,7 +75,9 @@ def study() -> ConfigDict:
                 ("digits", "", "", ()),
             ),
             "methods": ("lp", "mlp", "nmtune"),
-            "preset": "paper",
+            "preset": "paper",  # of MLP tuning and NMTune, with its own λ
+            # λ-sweep: further λ of NMTune, each one number or (MSE, COV, SVD); 0 is MLP tuning.
+            "weights": (),
             "fractions": (1.0,),
             "label_noise": (0.0,),
             "probe_seeds": 3,
@@ -191,6 +193,8 @@ def check_study(config: ConfigDict) -> None:
             raise ValueError(f"config.{key} is empty; expected at least one entry")
         if len(set(config[key])) < len(config[key]):
             raise ValueError(f"config.{key} is {config[key]}; expected no entry twice")
+    if config.weights and "nmtune" not in config.methods:
+        raise ValueError(f"config.weights are λ of 'nmtune'; config.methods are {config.methods}")
     for task in config.tasks:
         if len(task) != 4 or not isinstance(task[3], Sequence) or isinstance(task[3], str):
             raise ValueError(

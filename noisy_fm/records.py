@@ -19,7 +19,7 @@ from noisy_fm import checkpoint, evaluate, train
 from noisy_fm import config as config_lib
 
 NUM_EXAMPLES = 12  # images with wrong labels shown in the report
-HEAD_FIELDS = ("method", "preset", "fraction", "label_noise", "probe_seed")
+HEAD_FIELDS = ("method", "preset", "weights", "fraction", "label_noise", "probe_seed")
 FIELDS = (
     *("stage", "model", "noise_kind", "noise_rate", "seed", "dataset", "task", "shift"),
     *("source", "target", *HEAD_FIELDS, "metric", "value", "low", "high", "n", "duration_s"),
@@ -115,7 +115,8 @@ def change_record(cell, outputs: dict, shared: dict) -> list[dict]:
 def cell_curves(out: dict, about: dict) -> Iterable[dict]:
     """Singular values of F and, for tuned heads, of Z."""
     for row in (*out["spectra"]["rows"], *out["probes"]["spectra"]):
-        keys = ("dataset", "task", "source", "domain", "method", "preset", "singular_values")
+        about_head = ("method", "preset", "weights")
+        keys = ("dataset", "task", "source", "domain", *about_head, "singular_values")
         yield {**about, **{key: row.get(key) for key in keys}}
 
 

@@ -218,20 +218,30 @@ def spectrum_row(x: np.ndarray, groups, config: ConfigDict) -> dict:
 
 
 def heads(config: ConfigDict) -> list[probe.Head]:
-    """Every method × fraction × label noise × seed of the study."""
-    return [
+    """Every method × λ × fraction × label noise × seed of the study, each once.
+
+    λ is the preset's (None), and for NMTune every one of `config.weights` besides.
+    """
+    recipes = [
+        (method, weights)
+        for method in config.methods
+        for weights in (None, *(config.weights if method == "nmtune" else ()))
+    ]
+    made = [
         probe.Head(
             method=method,
             preset=config.preset,
+            weights=weights,
             seed=seed,
             fraction=fraction,
             label_noise=label_noise,
             epochs=config.probe_epochs,
         )
-        for method, fraction, label_noise, seed in itertools.product(
-            config.methods, config.fractions, config.label_noise, range(config.probe_seeds)
+        for (method, weights), fraction, label_noise, seed in itertools.product(
+            recipes, config.fractions, config.label_noise, range(config.probe_seeds)
         )
     ]
+    return list(dict.fromkeys(made))  # the preset's λ may be among `config.weights`
 
 
 def probes(cell: Cell, config: ConfigDict) -> dict:
@@ -276,6 +286,7 @@ def head_fields(head: probe.Head) -> dict:
     return {
         "method": head.method,
         "preset": head.preset if head.layout != "linear" else None,
+        "weights": list(head.weights) if head.method == "nmtune" else None,  # λ of eqs. 4, 5, 6
         "fraction": head.fraction,
         "label_noise": head.label_noise,
         "probe_seed": head.seed,
@@ -283,7 +294,7 @@ def head_fields(head: probe.Head) -> dict:
 
 
 def spectrum_wanted(head: probe.Head, config: ConfigDict) -> bool:
-    """The spectrum of Z is taken once a method: all data, no label noise, the first seed."""
+    """The spectrum of Z is taken once a method and λ: all data, no label noise, first seed."""
     first = (max(config.fractions), min(config.label_noise), 0)
     return head.layout != "linear" and (head.fraction, head.label_noise, head.seed) == first
 
@@ -335,7 +346,7 @@ def run_cell(cell: Cell, config: ConfigDict, show: str) -> dict[str, dict]:
     train_key = {"train": config_lib.hash_of(cell.config)}
     store_key = {**train_key, "feature": config.feature, "stores": stores(config)}
     spectrum_key = {**store_key, "spectrum": config.spectrum}
-    tuning = ("tasks", "methods", "preset", "fractions", "label_noise", "probe_seeds")
+    tuning = ("tasks", "methods", "preset", "weights", "fractions", "label_noise", "probe_seeds")
     probe_key = {**spectrum_key, **{name: config[name] for name in (*tuning, "probe_epochs")}}
     stored = all(is_stored(cell, config, *wanted) for wanted in stores(config))
     out = {}

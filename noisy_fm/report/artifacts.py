@@ -21,6 +21,7 @@ IDENTITY = (
     "target",
     "method",
     "preset",
+    "weights",
     "fraction",
     "label_noise",
     "probe_seed",
