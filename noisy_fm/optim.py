@@ -1,9 +1,11 @@
-"""Schedules and optimisers from the config, and which parameters train at all."""
+"""Schedules and optimisers from the config, microbatches, averages, and what trains at all."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -11,25 +13,82 @@ from ml_collections import ConfigDict
 from noisy_fm import config as config_lib
 from noisy_fm.messages import unknown
 
-OPTIMIZERS = {"adamw": optax.adamw, "lamb": optax.lamb, "sgd": optax.sgd}
+
+def lamb(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    *,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    trust_clip: bool = False,
+    always_adapt: bool = False,
+) -> optax.GradientTransformation:
+    """LAMB (You et al., ICLR 2020): Adam's step u, scaled by ‖p‖/‖u‖ for each parameter p.
+
+    p ← p − η · ‖p‖/‖u‖ · u with u = m̂/(√v̂ + eps) + weight_decay · p, the ratio being 1 where a
+    norm is 0. `mask` (a tree of booleans, or a function of the parameters) says what is decayed;
+    the others (biases, norms) take Adam's plain step, or a scaled one too if `always_adapt`.
+    trust_clip: the ratio is at most 1 (LAMBC). The gradient's global norm is not clipped here.
+
+    `optax.lamb` scales what is not decayed too, which timm's and NVIDIA's do not; the recipes'
+    learning rates are for theirs.
+    """
+
+    def norm(x):
+        return jnp.linalg.norm(x.astype(jnp.float32).ravel())
+
+    def ratio(param, update):
+        p, u = norm(param), norm(update)
+        defined = (p > 0) & (u > 0)
+        value = jnp.where(defined, p / jnp.where(defined, u, 1.0), 1.0)
+        return jnp.minimum(value, 1.0) if trust_clip else value
+
+    trust = optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, p: u * ratio(p, u), updates, params)
+    )
+    if not always_adapt:
+        decayed = (True if mask is None else mask) if weight_decay else False
+        trust = optax.masked(trust, decayed if callable(decayed) else lambda params: decayed)
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=mask),
+        trust,
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+OPTIMIZERS = {"adamw": optax.adamw, "lamb": lamb, "sgd": optax.sgd}
+DEFAULTS = {"warmup_rate": 0.0, "min_rate": 0.0, "warmup_prefix": True, "per_epoch": False}
 
 
 def schedule(config: ConfigDict, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then cosine or linear to 0, or constant."""
-    peak = config.optimizer.learning_rate
-    warmup = round(config.schedule.warmup_epochs * steps_per_epoch)
-    rest = max(1, steps - warmup)
+    """Learning rate by step: linear warm-up, then cosine or linear to `min_rate`, or constant.
+
+    The warm-up starts at `warmup_rate`. The decay spans the steps after it, or, without
+    `warmup_prefix`, all steps, of which the warm-up replaces the first, as timm has it. `per_epoch`
+    holds the rate of an epoch's first step throughout it.
+    """
+    group = ConfigDict({**DEFAULTS, **config.schedule})
+    peak, last = config.optimizer.learning_rate, group.min_rate
+    warmup = round(group.warmup_epochs * steps_per_epoch)
+    rest = max(1, steps - warmup) if group.warmup_prefix else steps
     after = {
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=last / peak if peak else 0.0),
+        "linear": optax.linear_schedule(peak, last, rest),
         "constant": optax.constant_schedule(peak),
     }
-    if config.schedule.name not in after:
-        raise ValueError(unknown("config.schedule.name", config.schedule.name, after))
-    decay = after[config.schedule.name]
-    if not warmup:
-        return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+    if group.name not in after:
+        raise ValueError(unknown("config.schedule.name", group.name, after))
+    rate = after[group.name]
+    if warmup:
+        rise = optax.linear_schedule(group.warmup_rate, peak, warmup)
+        decay, skipped = rate, 0 if group.warmup_prefix else warmup
+        rate = optax.join_schedules([rise, lambda step: decay(step + skipped)], [warmup])
+    if group.per_epoch:
+        return lambda step: rate(step // steps_per_epoch * steps_per_epoch)
+    return rate
 
 
 def optimizer(
@@ -103,3 +162,73 @@ def join(trainable: dict, frozen: dict):
 def count(params) -> int:
     """Number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def accumulate(
+    loss_fn: Callable, params, model_state, batch: dict, key: jax.Array, *, microbatches: int = 1
+):
+    """((loss, (model_state, outputs)), gradient) of the whole batch, a part at a time.
+
+    loss_fn(params, model_state, batch, key) → (loss, (model_state, outputs)), as a Task's, whose
+    loss is a mean over the rows that `batch["mask"]` marks (all without it). The parts' losses and
+    gradients are averaged with their number of such rows as weights, which makes them the whole
+    batch's; outputs with a row each come back in the batch's order, scalars are averaged likewise.
+    `model_state` passes from part to part: BatchNorm normalises by the part's statistics, and its
+    running ones move once a part. Each part has its own key.
+
+    Part i of k has the rows i, i + k, …: as many from each device, none of which has to move.
+    Raises ValueError if the rows do not divide by `microbatches`.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if microbatches == 1:
+        return grad_fn(params, model_state, batch, key)
+    rows = len(jax.tree.leaves(batch)[0])
+    if rows % microbatches:
+        raise ValueError(
+            f"the batch has {rows} rows, config.microbatches is {microbatches}; expected a divisor"
+        )
+    parts = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(rows // microbatches, microbatches, *x.shape[1:]), 1, 0),
+        batch,
+    )
+    ones = jnp.ones((microbatches, rows // microbatches))
+    weights = (parts["mask"] != 0 if "mask" in parts else ones).sum(1).astype(jnp.float32)
+    weights = weights / jnp.maximum(weights.sum(), 1)
+
+    def one_part(carry, inputs):
+        model_state, total = carry
+        part, weight, key = inputs
+        (loss, (model_state, outputs)), grads = grad_fn(params, model_state, part, key)
+        total = jax.tree.map(lambda sum_, new: sum_ + weight * new, total, (loss, grads))
+        return (model_state, total), outputs
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    keys = jax.random.split(key, microbatches)
+    (model_state, (loss, grads)), outputs = jax.lax.scan(
+        one_part, (model_state, zero), (parts, weights, keys)
+    )
+    outputs = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, *x.shape[2:]) if x.ndim > 1 else weights @ x,
+        outputs,
+    )
+    return (loss, (model_state, outputs)), grads
+
+
+def ema_update(average, values, decay: float, step, *, warmup: bool = False):
+    """The exponential moving average after one more step: decay · average + (1 − decay) · values.
+
+    `values` is any tree: parameters, BatchNorm statistics; whole numbers in it are copied. `step`
+    counts the updates made, this one included: the first (1) copies, so that the random start
+    leaves no trace. `warmup` keeps the decay at most 1 − step'^(−2/3), where step' counts from it,
+    so that a short run is averaged too. As timm's ModelEmaV3 computes both.
+    """
+    later = jnp.asarray(step, jnp.float32) - 1
+    limit = 1 - (1 + later) ** (-2 / 3) if warmup else decay
+    decay = jnp.where(later > 0, jnp.minimum(decay, limit), 0.0)
+
+    def update(old, new):
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return (old + (1 - decay) * (new - old)).astype(old.dtype)
+
+    return jax.tree.map(update, average, values)
