@@ -36,11 +36,8 @@ def lamb(
     learning rates are for theirs.
     """
 
-    def norm(x):
-        return jnp.linalg.norm(x.astype(jnp.float32).ravel())
-
     def ratio(param, update):
-        p, u = norm(param), norm(update)
+        p, u = (jnp.sqrt(jnp.sum(jnp.square(x))) for x in (param, update))
         defined = (p > 0) & (u > 0)
         value = jnp.where(defined, p / jnp.where(defined, u, 1.0), 1.0)
         return jnp.minimum(value, 1.0) if trust_clip else value
@@ -219,16 +216,16 @@ def ema_update(average, values, decay: float, step, *, warmup: bool = False):
 
     `values` is any tree: parameters, BatchNorm statistics; whole numbers in it are copied. `step`
     counts the updates made, this one included: the first (1) copies, so that the random start
-    leaves no trace. `warmup` keeps the decay at most 1 − step'^(−2/3), where step' counts from it,
-    so that a short run is averaged too. As timm's ModelEmaV3 computes both.
+    leaves no trace. `warmup` keeps the decay at most 1 − step^(−2/3), so that a short run is
+    averaged too. As timm's ModelEmaV3 computes both.
     """
-    later = jnp.asarray(step, jnp.float32) - 1
-    limit = 1 - (1 + later) ** (-2 / 3) if warmup else decay
-    decay = jnp.where(later > 0, jnp.minimum(decay, limit), 0.0)
+    step = jnp.asarray(step, jnp.float32)
+    rate = jnp.maximum(1 - decay, step ** (-2 / 3)) if warmup else 1 - decay
+    rate = jnp.where(step > 1, rate, 1.0)
 
     def update(old, new):
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
-        return (old + (1 - decay) * (new - old)).astype(old.dtype)
+        return (old + rate * (new - old)).astype(old.dtype)
 
     return jax.tree.map(update, average, values)
