@@ -1,0 +1,177 @@
+"""Reads from a compiled program which data its devices send one another, and how much."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+BITS = {"pred": 8, "token": 0, "opaque": 0}  # others end in their number of bits
+
+_SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?(%?[\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Array(NamedTuple):
+    """The type of one array in a program."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        if self.dtype in BITS:
+            bits = BITS[self.dtype]
+        else:
+            found = re.search(r"\d+", self.dtype)
+            bits = int(found.group()) if found else 8
+        return math.ceil(math.prod(self.shape) * bits / 8)
+
+
+class Collective(NamedTuple):
+    """One collective operation of a program, as one device sees it.
+
+    `arrays` are the larger of its operands and results (what is gathered, reduced or permuted),
+    `group` is how many devices take part in one instance, `times` how often it runs (a loop's body
+    more than once), `name` the place in the traced program it comes from.
+    """
+
+    kind: str
+    arrays: tuple[Array, ...]
+    group: int
+    times: int
+    name: str
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its arrays, all runs together."""
+        return self.times * sum(array.bytes for array in self.arrays)
+
+    @property
+    def sent(self) -> float:
+        """Bytes each device sends with ring algorithms.
+
+        (g − 1)/g of the array for gather, scatter and all-to-all, twice that for an all-reduce
+        (a scatter and a gather), the array itself for a permutation (Thakur et al., 2005).
+        """
+        if self.kind in ("collective-permute", "collective-broadcast"):
+            return float(self.bytes)
+        ways = (self.group - 1) / self.group
+        return (2 if self.kind == "all-reduce" else 1) * ways * self.bytes
+
+    def __str__(self) -> str:
+        arrays = ", ".join(f"{a.dtype}{list(a.shape)}" for a in self.arrays)
+        return f"{self.times} × {self.kind} over {self.group} of {arrays} ({self.name})"
+
+
+def read(hlo: str, *, devices: int) -> list[Collective]:
+    """The collectives of an optimised program (`compiled.as_text()`) in the order of its text.
+
+    Asynchronous pairs count once; operations in loops as often as the loop runs where that is
+    known, else once. An all-reduce that the TPU compiler fused with the slice of its result is
+    listed as the reduce-scatter that it is.
+    """
+    computations = _computations(hlo)
+    entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
+    found: list[Collective] = []
+    _walk(entry, 1, computations, devices, found)
+    return found
+
+
+def _computations(hlo: str) -> dict[str, tuple[bool, list[str]]]:
+    """{name: (whether it is the entry, lines)}."""
+    computations: dict[str, tuple[bool, list[str]]] = {}
+    lines: list[str] = []
+    for line in hlo.splitlines():
+        if header := _COMPUTATION.match(line):
+            lines = []
+            computations[header.group(2)] = (bool(header.group(1)), lines)
+        else:
+            lines.append(line)
+    if not any(is_entry for is_entry, _ in computations.values()):
+        raise ValueError("the text has no ENTRY computation; expected an optimised HLO module")
+    return computations
+
+
+def _walk(name, times, computations, devices, found) -> None:
+    operations = {}
+    scatters = name.startswith("all-reduce-scatter")
+    for line in computations[name][1]:
+        operation = _OPERATION.match(line)
+        if not operation:
+            continue
+        own, result, opcode, rest = operation.groups()
+        operations[own] = result
+        kind = opcode.removesuffix("-start")
+        if kind in KINDS:
+            arrays = _larger(result, rest, operations, opcode)
+            kind = "reduce-scatter" if kind == "all-reduce" and scatters else kind
+            group = _group(rest, devices)
+            if group > 1 or kind == "collective-permute":
+                found.append(Collective(kind, arrays, group, times, _source(rest)))
+            continue  # what it calls is the addition it reduces with
+        runs = times
+        if opcode == "while" and (trips := _TRIPS.search(rest)):
+            runs = times * int(trips.group(1))
+        for called in _called(rest):
+            if called in computations:
+                _walk(called, runs, computations, devices, found)
+
+
+def _called(rest: str) -> Iterator[str]:
+    for match in _CALLED.finditer(rest):
+        yield match.group(1).lstrip("%")
+    for match in _BRANCHES.finditer(rest):
+        yield from (name.strip().lstrip("%") for name in match.group(1).split(","))
+
+
+def _arrays(text: str) -> tuple[Array, ...]:
+    return tuple(
+        Array(dtype, tuple(int(n) for n in shape.split(",") if n))
+        for dtype, shape in _SHAPE.findall(text)
+        if dtype not in BITS or dtype == "pred"
+    )
+
+
+def _larger(result, rest, operations, opcode) -> tuple[Array, ...]:
+    """Operands or results, whichever are more bytes; `-start` operations return both."""
+    names = re.findall(r"%([\w.\-]+)", rest.split(")")[0])
+    operands = _arrays(" ".join(operations.get(name, "") for name in names))
+    results = _arrays(result)
+    if opcode.endswith("-start") and len(results) > len(operands):
+        results = results[len(operands) : 2 * len(operands)]  # then come contexts
+    return max(results, operands, key=lambda arrays: sum(a.bytes for a in arrays))
+
+
+def _group(rest: str, devices: int) -> int:
+    """Devices in one replica group, in any of the four ways in which XLA writes it.
+
+    `{{0,1},{2,3}}`; `[groups,size]<=[…]`; `mesh['x'=4,'y'=2] … {'x'}`, where an axis may be a part
+    of one, `'x':(2)2`; or nothing, for all.
+    """
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+        return int(match.group(2))
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return match.group(1).count(",") + 1
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", match.group(1)))
+        parts = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", match.group(2))
+        return math.prod(int(part or sizes[axis]) for axis, part in parts)
+    return devices
+
+
+def _source(rest: str) -> str:
+    match = re.search(r'op_name="([^"]*)"', rest)
+    return match.group(1) if match else ""

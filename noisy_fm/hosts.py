@@ -1,0 +1,57 @@
+"""Joining the other processes of a run: the same launch line on every host, or on one alone."""
+
+import os
+from collections.abc import Mapping
+
+import jax
+
+# What says where process 0 listens, how many processes there are, and which one this is, where no
+# cluster manager says so. The first is JAX's own name.
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def connect(*, seconds: int = 300) -> None:
+    """Joins the processes of this run, or does nothing if it is one process.
+
+    JAX itself detects TPU pods, GKE, SLURM and Open MPI; elsewhere the three `VARIABLES` say it.
+    To be called once, before JAX is asked for devices, and after any handler of SIGTERM is set:
+    with several processes, JAX's preemption service takes the signal. Raises ValueError for
+    variables that are missing or wrong, ConnectionError if not all processes come in `seconds`.
+    """
+    if jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(**_given(os.environ), initialization_timeout=seconds)
+    except ValueError as error:
+        if "coordinator_address should be defined" in str(error):
+            return  # no cluster, and nothing given: one process
+        missing = [name for name in VARIABLES if not os.environ.get(name)]
+        raise ValueError(
+            f"{error} No cluster manager was found that says it; expected all of "
+            f"{', '.join(VARIABLES)} or none (missing: {', '.join(missing) or 'none'})"
+        ) from None
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConnectionError(f"the run's processes did not all connect: {reason}") from None
+
+
+def _given(variables: Mapping[str, str]) -> dict:
+    """The arguments of `jax.distributed.initialize` that are set as variables."""
+    address, count, index = (variables.get(name, "") for name in VARIABLES)
+    for name, text in zip(VARIABLES[1:], (count, index), strict=True):
+        if text and not text.isdecimal():
+            raise ValueError(f"{name} is {text!r}; expected a whole number")
+    if count and index and int(index) >= int(count):
+        raise ValueError(
+            f"JAX_PROCESS_ID is {index} and JAX_NUM_PROCESSES {count}; expected ids from 0"
+        )
+    return {
+        "coordinator_address": address or None,
+        "num_processes": int(count) if count else None,
+        "process_id": int(index) if index else None,
+    }
+
+
+def first() -> bool:
+    """Whether this is the process that prints and writes."""
+    return jax.process_index() == 0
