@@ -5,17 +5,18 @@ A store is a folder of plain files: `features.npy` [n d] (or [n v d] for v views
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from noisy_fm import checkpoint, sharding, tasks
+from noisy_fm import checkpoint, sharding, spectrum, tasks
 from noisy_fm.data import loader
-
-STORE_VERSION = 1
+from noisy_fm.messages import unknown
+from noisy_fm.spectrum.files import STORE_VERSION
 
 
 def predict(
@@ -31,10 +32,27 @@ def predict(
 
     `keep` names outputs; `features/NAME` picks a named feature. Returns {name: [n …]} on the host.
     """
+    return predictor(task, keep=keep, batch_size=batch_size, mesh=mesh)(variables, source)
+
+
+def predictor(
+    task: tasks.Task,
+    *,
+    keep: Sequence[str],
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    pooled: bool = False,
+) -> Callable[[tuple[Any, Any], Any], dict[str, np.ndarray]]:
+    """`predict` as (variables, source) → outputs, compiled once for all its calls.
+
+    `pooled` averages features of more than two axes [n … d] (maps, tokens) over the middle ones,
+    in float32 on the device, so that only [n d] leaves it.
+    """
 
     def step(variables, batch):
         out = task.predict_fn(*variables, batch)
-        out |= {f"features/{name}": value for name, value in out.pop("features").items()}
+        named = {name: _pooled(x) if pooled else x for name, x in out.pop("features").items()}
+        out |= {f"features/{name}": value for name, value in named.items()}
         missing = [name for name in keep if name not in out]
         if missing:
             raise ValueError(f"no output {missing[0]!r}; there are {', '.join(sorted(out))}")
@@ -45,13 +63,84 @@ def predict(
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = jax.jit(step, out_shardings=everywhere)
     process = (jax.process_index(), jax.process_count())
-    chunks: dict[str, list] = {name: [] for name in keep}
-    with jax.set_mesh(mesh):
-        for batch in loader.eval_batches(source, batch_size=batch_size, process=process):
-            out = step(variables, sharding.to_global(batch, mesh))
-            for name in keep:
-                chunks[name].append(np.asarray(out[name]))
-    return {name: np.concatenate(parts)[: len(source)] for name, parts in chunks.items()}
+
+    def run(variables, source) -> dict[str, np.ndarray]:
+        chunks: dict[str, list] = {name: [] for name in keep}
+        with jax.set_mesh(mesh):
+            for batch in loader.eval_batches(source, batch_size=batch_size, process=process):
+                out = step(variables, sharding.to_global(batch, mesh))
+                for name in keep:
+                    chunks[name].append(np.asarray(out[name]))
+        return {name: np.concatenate(parts)[: len(source)] for name, parts in chunks.items()}
+
+    return run
+
+
+def check_names(task: tasks.Task, variables: tuple[Any, Any], source, names, *, where: str) -> None:
+    """Raises ValueError for the first of `names` that is no feature; compiles and runs nothing."""
+    outputs = jax.eval_shape(task.predict_fn, *variables, source.take(np.zeros(1, int)))
+    for name in names:
+        if name not in outputs["features"]:
+            raise ValueError(unknown(where, name, outputs["features"]))
+
+
+def spectrum_tracker(
+    task: tasks.Task,
+    source,
+    names: Sequence[str],
+    *,
+    variables: tuple[Any, Any],
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    rows: int = 1024,
+    seed: int = 0,
+    center=False,
+    normalize=False,
+) -> Callable[[int, Any], dict[str, float]]:
+    """An evaluator of `fit`: (step, state) → {"NAME/sve": …, "NAME/lsvr": …, …} of named features.
+
+    The same `rows` examples of `source` (all, if it has fewer), drawn once by `seed`, at every
+    step: a spectrum depends on how many rows it is of. Maps and tokens [n … d] are averaged over
+    positions. `center` and `normalize` as in `spectrum.Spectrum`; `spectrum.plot_track` draws the
+    result. `variables` (or their shapes) only tell which features there are.
+
+    Raises:
+      ValueError: an unknown or no name, `rows` or a source of fewer than two.
+    """
+    if not names:
+        raise ValueError("no features to track; expected at least one name")
+    if min(rows, len(source)) < 2:
+        raise ValueError(f"a spectrum needs at least 2 rows; rows is {rows} of {len(source)}")
+    check_names(task, variables, source, names, where="feature")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:rows])
+    keep = [f"features/{name}" for name in names]
+    extract = predictor(task, keep=keep, batch_size=batch_size, mesh=mesh, pooled=True)
+    sample = _Rows(source, chosen)
+
+    def evaluate(step: int, state) -> dict[str, float]:
+        found = extract(state.variables, sample)
+        named = {name: found[f"features/{name}"] for name in names}
+        return spectrum.track(named, center=center, normalize=normalize)
+
+    return evaluate
+
+
+class _Rows:
+    """A source's examples at `rows`, in that order."""
+
+    def __init__(self, source, rows: np.ndarray):
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices):
+        return self.source.take(self.rows[indices])
+
+
+def _pooled(x: jax.Array) -> jax.Array:
+    middle = tuple(range(1, x.ndim - 1))
+    return x.astype(jnp.float32).mean(middle) if middle else x
 
 
 class FeatureStore(NamedTuple):
@@ -67,7 +156,8 @@ class FeatureStore(NamedTuple):
 def write_store(path, *, features, ids, labels=None, meta: Mapping) -> None:
     """Writes a store, whole or not at all.
 
-    `labels` is one array [n] or {task: [n]}; `meta` any JSON. Raises ValueError if lengths differ.
+    `labels` is one array [n] or {task: [n]}; `meta` any JSON. Raises ValueError if lengths differ
+    and TypeError for arrays of Python objects, which only a pickle could hold.
     """
     arrays = {"features": np.asarray(features), "ids": np.asarray(ids)}
     if isinstance(labels, Mapping):
@@ -77,6 +167,9 @@ def write_store(path, *, features, ids, labels=None, meta: Mapping) -> None:
     lengths = {name: len(value) for name, value in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"a feature store's arrays must have one length; got {lengths}")
+    for name, value in arrays.items():
+        if value.dtype.hasobject:
+            raise TypeError(f"a feature store holds plain arrays; {name} has dtype {value.dtype}")
     with checkpoint.written_whole(path) as folder:
         folder.mkdir()
         for name, value in arrays.items():

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from noisy_fm import checkpoint, evaluate, features, probe, records, report, spectrum, train
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
-from noisy_fm.messages import unknown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -311,11 +310,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
         raise ValueError(f"a study runs in one process; there are {jax.process_count()}")
     first = cells(config, Path())[0]
     made = train.setup(first.config)
-    outputs = jax.eval_shape(
-        made.task.predict_fn, *made.state.variables, made.source.take(np.zeros(1, int))
+    features.check_names(
+        made.task, made.state.variables, made.source, [config.feature], where="config.feature"
     )
-    if config.feature not in outputs["features"]:
-        raise ValueError(unknown("config.feature", config.feature, outputs["features"]))
     for name, task, source, targets in config.tasks:
         for domain, split in ((source, "train"), *((d, "test") for d in (source, *targets))):
             load(first, name, domain=domain, split=split, task=task)

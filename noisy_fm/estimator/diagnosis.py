@@ -100,7 +100,7 @@ class Diagnosis:
 
     def plot(self):
         """Draws the spectrum and the accuracies with their intervals; a matplotlib Figure."""
-        from matplotlib.figure import Figure
+        from noisy_fm.spectrum.figure import Figure
 
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)

@@ -89,7 +89,7 @@ def load(workdir) -> Artifacts:
         workdir=workdir,
         records=records,
         spectra=[
-            row
+            {**row, "weights": plain(row.get("weights"))}
             for row in read_lines(workdir / "spectra.jsonl", problems)
             if row.get("singular_values")
         ],

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,7 @@ STYLE: dict = {
     "lines.markersize": 5,
 }
 SIZE = (4.6, 3.3)
+PERCENT = "\N{NO-BREAK SPACE}%"
 LABEL_GAP = 0.075  # of the axis' height, so that two direct labels never overlap
 
 
@@ -93,42 +95,38 @@ class Studio:
         scale: float = 1.0,
         x: str = "noise_rate",
         xlabel: str = "pre-training noise γ, %",
+        places: Mapping[float, str] | None = None,
         zero: bool = False,
     ) -> Drawing:
-        """One line a label (method) over `x`, with intervals and the labels at the lines' ends."""
+        """One line a label (method) over `x`, with intervals and the labels at the lines' ends.
+
+        `places` names the values of `x`, which are shares by default; `zero` draws a line at 0.
+        """
         canvas, axes = self.new(title, right=0.80)
         labels = tables.ordered_labels(summary["label"])
-        ticks = sorted(summary[x].unique() * 100)
+        places = places or {value: tables.percent(value) for value in sorted(summary[x].unique())}
         if zero:
             axes.axhline(0, color=MUTED, lw=1)
         # Over γ the intervals would hide one another; elsewhere the points must stay on x.
-        step = 0.016 * (ticks[-1] - ticks[0]) if x == "noise_rate" else 0
+        step = 0.016 * (max(places) - min(places)) if x == "noise_rate" else 0
         ends = []
         for index, label in enumerate(labels):
             line = summary[summary["label"] == label].sort_values(x)
-            at = line[x].to_numpy() * 100 + step * (index - (len(labels) - 1) / 2)
+            at = line[x].to_numpy() + step * (index - (len(labels) - 1) / 2)
             mean = line["value"].to_numpy() * scale
             colour = self.colours.get(label, METHOD_COLOURS["LP"])
             bars = np.abs(line[["low", "high"]].to_numpy().T * scale - mean)
             axes.plot(at, mean, "o-", color=colour)
             axes.vlines(at, mean - bars[0], mean + bars[1], color=colour, alpha=0.45, lw=1.4)
             ends.append((at[-1], mean[-1], label, colour))
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks(list(places), [place.removesuffix(PERCENT) for place in places.values()])
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         if labels[0] in self.colours:
             direct_labels(axes, ends)
         else:  # one line without a name to give: write its values instead
-            for at, value in zip(line[x] * 100, line["value"] * scale, strict=True):
-                axes.annotate(
-                    f"{value:.1f}",
-                    (at, value),
-                    (7, 4),
-                    textcoords="offset points",
-                    fontsize=9,
-                    color=INK,
-                )
-        return self.save(canvas, name, line_alt(summary, labels, title, x, scale))
+            write_values(axes, line[x], line["value"] * scale)
+        return self.save(canvas, name, line_alt(summary, labels, title, x, scale, places))
 
     def spectra(self, curves: dict, *, name: str, title: str, ylabel: str, log_y=True) -> Drawing:
         """Curves over the singular values' rank i, one a γ, coloured from low to high γ."""
@@ -211,6 +209,14 @@ def level_colours(number: int, *, dark: bool = False) -> list[str]:
     return [to_hex(colormaps["plasma"](t)) for t in np.linspace(start, stop, number)]
 
 
+def write_values(axes, x, y) -> None:
+    """Write each value of a line above its point."""
+    for at, value in zip(x, y, strict=True):
+        axes.annotate(
+            f"{value:.1f}", (at, value), (7, 4), textcoords="offset points", fontsize=9, color=INK
+        )
+
+
 def direct_labels(axes, ends: list[tuple]) -> None:
     """Write each line's label at its right end, moved apart where they would overlap."""
     bottom, top = axes.get_ylim()
@@ -234,15 +240,15 @@ def direct_labels(axes, ends: list[tuple]) -> None:
         )
 
 
-def line_alt(summary: pd.DataFrame, labels: list[str], title: str, x: str, scale: float) -> str:
+def line_alt(summary: pd.DataFrame, labels, title: str, x: str, scale: float, places) -> str:
     """The figure's first and last values in words."""
     parts = []
     for label in labels:
         line = summary[summary["label"] == label].sort_values(x)
         first, last = line.iloc[0], line.iloc[-1]
         parts.append(
-            f"{label} {first['value'] * scale:.3g} at {tables.percent(first[x])}, "
-            f"{last['value'] * scale:.3g} at {tables.percent(last[x])}"
+            f"{label} {first['value'] * scale:.3g} at {places[first[x]]}, "
+            f"{last['value'] * scale:.3g} at {places[last[x]]}"
         )
     return f"{title}: " + "; ".join(parts) + "."
 

@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from noisy_fm.report import artifacts, figures, findings, questions, sections, tables
+from noisy_fm.report import artifacts, figures, findings, questions, sections, sweep, tables
 
 MANIFEST = ("kind", "rate", "realised", "seed", "n", "changed", "num_classes", "hash")
 EXAMPLE = ("image", "true", "given", "concept", "name", "noise_rate")
@@ -45,31 +45,25 @@ def write(found: artifacts.Artifacts, out=None) -> Path:
 
 def render(found: artifacts.Artifacts, folder: Path) -> str:
     """The page as HTML; the figures are also written to `folder`."""
-    records = tables.prepare(found.records)
+    everything = tables.prepare(found.records)
+    records = everything[~tables.is_sweep(everything)]
     rates = sorted(records["noise_rate"].unique())
     studio = figures.Studio(folder, tables.ordered_labels(records["label"]), rates)
     studied = questions.collect(records)
     several = records["model"].nunique() > 1
-    parts = []
-    for model, rows in records.groupby("model"):
-        spectra = [row for row in found.spectra if str(row.get("model") or "") == model]
-        parts.append(
-            {
-                "model": model if several else None,
-                "sections": [
-                    sections.pretraining(rows, studio, model),
-                    sections.downstream(rows, studio, model),
-                    *sections.less_data(rows, studio, model),
-                    sections.spectrum(rows, spectra, studio, model),
-                    sections.tasks(rows),
-                ],
-            }
-        )
+    parts = [
+        {
+            "model": model if several else None,
+            "sections": model_sections(model, everything, found.spectra, studio),
+        }
+        for model in sorted(records["model"].unique())
+    ]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         statement=statement(records, found),
+        records=f"{len(everything):,}",
         findings=[(finding, strip(finding)) for finding in studied],
         verdicts=verdict_counts(studied),
         parts=parts,
@@ -85,6 +79,24 @@ def render(found: artifacts.Artifacts, folder: Path) -> str:
         percent=tables.percent,
         today=datetime.date.today().isoformat(),
     )
+
+
+def model_sections(model: str, everything, spectra: list, studio: figures.Studio) -> list[dict]:
+    """The sections about one pre-trained model; only the last but one sees a λ-sweep's heads."""
+    rows = everything[everything["model"] == model]
+    study = rows[~tables.is_sweep(rows)]
+    curves = pd.DataFrame(spectra).reindex(columns=["model", "preset", "weights"])
+    of_study = (curves["model"].fillna("") == model) & ~tables.is_sweep(curves)
+    spectra = [row for row, kept in zip(spectra, of_study, strict=True) if kept]
+    swept = sweep.weight_sweep(rows, studio, model)
+    return [
+        sections.pretraining(study, studio, model),
+        sections.downstream(study, studio, model),
+        *sections.less_data(study, studio, model),
+        sections.spectrum(study, spectra, studio, model),
+        *([swept] if swept else []),
+        sections.tasks(study),
+    ]
 
 
 def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
@@ -113,7 +125,6 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
         "methods": tables.ordered_labels(probes["label"]),
         "id": tables.plural(tasks.get("id", 0), "in-domain task"),
         "ood": tables.plural(tasks.get("ood", 0), "out-of-domain task"),
-        "records": f"{len(records):,}",
     }
 
 

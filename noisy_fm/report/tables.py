@@ -1,9 +1,13 @@
 """Records to the aggregated frames that the figures, tables and tests are made of."""
 
+import json
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from noisy_fm import nmtune
 from noisy_fm.report import paired
 
 METHODS = {
@@ -57,6 +61,22 @@ def method_labels(frame: pd.DataFrame) -> pd.Series:
     name = method.map(lambda key: METHODS.get(key, key))
     several = method.map(presets).gt(1) & frame["preset"].notna()
     return name.where(~several, name + " (" + frame["preset"].fillna("").astype(str) + ")")
+
+
+def is_sweep(frame: pd.DataFrame) -> pd.Series:
+    """Which rows are NMTune at another λ than their preset's: a λ-sweep's, not the study's."""
+    weights = frame["weights"].fillna("null").map(json.loads)
+    recipes = {name: [*about["weights"].values()] for name, about in nmtune.PRESETS.items()}
+    default = frame["preset"].map(recipes)
+    return pd.Series(
+        [w is not None and w != d for w, d in zip(weights, default, strict=True)], frame.index
+    )
+
+
+def lambda_text(weights: Sequence[float]) -> str:
+    """The λ of the three terms: "0.01" where they are equal, else "1, 0.04, 0.001"."""
+    alike = len(set(weights)) == 1
+    return ", ".join(f"{weight:g}" for weight in (weights[:1] if alike else weights))
 
 
 def ordered_labels(labels) -> list[str]:

@@ -6,7 +6,8 @@
     for batch in batches: s.update(batch)
     s.merge(other).summary()
     spectrum.jackknife(features, groups=concept) # intervals
-    spectrum.plot({"clean": a, "noisy": b})      # and `compare`, `report`, `track`; `device` in jit
+    spectrum.plot({"clean": a, "noisy": b})      # and `compare`, `report`; `device` in jit
+    spectrum.track({"layer1": x, "layer2": y})   # for a log; `plot_track` draws it by step
 
 From a shell: `python -m noisy_fm.spectrum FEATURES… --out report.html`.
 """
@@ -14,7 +15,7 @@ From a shell: `python -m noisy_fm.spectrum FEATURES… --out report.html`.
 import numpy as np
 
 from noisy_fm.spectrum.compare import compare
-from noisy_fm.spectrum.draw import plot
+from noisy_fm.spectrum.draw import plot, plot_track
 from noisy_fm.spectrum.files import load_features
 from noisy_fm.spectrum.intervals import Interval, band, bootstrap, jackknife
 from noisy_fm.spectrum.metrics import METRICS, class_alignment, from_singular_values
@@ -34,6 +35,7 @@ __all__ = [
     "jackknife",
     "load_features",
     "plot",
+    "plot_track",
     "report",
     "singular_values",
     "summary",
@@ -83,6 +85,7 @@ def track(features, *, center=False, normalize=False, convention=None) -> dict[s
 
     An array of more than two axes [n … d] (feature maps, tokens) is averaged over the middle ones.
     Meant for a log: features that have collapsed to zero or turned NaN give NaN, not an error.
+    `features.spectrum_tracker` makes an evaluator of `fit` of it.
     """
     values: dict[str, float] = {}
     for layer, x in features.items():

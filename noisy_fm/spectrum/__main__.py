@@ -6,11 +6,12 @@ python -m noisy_fm.spectrum features.npz:train store/ --convention release
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from noisy_fm.spectrum.files import load_features
 from noisy_fm.spectrum.moments import CONVENTIONS
-from noisy_fm.spectrum.report import measure, page, table
+from noisy_fm.spectrum.report import measure, page, prepare_page, table
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -26,7 +27,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help=".npy, .npz, .parquet, .safetensors or a feature-store folder, [n d]; FILE:KEY picks "
         "an array of an .npz or .safetensors; NAME=FILE names it in the report",
     )
-    parser.add_argument("--out", metavar="HTML", help="write the page here")
+    parser.add_argument("--out", metavar="HTML", help="write the page here; its folder is made")
     parser.add_argument(
         "--convention",
         choices=sorted(CONVENTIONS),
@@ -41,18 +42,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_named(sources: list[str]) -> dict:
-    """Features by name: what stands before `=`, else the file's own name, made unique."""
+    """Features by name: what stands before `=`, else the file's name, or its path if two share it.
+
+    Raises ValueError for two of one name, and as `load_features`.
+    """
+    split = [_split(source) for source in sources]
+    short = Counter(name or Path(file).name for name, file in split)
     named = {}
-    for source in sources:
-        name, equals, rest = source.rpartition("=")
-        if not equals or Path(source).exists():
-            name, rest = Path(source).name, source
+    for name, file in split:
+        own = Path(file).name
+        name = name or (own if short[own] == 1 else file)
         if name in named:
-            name = source
-        if name in named:
-            raise ValueError(f"{source}: given twice")
-        named[name] = load_features(rest)
+            raise ValueError(f"{name}: given twice; name them apart as NAME=FILE")
+        named[name] = load_features(file)
     return named
+
+
+def _split(source: str) -> tuple[str, str]:
+    """(NAME, FILE) of NAME=FILE; no name where there is none, or a file has the `=`."""
+    name, _, file = source.rpartition("=")
+    return ("", source) if Path(source).exists() else (name, file)
 
 
 def show_progress():
@@ -74,6 +83,8 @@ def show_progress():
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
+        if args.out:
+            prepare_page(args.out)
         features = load_named(args.features)
         measured = measure(
             features,
@@ -83,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             convention=args.convention,
             progress=show_progress(),
         )
-        print(table(measured[1]))
+        print(table(*measured[1:3]))
         if args.out:
             Path(args.out).write_text(page(*measured), encoding="utf-8")
             print(f"report: {args.out}")

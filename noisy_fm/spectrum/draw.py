@@ -1,6 +1,6 @@
 """Pictures of spectra."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from noisy_fm.spectrum.moments import Spectrum
 
 # Okabe & Ito's colours: told apart in any colour vision, and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+TITLES = {"sve": "SVE", "lsvr": "LSVR", "rankme": "RankMe", "alpha": "α"}
 INK, FAINT = "#222222", "#dddddd"
 
 
@@ -29,15 +30,15 @@ def plot(
       intervals: name → what `jackknife` or `bootstrap` returned for it.
       bands: name → bounds [2 k] from `band`, drawn as a shade around pᵢ.
 
-    Returns: a matplotlib Figure (not tied to pyplot: nothing to close).
+    Returns: a matplotlib Figure (not tied to pyplot: nothing to close; a notebook shows it).
     """
-    from matplotlib.figure import Figure
+    from noisy_fm.spectrum.figure import Figure
 
     if not isinstance(spectra, Mapping):
         spectra = {"": spectra}
     if not spectra:
         raise ValueError("no spectra to plot")
-    figure = Figure(figsize=(10, 4.2 + 0.12 * len(spectra)), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     decay, gathered = figure.subplots(1, 2)
     shades = _colours(len(spectra))
     for colour, (name, spectrum) in zip(shades, spectra.items(), strict=True):
@@ -60,12 +61,73 @@ def plot(
         xscale="log", xlabel="index $i$", ylabel="share of $\\sum\\sigma^2$", ylim=(0, 1.02)
     )
     gathered.set_title("Energy in the first $i$ directions", loc="left")
-    handles, labels = decay.get_legend_handles_labels()
-    columns = 2 if len(labels) > 1 else 1
+    return _finished(figure, title)
+
+
+def plot_track(
+    history: Mapping[int, Mapping[str, float]],
+    *,
+    metrics: Sequence[str] = ("sve", "lsvr"),
+    prefix: str = "",
+    title: str | None = None,
+):
+    """Draws a tracked run: a panel a metric, over the training steps, one line a layer.
+
+    Args:
+      history: step → {"LAYER/METRIC": value}, as `track` returns it at every step; names that do
+        not start with `prefix` or are of no metric in `metrics` are left out, NaN is a gap.
+
+    Returns: a matplotlib Figure, as `plot`.
+
+    Raises:
+      ValueError: no step, or no layer with one of `metrics`.
+    """
+    from noisy_fm.spectrum.figure import Figure
+
+    steps = sorted(history)
+    names = dict.fromkeys(name for step in steps for name in history[step])
+    layers = {
+        metric: [
+            name.removeprefix(prefix).removesuffix(f"/{metric}")
+            for name in names
+            if name.startswith(prefix) and name.endswith(f"/{metric}")
+        ]
+        for metric in metrics
+    }
+    every = list(dict.fromkeys(layer for found in layers.values() for layer in found))
+    if not every:
+        raise ValueError(f"no '{prefix}LAYER/METRIC' of {', '.join(metrics)} in {len(steps)} steps")
+    colours = dict(zip(every, _colours(len(every)), strict=True))
+    figure = Figure(figsize=(5 * len(metrics), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, (metric, found) in zip(panels, layers.items(), strict=True):
+        for layer in found:
+            name = f"{prefix}{layer}/{metric}"
+            values = [history[step].get(name, np.nan) for step in steps]
+            axes.plot(steps, values, "o-", color=colours[layer], markersize=3, label=layer)
+        axes.set_xlabel("training step")
+        axes.set_title(metric_title(metric), loc="left")
+    return _finished(figure, title)
+
+
+def metric_title(metric: str) -> str:
+    """A metric's name as people write it: SVE, LSVR, effective rank."""
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def _finished(figure, title: str | None):
+    """The figure with its grid, frame, legend (as many columns as fit) and title."""
+    shown = {line.get_label(): line for axes in figure.axes[::-1] for line in axes.lines}
+    shown = {name: line for name, line in shown.items() if not name.startswith("_")}
+    longest = max(map(len, shown))
+    width, height = figure.get_size_inches()
+    columns = int(max(1, min(len(shown), 13 * width // (longest + 8))))
+    figure.set_size_inches(width, height + 0.22 * -(-len(shown) // columns))
     figure.legend(
-        handles, labels, loc="outside lower left", ncols=columns, frameon=False, labelcolor=INK
-    )
-    for axes in (decay, gathered):
+        shown.values(), shown, loc="outside lower left", ncols=columns, frameon=False,
+        labelcolor=INK,
+    )  # fmt: skip
+    for axes in figure.axes:
         axes.grid(color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -5,6 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+STORE_VERSION = 1  # of a feature store's folder, as `features.write_store` makes it
+MAGIC = b"\x93NUMPY"
+PICKLED = ", but pickled Python objects: save the array itself with np.save"
+OBJECTS = (
+    "holds Python objects, not numbers: save it again from a plain array, "
+    "as in np.save(FILE, np.asarray(rows, np.float32))"
+)
 SUFFIXES = (".npy", ".npz", ".parquet", ".safetensors")
 
 
@@ -53,7 +60,20 @@ def _split(source: str) -> tuple[Path, str | None]:
 
 
 def _read_npy(path, key=None):
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC))
+    if len(start) == len(MAGIC) and start != MAGIC:
+        raise _FormatError("not a .npy file" + PICKLED * start.startswith(b"\x80"))
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise _reworded(error, "") from None
+
+
+def _reworded(error: ValueError, what: str) -> Exception:
+    """NumPy's error, or ours where it refused to unpickle an array (and advises to do so)."""
+    refused = "allow_pickle" in str(error) or "Python objects" in str(error)
+    return _FormatError(f"{what}{OBJECTS}") if refused else error
 
 
 def _read_store(path):
@@ -61,15 +81,30 @@ def _read_store(path):
     if not features.exists():
         raise _FormatError("not a feature store (no features.npy in the folder)")
     if (path / "meta.json").exists():
-        json.loads((path / "meta.json").read_text())
+        version = json.loads((path / "meta.json").read_text()).get("store_version", STORE_VERSION)
+        if version != STORE_VERSION:
+            raise _FormatError(
+                f"a store of version {version}; this noisy_fm reads version {STORE_VERSION}: "
+                "extract the features again"
+            )
     array = _read_npy(features)
     return array[:, 0] if array.ndim == 3 else array
 
 
 def _read_npz(path, key):
     # Opened here: NumPy leaves its own handle open on a truncated archive.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with path.open("rb") as file, _archive(file) as archive:
         return _pick(archive, list(archive.files), key)
+
+
+def _archive(file):
+    try:
+        archive = np.load(file, allow_pickle=False)
+    except ValueError:  # neither an archive nor an array: NumPy would now advise to unpickle it
+        raise _FormatError("not an .npz file") from None
+    if not hasattr(archive, "files"):
+        raise _FormatError("not an .npz file, but a single array: rename it to .npy")
+    return archive
 
 
 def _read_safetensors(path, key):
@@ -84,13 +119,20 @@ def _pick(arrays, names, key):
     if key is not None:
         if key not in names:
             raise _FormatError(f"no array {key!r}: it has {', '.join(names)}")
-        return arrays[key]
-    found = {name: arrays[name] for name in names}
+        return _numbers(arrays, key)
+    found = {name: _numbers(arrays, name) for name in names}
     matrices = {name: array for name, array in found.items() if array.ndim == 2}
     if len(matrices) != 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in found.items())
         raise _FormatError(f"expected one 2-D array, or name one as FILE:NAME; it has {shapes}")
     return next(iter(matrices.values()))
+
+
+def _numbers(arrays, name) -> np.ndarray:
+    try:
+        return arrays[name]
+    except ValueError as error:
+        raise _reworded(error, f"array {name!r} ") from None
 
 
 def _read_parquet(path, key=None):

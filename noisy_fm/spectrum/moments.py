@@ -58,9 +58,10 @@ def require_finite(x: np.ndarray, *, first_row: int = 0, where: str = "features"
     """ValueError that counts the rows with NaN or infinity and names the first."""
     bad = np.flatnonzero(~np.isfinite(x.astype(np.float64)).all(axis=1))
     if bad.size:
+        overflow = bool(x.dtype == np.float16 and np.isinf(x[bad]).any())
         raise ValueError(
             f"{where} have NaN or infinite values in {bad.size} of {len(x)} rows, "
-            f"the first at row {first_row + bad[0]}"
+            f"the first at row {first_row + bad[0]}" + " (an overflow of float16?)" * overflow
         )
 
 

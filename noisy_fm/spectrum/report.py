@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from noisy_fm.spectrum.draw import plot
+from noisy_fm.spectrum.draw import metric_title, plot
 from noisy_fm.spectrum.intervals import Interval, band, jackknife
 from noisy_fm.spectrum.metrics import METRICS
-from noisy_fm.spectrum.moments import Spectrum, as_features
+from noisy_fm.spectrum.moments import Spectrum, as_features, resolve
 
 CHUNK = 8192
 # Rows × d² up to which the report's jackknife takes seconds; `jackknife` itself has no limit.
@@ -19,14 +19,17 @@ INTERVAL_WORK = 3e10
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 62rem; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 74rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } .note { opacity: .75; margin-top: 0; }
 figure { margin: 1.5rem 0; background: #fff; border-radius: 6px; overflow-x: auto; }
 figure svg { width: 100%; height: auto; min-width: 34rem; display: block; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem .35rem 0; text-align: right; border-bottom: 1px solid #8884; }
-td { white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
-td small { opacity: .7; display: block; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; }
+table { font-size: .9rem; } td { white-space: nowrap; } th { vertical-align: bottom; }
+th, td { padding: .35rem 0 .35rem .9rem; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; max-width: 16rem; }
+td small { opacity: .7; display: block; }
+dl { max-width: 46rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; }
 """
 
 
@@ -45,7 +48,7 @@ def measure(
     `intervals` is skipped for a matrix where it would take long; `progress(name, rows, of)` is
     called after every chunk. A fault names the features it is in.
     """
-    settings = {"center": center, "normalize": normalize, "convention": convention}
+    settings = resolve(center, normalize, convention)
     spectra, summaries, bounds, bands = {}, {}, {}, {}
     for name, x in features.items():
         try:
@@ -71,11 +74,13 @@ def report(features: Mapping[str, object] | object, path: str | Path, **options)
 
     Raises:
       ValueError: as `summary`, with the name of the features at fault.
+      OSError: `path` cannot be written, before anything is computed. Its folder is made.
     """
     if not isinstance(features, Mapping):
         features = {"features": features}
+    path = prepare_page(path)
     measured = measure(features, **options)
-    Path(path).write_text(page(*measured), encoding="utf-8")
+    path.write_text(page(*measured), encoding="utf-8")
     return measured[1]
 
 
@@ -108,33 +113,70 @@ def page(spectra, summaries, bounds, bands) -> str:
         + "</tr>\n"
         for name, row in summaries.items()
     )
-    head = "".join(f"<th>{_title(c)}</th>" for c in columns)
-    meanings = "".join(f"<dt>{_title(c)}</dt><dd>{html.escape(METRICS[c])}</dd>" for c in columns)
+    head = "".join(f"<th>{metric_title(c)}</th>" for c in columns)
+    meanings = "".join(
+        f"<dt>{metric_title(c)}</dt><dd>{html.escape(METRICS[c])}</dd>" for c in columns
+    )
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in _notes(summaries))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Feature spectra</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>
 <body><h1>Feature spectra</h1><p class="note">{html.escape(how)}</p>
 <figure>{svg}</figure>
 <div class="wide"><table><thead><tr><th>features</th><th>n × d</th>{head}</tr></thead>
-<tbody>{rows}</tbody></table></div>
+<tbody>{rows}</tbody></table></div>{notes}
 <h2>What the numbers mean</h2><dl>{meanings}</dl></body></html>
 """
 
 
-def table(summaries: Mapping[str, dict]) -> str:
-    """Summaries as aligned text, one line a set of features."""
+def prepare_page(path: str | Path) -> Path:
+    """The path of a page to be, its folder made; OSError, in one line, if it cannot be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected the page's file, as in report.html")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise OSError(f"{path}: cannot write the page there ({error.strerror})") from None
+    return path
+
+
+def table(
+    summaries: Mapping[str, dict], bounds: Mapping[str, Mapping[str, Interval]] | None = None
+) -> str:
+    """Summaries as aligned text, a line a set of features; under it, ± half of its intervals."""
     columns = [c for c in METRICS if all(c in row for row in summaries.values())]
-    lines = [["features", "n", "d", *columns]]
+    titles = [metric_title(c).partition(" ")[::2] for c in columns]
+    lines = [["features", "n", "d", *(first for first, _ in titles)]]
+    lines.append(["", "", "", *(second for _, second in titles)])
     for name, row in summaries.items():
         lines.append([name, str(row["n"]), str(row["d"]), *(_number(row[c]) for c in columns)])
+        found = (bounds or {}).get(name)
+        if found:
+            lines.append(["  95 %", "", "", *(_half(found.get(c)) for c in columns)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
+    aligned = (
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        ).rstrip()
         for line in lines
     )
+    return "\n".join([*aligned, *_notes(summaries)])
+
+
+def _notes(summaries: Mapping[str, dict]) -> list[str]:
+    """What the numbers alone would hide."""
+    flat = [name for name, row in summaries.items() if row["numerical_rank"] == 1]
+    return [f"{name}: rank 1, every row is a multiple of one (constant features?)" for name in flat]
+
+
+def _half(interval: Interval | None) -> str:
+    """ "±0.02": half of an interval's width; nothing where there is none."""
+    if interval is None or not math.isfinite(interval.low):
+        return ""
+    return f"±{(interval.high - interval.low) / 2:.2g}"
 
 
 def _cell(value, interval: Interval | None) -> str:
@@ -147,8 +189,6 @@ def _cell(value, interval: Interval | None) -> str:
 def _number(value) -> str:
     if isinstance(value, int | np.integer):
         return str(value)
+    if abs(value) < 1e-12:  # the rounding of a rank-one spectrum's logarithms
+        return "0"
     return f"{value:.4g}" if math.isfinite(value) else "–"
-
-
-def _title(metric: str) -> str:
-    return metric.upper() if metric in ("sve", "lsvr") else metric.replace("_", " ")
