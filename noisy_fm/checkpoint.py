@@ -2,18 +2,21 @@
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from orbax.checkpoint import checkpoint_managers
 
 VERSIONED = ("noisy-fm", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SCHEMA = 1  # of the checkpoint's meta; raised when old checkpoints stop being readable
@@ -24,11 +27,27 @@ class Checkpointer:
 
     Each holds the state (arrays, with their shardings) and `meta` (JSON: config, versions, commit,
     noise manifest hash). A checkpoint that was being written when the process died is not listed.
+    The newest `keep` stay, and the one whose metric `best` was best (the smallest, of a loss).
     """
 
-    def __init__(self, folder, *, keep: int = 2):
-        self.folder = epath.Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    def __init__(self, folder, *, keep: int = 2, best: str = ""):
+        self.folder = epath.Path(folder)
+        if "://" not in str(folder):
+            self.folder = self.folder.absolute()
+        kept: list = [checkpoint_managers.LatestN(keep)]
+        self._sign = -1.0 if best.endswith("loss") else 1.0
+        if best:
+            kept.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        self._best = best
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+            best_fn=self._score if best else None,
+            enable_async_checkpointing=True,
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._damaged: set[int] = set()
 
@@ -36,7 +55,15 @@ class Checkpointer:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state, meta: dict) -> None:
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint by its metric, if one has it."""
+        return self._manager.best_step() if self._best else None
+
+    def _score(self, metrics: dict) -> float:
+        return self._sign * metrics[self._best]
+
+    def save(self, step: int, state, meta: dict, metrics: dict | None = None) -> None:
         """Starts writing in the background; `wait` or `close` waits until it is on disk."""
         if step in self._damaged:
             self._manager.delete(step)
@@ -49,6 +76,7 @@ class Checkpointer:
                 state=ocp.args.StandardSave(state),
                 meta=ocp.args.JsonSave({"schema": SCHEMA, **meta}),
             ),
+            metrics=metrics if self._best and metrics and self._best in metrics else None,
         )
 
     def restore(self, target, *, step: int | None = None):
@@ -125,6 +153,13 @@ def write_json(path, value) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_arrays(path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a .npz file of named arrays."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    epath.Path(path).write_bytes(buffer.getvalue())
 
 
 def read_json(path):

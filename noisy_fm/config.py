@@ -20,8 +20,11 @@ from ml_collections import ConfigDict
 
 from noisy_fm.messages import unknown
 
-AUGMENTATIONS = ("none", "flip_crop")
+AUGMENTATIONS = ("none", "flip_crop", "imagenet")
+MIX_MODES = ("batch", "elem")
 LOSSES = ("softmax", "bce")
+# Groups whose further keys are arguments of what their `name` or `kind` picks.
+OPEN_ENDED = ("model", "optimizer", "noise", "augment")
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -37,11 +40,30 @@ def train() -> ConfigDict:
             # `name` picks the model or optimiser; other keys go to its constructor, checked there.
             "model": {"name": "resnet10_half"},
             "loss": {"name": "softmax", "label_smoothing": 0.0},
-            "augment": "flip_crop",
+            "normalize": {"mean": 0.5, "std": 0.5},  # of pixels in [0, 1]; one number or three
+            "augment": {"name": "flip_crop"},
+            # Probability-free knobs of `augment.mix`: the Beta parameters; 0 switches one off.
+            "mix": {
+                "mixup": 0.0,
+                "cutmix": 0.0,
+                "mode": "batch",
+                "probability": 1.0,
+                "switch_probability": 0.5,
+            },
+            "repeats": 1,  # copies of an example, differently augmented, in an epoch
             "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4},
             "decay": ".*kernel",  # parameters whose path matches are decayed
-            "schedule": {"name": "cosine", "warmup_epochs": 0.0},
+            "schedule": {
+                "name": "cosine",
+                "warmup_epochs": 0.0,
+                "warmup_rate": 0.0,  # learning rate at the start of the warm-up
+                "min_rate": 0.0,  # learning rate at the end
+                "warmup_prefix": True,  # the decay starts after the warm-up; timm's spans all
+                "per_epoch": False,  # the rate changes once an epoch
+            },
             "clip": 0.0,  # largest global norm of the gradient; 0: none
+            "ema": 0.0,  # decay of a running average of the model, which is then evaluated; 0: none
+            "microbatches": 1,  # parts of a batch whose gradients are added up
             # (regex, multiplier of the schedule) in order, first match wins; None freezes.
             "trainable": ((".*", 1.0),),
             "batch_size": 64,  # global: over all hosts and devices
@@ -54,7 +76,20 @@ def train() -> ConfigDict:
             "log_every": 50,  # steps
             "eval_every": 0,  # steps; 0: at the end
             "checkpoint_every": 500,  # steps
-            "keep_checkpoints": 2,
+            "checkpoint_minutes": 0.0,  # also after so long, at a log line; 0: never
+            "keep_checkpoints": 2,  # the newest ones
+            "keep_best": "",  # and the one whose eval metric of this name is best
+            # What is measured at an evaluation beside the validation metrics.
+            "evaluators": {
+                "examples": 2048,  # at most, of each
+                "memorised": False,  # share of wrong labels learned, and resisted
+                "spectrum": (),  # names of features
+                "probe": "",  # name of a feature to fit a ridge classifier on
+            },
+            "writers": ("tensorboard",),  # and "wandb", "mlflow"
+            "max_skipped": 10,  # steps with a loss or update that is not finite
+            "stall_seconds": 300.0,  # without a step, until a line says what is waited for
+            "profile": (),  # (first, last) step to trace
         }
     )
 
@@ -110,10 +145,10 @@ def parse_arg(arg: str, **defaults):
 def check_keys(config: Mapping, reference: Mapping, *, where: str = "config") -> None:
     """Raises for a key of `config` that `reference` lacks, or lacks from `config`.
 
-    `model` and `optimizer` are open: their other keys are their constructor's arguments and are
-    checked against its signature by `check_arguments`.
+    The other keys of `OPEN_ENDED` groups are arguments, and are checked against the signature of
+    what takes them by `check_arguments`.
     """
-    open_ended = where.split(".")[-1] in ("model", "optimizer", "noise")
+    open_ended = where.split(".")[-1] in OPEN_ENDED
     for key in config:
         if key not in reference:
             if open_ended:
@@ -151,7 +186,8 @@ def check_train(config: ConfigDict) -> None:
     check_keys(config, train())
     choices = {
         "loss.name": (config.loss.name, LOSSES),
-        "augment": (config.augment, AUGMENTATIONS),
+        "augment.name": (config.augment.name, AUGMENTATIONS),
+        "mix.mode": (config.mix.mode, MIX_MODES),
         "precision": (config.precision, PRECISIONS),
     }
     for key, (value, known) in choices.items():
@@ -161,22 +197,45 @@ def check_train(config: ConfigDict) -> None:
         for rule in config[key]:
             check_regex(f"config.{key}", rule[0])
     check_regex("config.decay", config.decay)
-    positive = ("batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints")
-    for key in positive:
-        if not (isinstance(config[key], int | float) and config[key] > 0):
-            raise ValueError(f"config.{key} is {config[key]!r}; expected a positive number")
-    rate = config.noise.rate
-    if not (isinstance(rate, int | float) and 0 <= rate < 1):
-        raise ValueError(f"config.noise.rate is {rate!r}; expected γ in [0, 1)")
-    if not 0 <= config.loss.label_smoothing < 1:
+    flat = flatten(config)
+    for keys, fits, expected in RANGES:
+        for key in keys:
+            if not (isinstance(flat[key], int | float) and fits(flat[key])):
+                raise ValueError(f"config.{key} is {flat[key]!r}; expected {expected}")
+    if config.batch_size % config.microbatches:
         raise ValueError(
-            f"config.loss.label_smoothing is {config.loss.label_smoothing!r}; expected [0, 1)"
+            f"config.batch_size is {config.batch_size}; expected a multiple of "
+            f"config.microbatches ({config.microbatches})"
         )
+    first, last = config.profile or (1, 1)
+    if not 0 < first <= last:
+        raise ValueError(f"config.profile is {config.profile}; expected (first, last) step")
     if config.schedule.warmup_epochs >= config.epochs:
         raise ValueError(
             f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs}, training is "
             f"{config.epochs} epochs; expected the warm-up to be shorter"
         )
+
+
+# (keys, condition, its wording) for the numbers of a training config.
+RANGES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
+    (("epochs",), lambda v: v > 0, "a positive number"),
+    (
+        ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "repeats",
+         "microbatches", "evaluators.examples"),
+        lambda v: isinstance(v, int) and v > 0,
+        "a positive whole number",
+    ),
+    (("eval_every", "max_skipped"), lambda v: isinstance(v, int) and v >= 0, "a whole number"),
+    (
+        ("checkpoint_minutes", "stall_seconds", "clip", "mix.mixup", "mix.cutmix"),
+        lambda v: v >= 0,
+        "0 or more",
+    ),
+    (("noise.rate",), lambda v: 0 <= v < 1, "γ in [0, 1)"),
+    (("ema", "loss.label_smoothing"), lambda v: 0 <= v < 1, "[0, 1)"),
+    (("mix.probability", "mix.switch_probability"), lambda v: 0 <= v <= 1, "[0, 1]"),
+)  # fmt: skip
 
 
 def check_study(config: ConfigDict) -> None:
@@ -225,6 +284,15 @@ def plain(config) -> Any:
     return config
 
 
+def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a nested config."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping | ConfigDict)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
 def hash_of(config) -> str:
     """Twelve hex digits that name the config (SHA-256 of its sorted JSON)."""
     text = json.dumps(plain(config), sort_keys=True, ensure_ascii=False)
@@ -268,6 +336,8 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
     from absl import app, flags, logging
     from ml_collections import config_flags
 
+    from noisy_fm import hosts
+
     flags.DEFINE_bool("traceback", False, "show where an error was raised")
     flags.DEFINE_string("workdir", workdir, "folder for results; a run found there is resumed")
     config_flags.DEFINE_config_file(
@@ -291,8 +361,9 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
             if not flags.FLAGS[name].value:
                 fail(f"--{name} is missing; see --help")
         logging.set_verbosity(logging.WARNING)
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, _terminate)  # of several hosts JAX's own service takes it
         try:
+            hosts.connect()
             main(flags.FLAGS.config, flags.FLAGS.workdir)
         except KeyboardInterrupt:
             fail("interrupted; run the same line again to go on", 130)

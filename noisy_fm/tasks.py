@@ -1,12 +1,13 @@
 """What a model is trained for, as a value: `fit` takes a Task and knows nothing else of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 from clu import metrics as clu_metrics
 
 from noisy_fm import losses
@@ -17,6 +18,7 @@ class Task(NamedTuple):
     """A loss and a prediction over nested `params` and `model_state` (BatchNorm statistics).
 
     init_fn(key, batch) → (params, model_state)
+    prepare_fn(batch, key) → the batch that `loss_fn` takes, augmented and mixed
     loss_fn(params, model_state, batch, key) → (loss, (model_state, outputs)); `outputs` feeds
       `metrics.single_from_model_output`
     predict_fn(params, model_state, batch) → outputs with "logits", "features", and metric inputs
@@ -24,6 +26,7 @@ class Task(NamedTuple):
     """
 
     init_fn: Callable[..., tuple[Any, Any]]
+    prepare_fn: Callable[[dict, jax.Array], dict]
     loss_fn: Callable[..., tuple[jax.Array, tuple[Any, dict]]]
     predict_fn: Callable[..., dict[str, Any]]
     metrics: type[clu_metrics.Collection]
@@ -39,51 +42,73 @@ class ClassifyMetrics(clu_metrics.Collection):
 
 def classify(
     model: nn.Module,
+    num_classes: int,
     *,
     loss: str = "softmax",
     label_smoothing: float = 0.0,
-    augment: str = "none",
+    augment: Callable[[jax.Array, dict], jax.Array] | None = None,
+    mix: Mapping[str, Any] | None = None,
+    normalize: Mapping[str, Any] | None = None,
     frozen: Callable[[str], bool] | None = None,
 ) -> Task:
     """Classification of uint8 `image` [n h w c] into `label` [n].
 
-    `frozen(path)` says which modules' BatchNorm must use, and keep, its running statistics.
+    `augment(key, batch)` gives the images to train on; `mix` holds the arguments of `augment.mix`,
+    `normalize` those of `augment.normalize`. `frozen(path)` says which modules' BatchNorm must
+    use, and keep, its running statistics.
     """
-    example_loss = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
-    per_example = example_loss[loss]
+    per_example = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}[
+        loss
+    ]
+    mixes = bool(mix and (mix["mixup"] or mix["cutmix"]))
 
-    def outputs(logits, batch):
+    def pixels(images):
+        return augment_lib.normalize(images, **(normalize or {}))
+
+    def outputs(logits, batch, target):
         prediction = jnp.argmax(logits, -1)
         correct = (prediction == batch["label"]).astype(jnp.float32)
         out = {"logits": logits, "prediction": prediction, "correct": correct}
-        out["loss"] = per_example(logits, batch["label"], label_smoothing=label_smoothing)
+        # Mixed targets are smoothed where they are made.
+        smoothing = 0.0 if target.ndim > 1 else label_smoothing
+        out["loss"] = per_example(logits, target, label_smoothing=smoothing)
         return {**out, **({"mask": batch["mask"]} if "mask" in batch else {})}
 
     def init_fn(key, batch):
-        images = augment_lib.normalize(batch["image"])
-        variables = model.init({"params": key}, images, train=False)
+        variables = model.init({"params": key}, pixels(batch["image"]), train=False)
         return variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
+    def prepare_fn(batch, key):
+        key_augment, key_mix = jax.random.split(key)
+        if augment:
+            images = augment(key_augment, batch)
+            batch = {name: value for name, value in batch.items() if name != "extent"}
+            batch["image"] = images
+        if not mixes:
+            return batch
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], num_classes), label_smoothing)
+        images, targets = augment_lib.mix(key_mix, batch["image"], targets, **mix)
+        return {**batch, "image": images, "target": targets}
+
     def loss_fn(params, model_state, batch, key):
-        key_augment, key_dropout = jax.random.split(key)
-        images = augment_lib.AUGMENT[augment](batch["image"], key_augment)
         with nn.intercept_methods(keep_statistics(frozen)):
             (logits, _), new_state = model.apply(
                 {"params": params, **model_state},
-                augment_lib.normalize(images),
+                pixels(batch["image"]),
                 train=True,
-                rngs={"dropout": key_dropout},
+                rngs={"dropout": key},
                 mutable=list(model_state),
             )
-        out = outputs(logits.astype(jnp.float32), batch)
-        return jnp.mean(out["loss"]), (new_state, out)
+        out = outputs(logits.astype(jnp.float32), batch, batch.get("target", batch["label"]))
+        return losses.mean(out["loss"], batch.get("mask")), (new_state, out)
 
     def predict_fn(params, model_state, batch):
-        images = augment_lib.normalize(batch["image"])
+        images = pixels(batch["image"])
         logits, features = model.apply({"params": params, **model_state}, images, train=False)
-        return {**outputs(logits.astype(jnp.float32), batch), "features": features}
+        out = outputs(logits.astype(jnp.float32), batch, batch["label"])
+        return {**out, "features": features}
 
-    return Task(init_fn, loss_fn, predict_fn, ClassifyMetrics)
+    return Task(init_fn, prepare_fn, loss_fn, predict_fn, ClassifyMetrics)
 
 
 def keep_statistics(frozen: Callable[[str], bool] | None):

@@ -21,7 +21,7 @@ def changed(**changes):
         ({"noise__rate": 1.0}, r"noise\.rate is 1\.0; expected γ in \[0, 1\)"),
         ({"noise__rate": -0.1}, r"noise\.rate is -0\.1"),
         ({"loss__name": "sofmax"}, "did you mean 'softmax'"),
-        ({"augment": "flip"}, "did you mean 'flip_crop'"),
+        ({"augment.name": "flip"}, "did you mean 'flip_crop'"),
         ({"precision": "float16"}, "did you mean '.*float"),
         ({"batch_size": 0}, "batch_size is 0; expected a positive"),
         ({"schedule__warmup_epochs": 10.0}, "expected the warm-up to be shorter"),

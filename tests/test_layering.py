@@ -12,8 +12,18 @@ PACKAGE = Path(__file__).parent.parent / "noisy_fm"
 LAYERS = (
     {"noise", "spectrum", "nmtune", "losses", "progress", "messages"},
     {"data", "models"},
-    {"config", "sharding", "optim", "checkpoint", "tasks"},
-    {"train", "evaluate", "features"},
+    {"config", "hosts", "sharding", "collectives", "optim", "checkpoint", "tasks"},
+    {
+        "state",
+        "loop",
+        "flops",
+        "writers",
+        "pictures",
+        "evaluators",
+        "train",
+        "evaluate",
+        "features",
+    },
     {"probe", "tune", "estimator", "diagnose"},
     {"study", "records", "report", "export"},
 )

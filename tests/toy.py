@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from noisy_fm import optim, sharding, tasks, train
+from noisy_fm import loop, optim, sharding, tasks
+from noisy_fm.data import augment as augmentations
 from noisy_fm.data import loader
+from noisy_fm.state import init_state, make_step, plan_state
 
 RULES = ((".*", "fsdp"),)
 EVERYTHING = ((".*", 1.0),)
@@ -58,12 +60,15 @@ class Seeds:
     dropout = 1
 
 
-def start(mesh, *, trainable=EVERYTHING, learning_rate=1e-2, augment="none"):
+def start(mesh, *, trainable=EVERYTHING, learning_rate=1e-2, augment="none", ema=False, model=None):
     """(task, tx, state) of a toy run on `mesh`."""
     task = tasks.classify(
-        ToyNet(), augment=augment, frozen=lambda m: optim.frozen(f"{m}/scale", trainable)
+        model or ToyNet(),
+        4,
+        augment=augmentations.AUGMENTATIONS[augment](),
+        frozen=lambda m: optim.frozen(f"{m}/scale", trainable),
     )
-    state, tx = train.init_state(
+    plan = plan_state(
         task,
         lambda multipliers: optax.adamw(learning_rate),
         ToySource().take(np.zeros(1, int)),
@@ -71,14 +76,16 @@ def start(mesh, *, trainable=EVERYTHING, learning_rate=1e-2, augment="none"):
         trainable=trainable,
         rules=RULES,
         seeds=Seeds,
+        ema=ema,
     )
-    return task, tx, state
+    return task, plan.tx, init_state(plan)
 
 
-def fit(mesh, steps, *, source=None, state=None, batches=None, **options):
+def fit(mesh, steps, *, source=None, state=None, batches=None, ema=0.0, microbatches=1, **options):
     """Trains the toy for `steps` and returns (state, losses a step)."""
-    kinds = ("trainable", "learning_rate", "augment")
-    task, tx, fresh = start(mesh, **{k: options.pop(k) for k in kinds if k in options})
+    kinds = ("trainable", "learning_rate", "augment", "model")
+    made = {k: options.pop(k) for k in kinds if k in options}
+    task, tx, fresh = start(mesh, ema=ema > 0, **made)
     state = fresh if state is None else state
     losses = []
     source = source or ToySource()
@@ -86,9 +93,8 @@ def fit(mesh, steps, *, source=None, state=None, batches=None, **options):
         batches = loader.train_batches(
             source, batch_size=16, seed=0, start=int(state.step), stop=steps
         )
-    state = train.fit(
-        task,
-        tx,
+    state = loop.fit(
+        make_step(task, tx, state, ema=ema, microbatches=microbatches),
         state,
         batches,
         steps=steps,

@@ -1,7 +1,4 @@
-"""Image augmentation on the device: pure functions of (uint8 images [n h w c], key).
-
-Each image has its own key, so the draw does not depend on how a batch is laid out over devices.
-"""
+"""Normalisation, and the light augmentation for small images: a mirror and a shift of each."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +6,10 @@ import jax.numpy as jnp
 MEAN, STD = 0.5, 0.5  # pixels to about [-1, 1]; white, the drawings' background, is 1
 
 
-def normalize(images, dtype=jnp.float32):
-    """uint8 [n h w c] to `dtype` in [−1, 1]."""
-    return ((images.astype(jnp.float32) / 255.0 - MEAN) / STD).astype(dtype)
+def normalize(images, *, mean=MEAN, std=STD):
+    """Pixels 0 … 255 [n h w c] to float32 (pixel / 255 − mean) / std; one number or c of them."""
+    scaled = images.astype(jnp.float32) / 255.0
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def flip_crop(images, key, *, pad: int = 4):
@@ -26,6 +24,3 @@ def flip_crop(images, key, *, pad: int = 4):
         return jax.lax.dynamic_slice(image, (y, x, 0), (h, w, c))
 
     return jax.vmap(one)(padded, jax.random.split(key, n))
-
-
-AUGMENT = {"none": lambda images, key: images, "flip_crop": flip_crop}

@@ -1,0 +1,93 @@
+"""What is measured on a model while it trains: evaluators, (step, state) → {name: value}."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from noisy_fm import features
+
+Evaluator = Callable[[int, Any], dict[str, float]]
+
+
+class Subset(NamedTuple):
+    """The examples of `source` at `indices`, as a source."""
+
+    source: Any
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.source.labels[self.indices]
+
+    def take(self, rows):
+        return self.source.take(self.indices[rows])
+
+
+def sample(source, most: int, *, among: np.ndarray | None = None) -> Subset:
+    """At most `most` examples of `source` (of the indices `among`), the same ones every time."""
+    indices = np.arange(len(source)) if among is None else np.asarray(among)
+    if len(indices) > most:
+        indices = np.sort(np.random.default_rng(0).choice(indices, most, replace=False))
+    return Subset(source, indices)
+
+
+def validation(task, source, **layout) -> Evaluator:
+    """Mean loss and accuracy over the whole of `source`.
+
+    `layout` here and below: the `mesh` and `batch_size` of `features.predictor`.
+    """
+    predict = features.predictor(task, keep=("loss", "correct"), **layout)
+
+    def evaluate(step, state):
+        out = predict(state.variables, source)
+        return {"loss": float(out["loss"].mean()), "accuracy": float(out["correct"].mean())}
+
+    return evaluate
+
+
+def memorised(task, source, given: np.ndarray, *, most: int, **layout) -> Evaluator:
+    """How many of the wrong labels were learned, and how many resisted.
+
+    `given` [n] are the labels trained on, `source.labels` the true ones. Of (a sample of) the
+    examples where they differ, `memorised` is the share predicted as given, `resisted` as true.
+    """
+    chosen = sample(source, most, among=np.flatnonzero(given != source.labels))
+    predict = features.predictor(task, keep=("prediction",), **layout)
+
+    def evaluate(step, state):
+        if not len(chosen):
+            return {}
+        prediction = predict(state.variables, chosen)["prediction"]
+        return {
+            "memorised": float(np.mean(prediction == given[chosen.indices])),
+            "resisted": float(np.mean(prediction == chosen.labels)),
+        }
+
+    return evaluate
+
+
+def probe(task, train, test, *, feature: str, most: int, **layout) -> Evaluator:
+    """Accuracy on `test` of a ridge classifier fitted to true labels of `train`: a quick probe.
+
+    Both are samples of at most `most` examples; the ridge is chosen by leave-one-out on the first
+    (scikit-learn's RidgeClassifierCV). Features of more than one axis are averaged over positions.
+    """
+    name = f"features/{feature}"
+    predict = features.predictor(task, keep=(name,), pooled=True, **layout)
+    fitted, tested = sample(train, most), sample(test, most)
+
+    def evaluate(step, state):
+        from sklearn.linear_model import RidgeClassifierCV
+
+        x, y = (
+            predict(state.variables, part)[name].astype(np.float64) for part in (fitted, tested)
+        )
+        size = np.sqrt(np.mean(x**2)) or 1.0  # the ridges tried are for features of this size
+        ridge = RidgeClassifierCV(alphas=np.logspace(-2, 4, 7)).fit(x / size, fitted.labels)
+        return {"probe": float(ridge.score(y / size, tested.labels))}
+
+    return evaluate

@@ -1,0 +1,243 @@
+"""The one loop: it steps, logs, evaluates and saves, and notices what goes wrong meanwhile."""
+
+import collections
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from noisy_fm import config as config_lib
+from noisy_fm import sharding
+from noisy_fm.progress import Progress
+from noisy_fm.state import TrainState, shardings
+
+IN_FLIGHT = 2  # steps handed to the device before the host waits for the oldest
+
+
+def fit(
+    step_fn: Callable,
+    state: TrainState,
+    batches: Iterable[dict[str, np.ndarray]],
+    *,
+    steps: int,
+    mesh: jax.sharding.Mesh,
+    log_every: int = 50,
+    on_log: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    save: Callable[[int, TrainState], None] = lambda step, state: None,
+    save_every: int = 500,
+    save_minutes: float = 0.0,
+    evaluate: Callable[[int, TrainState], str] = lambda step, state: "",
+    eval_every: int = 0,
+    max_skipped: int = 0,
+    on_skip: Callable[[int, dict[str, np.ndarray]], Any] = lambda step, batch: "",
+    stall_seconds: float = 0.0,
+    profile: "Profile | None" = None,
+    name: str = "train",
+) -> TrainState:
+    """Trains with `step_fn` (of `make_step`) from `state.step` to `steps` and returns the state.
+
+    `batches` starts at `state.step` and holds this host's share of each global batch. `on_log`
+    gets the means since the last log. `evaluate` returns a note to show. `save` is called every
+    `save_every` steps, at a log line once `save_minutes` have passed, at the end, and when Ctrl-C
+    or SIGTERM asks to stop (which then raises). `on_skip` gets each batch whose loss or update was
+    not finite, and returns where it put it; more than `max_skipped` of them raise
+    FloatingPointError. After `stall_seconds` without a step a line says what is waited for.
+    """
+    start = int(state.step)
+    in_flight: collections.deque = collections.deque()
+    skips = Skips(int(state.skipped), max_skipped, on_skip)
+    clock, batches = Clock(save_minutes), iter(batches)
+    with (
+        jax.set_mesh(mesh),
+        StopSignals() as signals,
+        Watchdog(stall_seconds) as watchdog,
+        Progress(name, steps, start=start, show=jax.process_index() == 0) as bar,
+    ):
+        for step in range(start + 1, steps + 1):
+            watchdog.waits_for("input", step)
+            with clock:
+                batch = next(batches)
+            watchdog.waits_for("the device, or another host" if step > start + 1 else "", step)
+            if profile:
+                profile.at(step, state)
+            state, loss = step_fn(state, sharding.to_global(batch, mesh))
+            in_flight.append((step, loss, batch))
+            last, logs = step == steps, not step % log_every
+            evaluates = last or (eval_every and not step % eval_every)
+            asked = signals.asked(step)
+            saves = last or asked or not step % save_every or (logs and clock.save_is_due())
+            while in_flight and (saves or logs or evaluates or len(in_flight) > IN_FLIGHT):
+                skips.check(*in_flight.popleft())
+            note = ""
+            if logs or last:
+                values = {k: float(v) for k, v in state.metrics.compute().items()}
+                empty = jax.device_put(type(state.metrics).empty(), shardings(state.metrics))
+                state = state.replace(metrics=empty)
+                on_log(step, {**values, **clock.lap(step - start), "skipped": skips.count})
+                note = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+            watchdog.waits_for("", step)  # these may take long, and say so themselves
+            if evaluates:
+                note = f"{note}  {evaluate(step, state)}"
+            if saves:
+                save(step, state)
+                clock.saved()
+            bar.update(1, note)
+            if asked:
+                raise signals.error()
+    return state
+
+
+class Skips:
+    """Counts the steps whose loss or update was not finite, and says when there are too many."""
+
+    def __init__(self, count: int, most: int, keep: Callable[[int, dict], Any]):
+        self.count, self.most, self.keep = count, most, keep
+
+    def check(self, step: int, loss: jax.Array, batch: dict[str, np.ndarray]) -> None:
+        """Waits for `step`; raises FloatingPointError if it is one too many."""
+        if np.isfinite(float(loss)):
+            return
+        self.count += 1
+        place = self.keep(step, batch)
+        where = f"the loss or an update was not finite at step {step}"
+        if self.count <= self.most:
+            print(f"warning: {where}; the step was skipped ({self.count} so far)", file=sys.stderr)
+            return
+        ids = " ".join(str(i) for i in np.asarray(batch.get("id", ()))[:8])
+        raise FloatingPointError(
+            f"{where}, {self.count} of at most {self.most} (a lower learning_rate, clip, or "
+            f"float32 precision usually helps); the batch has ids {ids} …"
+            + (f" and is in {place}" if place else "")
+        )
+
+
+class Clock:
+    """Steps a second, the share of time spent waiting for input, and when a save is due."""
+
+    def __init__(self, save_minutes: float = 0.0):
+        self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
+        self.save_seconds, self.last_save = 60 * save_minutes, time.perf_counter()
+
+    def __enter__(self):
+        self.entered = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.waited += time.perf_counter() - self.entered
+
+    def lap(self, steps: int) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds = max(now - self.began, 1e-9)
+        rates = {
+            "steps_per_second": (steps - self.steps) / seconds,
+            "data_wait_share": self.waited / seconds,
+        }
+        self.began, self.waited, self.steps = now, 0.0, steps
+        return rates
+
+    def save_is_due(self) -> bool:
+        """Whether `save_minutes` have passed since the last save, by the first host's clock."""
+        if not self.save_seconds:
+            return False
+        due = time.perf_counter() - self.last_save > self.save_seconds
+        if jax.process_count() > 1:
+            due = bool(multihost_utils.broadcast_one_to_all(np.asarray(due)))
+        return due
+
+    def saved(self) -> None:
+        self.last_save = time.perf_counter()
+
+
+class StopSignals:
+    """Holds back Ctrl-C and SIGTERM until the loop asks, so that no step is torn apart.
+
+    A second signal is not held back. Outside the main thread it does nothing. Several hosts agree
+    on the step to stop after; there JAX's own service listens for SIGTERM.
+    """
+
+    def __enter__(self):
+        self.caught = None
+        self.old = {}
+        self.several = jax.process_count() > 1
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM)
+            self.old = {n: signal.signal(n, self._catch) for n in numbers}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number, frame):
+        if self.caught is not None or self.several:
+            self.caught = number
+            raise self.error()
+        self.caught = number
+
+    def asked(self, step: int) -> bool:
+        """Whether to save after `step` and stop; the same answer on every host."""
+        if self.several and multihost_utils.reached_preemption_sync_point(step):
+            self.caught = signal.SIGTERM
+        return self.caught is not None
+
+    def error(self) -> BaseException:
+        return KeyboardInterrupt() if self.caught == signal.SIGINT else config_lib.Terminated()
+
+
+class Watchdog:
+    """A thread that says on which host, and for what, the loop has been waiting too long."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.what, self.step, self.since = seconds, "", 0, time.monotonic()
+        self.done = threading.Event()
+
+    def __enter__(self):
+        if self.seconds:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+
+    def waits_for(self, what: str, step: int) -> None:
+        """The loop is about to wait; an empty `what` is a wait of unknown, legitimate length."""
+        self.what, self.step, self.since = what, step, time.monotonic()
+
+    def _watch(self) -> None:
+        while not self.done.wait(self.seconds / 4):
+            waited = time.monotonic() - self.since
+            if self.what and waited > self.seconds:
+                print(
+                    f"warning: host {jax.process_index()} has waited {waited:.0f} s for "
+                    f"{self.what} at step {self.step}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+class Profile:
+    """Traces the steps `first … last` into a folder that TensorBoard and Perfetto read."""
+
+    def __init__(self, folder, first: int, last: int):
+        self.folder, self.first, self.last, self.running = folder, first, last, False
+
+    def at(self, step: int, state: TrainState) -> None:
+        """To be called before `step` is started with the `state` of the step before."""
+        if step == self.first or (step == self.last + 1 and self.running):
+            jax.block_until_ready(state.step)
+            self.stop()
+            if step == self.first:
+                jax.profiler.start_trace(str(self.folder))
+                self.running = True
+
+    def stop(self) -> None:
+        if self.running:
+            with contextlib.suppress(RuntimeError):
+                jax.profiler.stop_trace()
+            self.running = False

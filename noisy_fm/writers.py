@@ -1,0 +1,137 @@
+"""Where a run's scalars and pictures go: TensorBoard, Weights & Biases, MLflow, or several."""
+
+import hashlib
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from noisy_fm.config import flatten
+from noisy_fm.messages import unknown
+
+
+class Writer(Protocol):
+    """Takes values by step; `close` waits until they are stored."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files; on resume, what was written past `start` is dropped."""
+
+    def __init__(self, folder, start: int, config: Mapping):
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+    def scalars(self, step, values):
+        for key, value in values.items():
+            self.writer.add_scalar(key, value, step)
+
+    def image(self, step, name, image):
+        self.writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self):
+        self.writer.close()
+
+
+class WandB:
+    """A Weights & Biases run named after the work folder, which is resumed with it."""
+
+    def __init__(self, folder, start: int, config: Mapping):
+        wandb = importlib.import_module("wandb")
+        self.picture = wandb.Image
+        self.run = wandb.init(
+            project="noisy_fm", id=run_id(folder), name=folder.name, dir=str(folder),
+            config=dict(config), resume="allow",
+        )  # fmt: skip
+
+    def scalars(self, step, values):
+        self.run.log(dict(values), step=step)
+
+    def image(self, step, name, image):
+        self.run.log({name: self.picture(image)}, step=step)
+
+    def close(self):
+        self.run.finish()
+
+
+class MLflow:
+    """An MLflow run tagged with the work folder, which is resumed with it.
+
+    Kept where MLFLOW_TRACKING_URI says, else in the work folder's mlflow.db.
+    """
+
+    def __init__(self, folder, start: int, config: Mapping):
+        mlflow = importlib.import_module("mlflow")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not mlflow.is_tracking_uri_set():
+                mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+            self.client = mlflow.MlflowClient()
+            experiment = mlflow.set_experiment("noisy_fm").experiment_id
+            tag = f"tags.noisy_fm = '{run_id(folder)}'"
+            found = self.client.search_runs([experiment], filter_string=tag)
+            run = found[0] if found else self.client.create_run(
+                experiment, tags={"noisy_fm": run_id(folder)}, run_name=folder.name
+            )  # fmt: skip
+            self.id = run.info.run_id
+            if not found:
+                for key, value in flatten(config).items():
+                    self.client.log_param(self.id, key, str(value))
+
+    def scalars(self, step, values):
+        for key, value in values.items():
+            self.client.log_metric(self.id, key, float(value), step=step)
+
+    def image(self, step, name, image):
+        self.client.log_image(self.id, image, f"{name.replace('/', '_')}_{step}.png")
+
+    def close(self):
+        self.client.set_terminated(self.id)
+
+
+WRITERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+class Writers:
+    """The writers of `names`, on host 0; on other hosts nothing is written."""
+
+    def __init__(self, names: Sequence[str], folder, *, start: int = 0, config: Mapping):
+        mine = names if jax.process_index() == 0 else ()
+        self.writers: list[Writer] = [WRITERS[name](folder, start, config) for name in mine]
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for writer in self.writers:
+            writer.scalars(step, values)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """`image` is uint8 [h w 3]."""
+        for writer in self.writers:
+            writer.image(step, name, image)
+
+    def close(self) -> None:
+        for writer in self.writers:
+            writer.close()
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises one line for a writer that is unknown or not installed."""
+    for name in names:
+        if name not in WRITERS:
+            raise ValueError(unknown("config.writers", name, WRITERS))
+        package = {"wandb": "wandb", "mlflow": "mlflow"}.get(name)
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(f"config.writers has {name!r}; pip install {package}")
+
+
+def run_id(folder) -> str:
+    """A name for the run of a work folder that does not change when it is resumed."""
+    return hashlib.sha256(str(folder).encode()).hexdigest()[:12]
