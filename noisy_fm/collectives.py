@@ -18,10 +18,12 @@ BITS = {"pred": 8, "token": 0, "opaque": 0}  # others end in their number of bit
 
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_ASSIGNED = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
+_OPCODE = re.compile(r" ([\w\-]+)(?=\()")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?(%?[\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
 
 
 class Array(NamedTuple):
@@ -106,28 +108,61 @@ def _computations(hlo: str) -> dict[str, tuple[bool, list[str]]]:
 
 
 def _walk(name, times, computations, devices, found) -> None:
-    operations = {}
+    results = {}
     scatters = name.startswith("all-reduce-scatter")
     for line in computations[name][1]:
-        operation = _OPERATION.match(line)
+        operation = _operation(line)
         if not operation:
             continue
-        own, result, opcode, rest = operation.groups()
-        operations[own] = result
+        own, result, opcode, operands, rest = operation
+        results[own] = result
         kind = opcode.removesuffix("-start")
         if kind in KINDS:
-            arrays = _larger(result, rest, operations, opcode)
+            arrays = _larger(result, [results.get(name, "") for name in operands], opcode)
             kind = "reduce-scatter" if kind == "all-reduce" and scatters else kind
             group = _group(rest, devices)
             if group > 1 or kind == "collective-permute":
                 found.append(Collective(kind, arrays, group, times, _source(rest)))
             continue  # what it calls is the addition it reduces with
-        runs = times
-        if opcode == "while" and (trips := _TRIPS.search(rest)):
-            runs = times * int(trips.group(1))
+        runs = times * (_trips(rest, computations) if opcode == "while" else 1)
         for called in _called(rest):
             if called in computations:
                 _walk(called, runs, computations, devices, found)
+
+
+def _operation(line: str) -> tuple[str, str, str, list[str], str] | None:
+    """(name, type of the result, opcode, names of the operands, the rest) of one line."""
+    assigned = _ASSIGNED.match(line)
+    if not assigned:
+        return None
+    start = assigned.end()
+    end = _closing(line, start) if line[start] == "(" else line.index(" ", start)
+    opcode = _OPCODE.match(line, end)
+    if not opcode:
+        return None
+    closing = _closing(line, opcode.end())
+    operands = re.findall(r"%([\w.\-]+)", line[opcode.end() : closing])
+    return assigned.group(1), line[start:end], opcode.group(1), operands, line[closing:]
+
+
+def _closing(line: str, start: int) -> int:
+    """The index after the bracket that closes the one at `start`; layouts have brackets too."""
+    depth = 0
+    for i in range(start, len(line)):
+        depth += {"(": 1, ")": -1}.get(line[i], 0)
+        if depth == 0:
+            return i + 1
+    return len(line)
+
+
+def _trips(rest: str, computations) -> int:
+    """How often a loop runs: as the compiler says, else the one constant its end is tested with."""
+    if known := _TRIPS.search(rest):
+        return int(known.group(1))
+    condition = re.search(r"condition=%?([\w.\-]+)", rest)
+    lines = computations[condition.group(1)][1] if condition else []
+    bounds = {int(n) for line in lines for n in _BOUND.findall(line)}
+    return bounds.pop() if len(bounds) == 1 else 1
 
 
 def _called(rest: str) -> Iterator[str]:
@@ -145,14 +180,12 @@ def _arrays(text: str) -> tuple[Array, ...]:
     )
 
 
-def _larger(result, rest, operations, opcode) -> tuple[Array, ...]:
+def _larger(result: str, operands: list[str], opcode: str) -> tuple[Array, ...]:
     """Operands or results, whichever are more bytes; `-start` operations return both."""
-    names = re.findall(r"%([\w.\-]+)", rest.split(")")[0])
-    operands = _arrays(" ".join(operations.get(name, "") for name in names))
-    results = _arrays(result)
-    if opcode.endswith("-start") and len(results) > len(operands):
-        results = results[len(operands) : 2 * len(operands)]  # then come contexts
-    return max(results, operands, key=lambda arrays: sum(a.bytes for a in arrays))
+    given, results = _arrays(" ".join(operands)), _arrays(result)
+    if opcode.endswith("-start") and len(results) > len(given):
+        results = results[len(given) : 2 * len(given)]  # then come contexts
+    return max(results, given, key=lambda arrays: sum(array.bytes for array in arrays))
 
 
 def _group(rest: str, devices: int) -> int:
