@@ -217,8 +217,8 @@ def norm_oracle(x, params, stats):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_residual_blocks_are_those_of_the_paper(block, stride):
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 6))
-    module = block(4, stride, False, jnp.float32)
-    variables = module.init(jax.random.key(1), jnp.asarray(x, jnp.float32), 0.0, train=False)
+    module = block(4, stride, 0.0, False, jnp.float32)
+    variables = module.init(jax.random.key(1), jnp.asarray(x, jnp.float32), False)
     rng = np.random.default_rng(2)
     variables = jax.tree.map(lambda a: a + rng.uniform(0.1, 0.5, a.shape), variables)
     p, s = jax.tree.map(np.float64, (variables["params"], variables["batch_stats"]))
@@ -231,7 +231,7 @@ def test_residual_blocks_are_those_of_the_paper(block, stride):
         y = np.maximum(y, 0) if i < last else y
     shortcut = conv_oracle(x, p["downsample"]["conv"]["kernel"], stride)
     shortcut = norm_oracle(shortcut, p["downsample"]["norm"], s["downsample"]["norm"])
-    ours = module.apply(variables, jnp.asarray(x, jnp.float32), 0.0, train=False)
+    ours = module.apply(variables, jnp.asarray(x, jnp.float32), False)
     np.testing.assert_allclose(ours, np.maximum(y + shortcut, 0), rtol=1e-4, atol=1e-5)
 
 
@@ -371,11 +371,11 @@ def test_layer_scale_and_zero_init_start_blocks_as_identities():
     x = jnp.abs(jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 8)), jnp.float32))
     tokens = x.reshape(2, 16, 8)
 
-    def first_output(module, x):
+    def first_output(module, x, *rate):
         init = functools.partial(module.init_with_output, train=False)
-        return jax.jit(init)(jax.random.key(0), x, 0.0)[0]
+        return jax.jit(init)(jax.random.key(0), x, *rate)[0]
 
-    with_scale = first_output(Block(2, 4.0, 1e-6, jnp.float32), tokens)
+    with_scale = first_output(Block(2, 4.0, 1e-6, jnp.float32), tokens, 0.0)
     assert 0 < float(jnp.abs(with_scale - tokens).max()) < 1e-5
     plain = Block(2, 4.0, 0.0, jnp.float32)
     shapes = jax.eval_shape(
@@ -383,16 +383,16 @@ def test_layer_scale_and_zero_init_start_blocks_as_identities():
     )
     assert shapes["params"].keys() == {"norm1", "attn", "norm2", "mlp"}
 
-    np.testing.assert_array_equal(first_output(BasicBlock(8, 1, True, jnp.float32), x), x)
-    np.testing.assert_array_equal(first_output(Bottleneck(2, 1, True, jnp.float32), x), x)
-    ones = first_output(BasicBlock(8, 1, False, jnp.float32), x)
+    np.testing.assert_array_equal(first_output(BasicBlock(8, 1, 0.0, True, jnp.float32), x), x)
+    np.testing.assert_array_equal(first_output(Bottleneck(2, 1, 0.0, True, jnp.float32), x), x)
+    ones = first_output(BasicBlock(8, 1, 0.0, False, jnp.float32), x)
     assert float(jnp.abs(ones - x).max()) > 0.1
 
 
 def test_initial_scale_is_that_of_he():
-    module = BasicBlock(64, 1, True, jnp.float32)
+    module = BasicBlock(64, 1, 0.0, True, jnp.float32)
     init = jax.jit(functools.partial(module.init, train=False))
-    variables = init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)), 0.0)
+    variables = init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)))
     kernel = variables["params"]["conv1"]["kernel"]
     assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.02)
 

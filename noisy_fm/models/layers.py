@@ -1,8 +1,20 @@
 """Layers that more than one architecture uses."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from noisy_fm.messages import unknown
+
+# What the backward pass reads from memory, block by block, instead of computing it again.
+REMAT: dict[str, Callable | None] = {
+    "none": None,  # everything: no checkpointing
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 class DropPath(nn.Module):
@@ -30,6 +42,11 @@ def drop_rates(last: float, depth: int) -> list[float]:
 def check_rate(name: str, rate: float) -> None:
     if not 0 <= rate < 1:
         raise ValueError(f"{name} is {rate}; expected a rate in [0, 1)")
+
+
+def check_remat(remat: str) -> None:
+    if remat not in REMAT:
+        raise ValueError(unknown("remat", remat, REMAT))
 
 
 def check_images(images: jax.Array) -> None:

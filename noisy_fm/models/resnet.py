@@ -8,7 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from noisy_fm.models.layers import DropPath, check_images, check_rate, drop_rates
+from noisy_fm.models.layers import (
+    REMAT,
+    DropPath,
+    check_images,
+    check_rate,
+    check_remat,
+    drop_rates,
+)
 
 # (kernel, stride, whether a 3×3 maximum pooling of stride 2 follows)
 STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False), "half": (3, 2, False)}
@@ -64,13 +71,14 @@ class BasicBlock(nn.Module):
 
     width: int
     stride: int
+    rate: float
     zero_init_last: bool
     dtype: Any
 
     expansion = 1
 
     @nn.compact
-    def __call__(self, x, rate, *, train):
+    def __call__(self, x, train):
         conv, norm = partial(_conv, dtype=self.dtype), partial(_norm, train, self.dtype)
         last = nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
         y = conv(self.width, 3, self.stride, name="conv1")(x)
@@ -79,7 +87,7 @@ class BasicBlock(nn.Module):
         y = norm("norm2", last)(y)
         if x.shape != y.shape:
             x = Downsample(self.width, self.stride, self.dtype, name="downsample")(x, train=train)
-        return nn.relu(x + DropPath(name="drop_path")(y, rate, train=train))
+        return nn.relu(x + DropPath(name="drop_path")(y, self.rate, train=train))
 
 
 class Bottleneck(nn.Module):
@@ -87,13 +95,14 @@ class Bottleneck(nn.Module):
 
     width: int
     stride: int
+    rate: float
     zero_init_last: bool
     dtype: Any
 
     expansion = 4
 
     @nn.compact
-    def __call__(self, x, rate, *, train):
+    def __call__(self, x, train):
         conv, norm = partial(_conv, dtype=self.dtype), partial(_norm, train, self.dtype)
         last = nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
         features = self.width * self.expansion
@@ -102,7 +111,7 @@ class Bottleneck(nn.Module):
         y = norm("norm3", last)(conv(features, 1, 1, name="conv3")(y))
         if x.shape != y.shape:
             x = Downsample(features, self.stride, self.dtype, name="downsample")(x, train=train)
-        return nn.relu(x + DropPath(name="drop_path")(y, rate, train=train))
+        return nn.relu(x + DropPath(name="drop_path")(y, self.rate, train=train))
 
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
@@ -122,26 +131,26 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution; returns the output of each."""
+    """Blocks of one resolution, one for each of `rates`; returns the output of each."""
 
     block: type
     width: int
     stride: int
+    rates: Sequence[float]
     zero_init_last: bool
+    remat: str
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, rates, *, train):
-        outputs = []
-        for i, rate in enumerate(rates):
-            block = self.block(
-                self.width,
-                1 if i else self.stride,
-                self.zero_init_last,
-                self.dtype,
-                name=f"block{i}",
+    def __call__(self, x, *, train):
+        block, outputs = self.block, []
+        if self.remat != "none":
+            block = nn.remat(block, policy=REMAT[self.remat], static_argnums=(2,))
+        for i, rate in enumerate(self.rates):
+            stride = 1 if i else self.stride
+            x = block(self.width, stride, rate, self.zero_init_last, self.dtype, name=f"block{i}")(
+                x, train
             )
-            x = block(x, rate, train=train)
             outputs.append(x)
         return outputs
 
@@ -158,6 +167,8 @@ class ResNet(nn.Module):
     width. stem: "imagenet" (7×7 of stride 2, pooling), "cifar" (3×3), "half" (3×3 of stride 2).
     drop_path: stochastic depth's rate at the last block, rising linearly from 0. zero_init_last:
     the last BatchNorm scale of a block starts at 0, the block as its shortcut (Goyal et al., 2017).
+    remat: "none" keeps a block's intermediate results for its gradient; "full" computes them again
+    from the block's input, "dots" does so with all that is no convolution (see `layers.REMAT`).
     """
 
     num_classes: int
@@ -167,6 +178,7 @@ class ResNet(nn.Module):
     stem: str = "imagenet"
     drop_path: float = 0.0
     zero_init_last: bool = True
+    remat: str = "none"
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -177,6 +189,7 @@ class ResNet(nn.Module):
                     f"{field} is {getattr(self, field)!r}; expected one of {', '.join(known)}"
                 )
         check_rate("drop_path", self.drop_path)
+        check_remat(self.remat)
 
     @nn.compact
     def __call__(self, images, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -191,11 +204,13 @@ class ResNet(nn.Module):
                 BLOCKS[self.block],
                 self.width * 2**i,
                 2 if i else 1,
+                rates[:size],
                 self.zero_init_last,
+                self.remat,
                 self.dtype,
                 name=f"layer{i + 1}",
             )
-            outputs = stage(x, rates[:size], train=train)
+            outputs = stage(x, train=train)
             rates, x = rates[size:], outputs[-1]
             features |= {f"layer{i + 1}/block{j}": y for j, y in enumerate(outputs)}
             features[f"layer{i + 1}"] = x

@@ -1,5 +1,6 @@
 """Vision transformers (Dosovitskiy et al., ICLR 2021)."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisy_fm.models.layers import DropPath, check_images, check_rate, drop_rates
+from noisy_fm.models.layers import (
+    REMAT,
+    DropPath,
+    check_images,
+    check_rate,
+    check_remat,
+    drop_rates,
+)
 
 POOLS = ("token", "gap")
 POSITIONS = ("learned", "sincos2d")
@@ -107,6 +115,12 @@ class ViT(nn.Module):
     position: "learned" (with a row for the class token; as long as the images it is initialised
     with need) or "sincos2d" (fixed). drop_path: stochastic depth's rate at the last block, rising
     linearly from 0. layer_scale: γ's initial value, 0 for no LayerScale.
+
+    scan: the blocks are one compiled loop over their parameters, which are stacked for it inside
+    the step and nowhere else: each keeps its own name, "block0/attn/qkv/kernel", so that what is
+    per layer (LAMB's ratio, freezing, sharding rules, checkpoints) is the same with and without.
+    remat: "none" keeps a block's intermediate results for its gradient; "full" computes them again
+    from the block's input, "dots" does so with all but matrix products (see `layers.REMAT`).
     """
 
     num_classes: int
@@ -119,6 +133,8 @@ class ViT(nn.Module):
     position: str = "learned"
     layer_scale: float = 0.0
     drop_path: float = 0.0
+    scan: bool = True
+    remat: str = "none"
     dtype: Any = jnp.float32
 
     def __post_init__(self):
@@ -129,6 +145,8 @@ class ViT(nn.Module):
                     f"{field} is {getattr(self, field)!r}; expected one of {', '.join(known)}"
                 )
         check_rate("drop_path", self.drop_path)
+        check_remat(self.remat)
+        check_remat(self.remat)
         if self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
 
@@ -137,12 +155,9 @@ class ViT(nn.Module):
         check_images(images)
         x = self._embed(images.astype(self.dtype))
         features = {"embed": x}
-        for i, rate in enumerate(drop_rates(self.drop_path, self.depth)):
-            block = Block(
-                self.num_heads, self.mlp_ratio, self.layer_scale, self.dtype, name=f"block{i}"
-            )
-            x = features[f"block{i}"] = block(x, rate, train=train)
-        x = x.astype(jnp.float32)
+        outputs = self._blocks(x, train)
+        features |= {f"block{i}": y for i, y in enumerate(outputs)}
+        x = outputs[-1].astype(jnp.float32)
         if self.pool == "token":
             x = _norm(jnp.float32, "norm")(x[:, 0])
         else:
@@ -151,6 +166,35 @@ class ViT(nn.Module):
         if self.num_classes:
             x = _dense(self.num_classes, jnp.float32, "head")(x)
         return x, features
+
+    def _blocks(self, x, train: bool) -> list[jax.Array]:
+        """The output of each block."""
+        block = partial(Block, self.num_heads, self.mlp_ratio, self.layer_scale, self.dtype)
+        draws = train and self.drop_path > 0
+        names = [f"block{i}" for i in range(self.depth)]
+        if self.is_initializing():
+            return [x := block(name=name)(x, 0.0, train=False) for name in names]
+
+        def run(x, layer):
+            params, drop = layer
+            rate, rngs = drop if draws else (0.0, {})
+            y = block(parent=None).apply({"params": params}, x, rate, train=train, rngs=rngs)
+            return y, y
+
+        if self.remat != "none":
+            # A loop's body is compiled apart, so nothing can undo its checkpointing.
+            run = jax.checkpoint(run, policy=REMAT[self.remat], prevent_cse=not self.scan)
+        drops: list[tuple] = [()] * self.depth
+        if draws:
+            rates = jnp.asarray(drop_rates(self.drop_path, self.depth), jnp.float32)
+            keys = jax.random.split(self.make_rng("dropout"), self.depth)
+            drops = [(rates[i], {"dropout": keys[i]}) for i in range(self.depth)]
+        params = [self.variables["params"][name] for name in names]
+        layers = list(zip(params, drops, strict=True))
+        if self.scan:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+            return list(jax.lax.scan(run, x, stacked)[1])
+        return [x := run(x, layer)[0] for layer in layers]
 
     def _embed(self, x):
         """Patches, the class token and their positions: [n l dim]."""
