@@ -243,7 +243,8 @@ def test_digits():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"name": "emoji"}, ("'emoji'", "emoji_domains, digits")),
+        ({"name": "emoji"}, ("'emoji'", "emoji_domains, digits, folder, tar", "tfds:NAME")),
+        ({"path": "/data"}, ("emoji_domains", "no path")),
         ({"domain": "notto"}, ("domain 'notto'", "fluent3d", "did you mean 'noto'")),
         ({"domain": ("noto", "x")}, ("domain 'x'", "lineart")),
         ({"split": "training"}, ("split 'training'", "pretrain, train, test", "'train'")),

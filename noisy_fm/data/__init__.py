@@ -1,5 +1,6 @@
-"""Data sets as arrays with stable ids, and the pipeline that batches them."""
+"""Data sets with stable ids, in memory or on disk, and the pipeline that batches them."""
 
+from noisy_fm.data.images import ImageSource
 from noisy_fm.data.sources import TASKS, ArraySource, load
 
-__all__ = ["TASKS", "ArraySource", "load"]
+__all__ = ["TASKS", "ArraySource", "ImageSource", "load"]

@@ -1,13 +1,81 @@
 """Batches from a source: shuffled by seed, sharded by host, resumable at any step.
 
-The order is a pure function of (seed, step): batch `step` holds the same examples whatever the
-number of hosts, workers or restarts, so resuming is starting at `step`.
+The order is a pure function of (seed, step): batch `step` holds the same examples, cropped alike,
+whatever the number of hosts, threads, workers or restarts, so resuming is starting at `step`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import grain
 import numpy as np
+from absl import flags, logging
+
+FEW = 3  # damaged examples that never stop a run, however small the data
+LISTED = 20  # damaged examples that are named as they are met
+
+
+class Damage:
+    """Which examples could not be read: counted, listed, and an error above `max_bad`.
+
+    `max_bad` is the fraction of the examples read so far, counting each once; up to three are let
+    pass in any case. Each host counts its own share.
+    """
+
+    def __init__(self, max_bad: float = 0.001):
+        if not 0 <= max_bad <= 1:
+            raise ValueError(f"max_bad is {max_bad}; expected a fraction in [0, 1]")
+        self.max_bad = max_bad
+        self.names: dict[int, str] = {}  # id → where it is and why it cannot be read
+        self.examples = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    @property
+    def fraction(self) -> float:
+        return self.count / max(self.examples, 1)
+
+    @property
+    def ids(self) -> list[int]:
+        return sorted(self.names)
+
+    def __str__(self):
+        return f"{self.count} of {self.examples} examples cannot be read and were replaced"
+
+    def add(self, source, found: Iterable[tuple[int, str]], examples: int) -> None:
+        """Takes note of the `found` (index, reason) among `examples` more that were read."""
+        self.examples = min(self.examples + examples, len(source))
+        for index, reason in found:
+            id_ = int(source.ids[index])
+            if id_ not in self.names:
+                self.names[id_] = f"{source.name(index)}: {reason}"
+                if self.count <= LISTED:
+                    logging.warning("cannot be read, replaced by the next: %s", self.names[id_])
+        if found and self.count > max(FEW, self.max_bad * self.examples):
+            raise ValueError(
+                f"{self}, more than max_bad = {self.max_bad:g}; the last: {self.names[id_]}"
+            )
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """An iterator over batches that knows the `damage` met so far; `close` ends its workers."""
+
+    def __init__(self, iterator, source, damage: Damage | None):
+        self.iterator, self.source = iterator, source
+        self.damage = Damage() if damage is None else damage
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch, damaged = next(self.iterator)
+        self.damage.add(self.source, damaged, len(batch["id"]))
+        return batch
+
+    def close(self) -> None:
+        self.iterator.close()
 
 
 def train_batches(
@@ -19,46 +87,180 @@ def train_batches(
     stop: int,
     corrupt: Callable[[Mapping], Mapping] | None = None,
     process: tuple[int, int] = (0, 1),
-    threads: int = 1,
+    threads: int | None = None,
     buffer: int = 4,
-) -> Iterator[dict[str, np.ndarray]]:
+    workers: int = 0,
+    repeats: int = 1,
+    damage: Damage | None = None,
+) -> Batches:
     """Yields batches `start … stop − 1` of endless reshuffled epochs over `source`.
 
     Each epoch is a new permutation of the examples; epochs run into one another, so every batch
-    has the same size. `corrupt` maps a batch to a batch (noise). `process` is this host's
-    (index, count): it gets its equal share of each global batch.
+    has the same size. With `repeats` r an epoch is as long, of the permutation's first 1/r, each
+    r times in a row (repeated augmentation, Hoffer et al. 2020, in DeiT's form). `corrupt` maps a
+    batch to a batch (noise). `process` is this host's (index, count): it gets its equal share of
+    each global batch.
+
+    Images on disk are decoded by `threads` (None: one a core) in this process or, with
+    `workers`, in each of so many others, which share nothing with it and start afresh; `buffer`
+    batches wait ready. `damage` collects what cannot be read.
     """
-    index, count = process
-    if batch_size % count:
-        raise ValueError(f"batch_size is {batch_size}; expected a multiple of {count} hosts")
-    share = batch_size // count
-
-    def fetch(indices: np.ndarray) -> Mapping[str, np.ndarray]:
-        batch = source.take(indices[index * share : (index + 1) * share])
-        return corrupt(batch) if corrupt else batch
-
-    dataset = (
-        grain.MapDataset.range(len(source))
-        .shuffle(seed=seed)
-        .repeat()
-        .batch(batch_size, batch_fn=np.asarray)
-        .map(fetch)
-    )[start:stop]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
-    return iter(dataset.to_iter_dataset(options))
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}; expected at least 1")
+    fetch = _Fetch(
+        source, batch_size, seed, _share(batch_size, process), corrupt, repeats,
+        _threads(source, threads, workers),
+    )  # fmt: skip
+    dataset = grain.MapDataset.range(start, stop).map(fetch)
+    return _stream(dataset, source, damage, buffer=buffer, workers=workers, threads=threads)
 
 
 def eval_batches(
-    source, *, batch_size: int, process: tuple[int, int] = (0, 1)
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every example once, in order; the last batch is padded and `mask` is 0 there."""
+    source,
+    *,
+    batch_size: int,
+    process: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+    buffer: int = 4,
+    workers: int = 0,
+    damage: Damage | None = None,
+) -> Batches:
+    """Yields every example once, in order; the last batch is padded and `mask` is 0 there.
+
+    `mask` is also 0 where an unreadable image was replaced by the next.
+    """
+    steps = -(-len(source) // batch_size)
+    fetch = _FetchInOrder(
+        source, batch_size, _share(batch_size, process), _threads(source, threads, workers)
+    )
+    if not _on_disk(source):
+        return Batches((fetch(step) for step in range(steps)), source, damage)
+    dataset = grain.MapDataset.range(steps).map(fetch)
+    return _stream(dataset, source, damage, buffer=buffer, workers=workers, threads=threads)
+
+
+class _Fetch:
+    """step → (this host's share of the training batch, the damaged), as a value to pickle."""
+
+    def __init__(self, source, batch_size, seed, share, corrupt, repeats, threads):
+        self.source, self.batch_size, self.seed, self.share = source, batch_size, seed, share
+        self.corrupt, self.repeats, self.threads = corrupt, repeats, threads
+        self.order = grain.MapDataset.range(len(source)).shuffle(seed=seed)
+
+    def __call__(self, step: int) -> tuple[Mapping[str, np.ndarray], list]:
+        positions = step * self.batch_size + np.arange(*self.share)
+        epochs, places = np.divmod(positions, len(self.source))
+        places = epochs * len(self.source) + places // self.repeats
+        indices = np.array([self.order[int(place)] for place in places])
+        damaged: list[tuple[int, str]] = []
+        if not _on_disk(self.source):
+            batch = self.source.take(indices)
+        else:
+            batch = self.source.crops(
+                indices, positions, seed=self.seed, threads=self.threads, damaged=damaged
+            )
+        return (self.corrupt(batch) if self.corrupt else batch), damaged
+
+
+class _FetchInOrder:
+    """step → (this host's share of the evaluation batch, the damaged)."""
+
+    def __init__(self, source, batch_size, share, threads):
+        self.source, self.batch_size, self.share = source, batch_size, share
+        self.threads = threads
+
+    def __call__(self, step: int) -> tuple[Mapping[str, np.ndarray], list]:
+        indices = step * self.batch_size + np.arange(*self.share)
+        real = indices < len(self.source)
+        indices = np.where(real, indices, 0)
+        damaged: list[tuple[int, str]] = []
+        if not _on_disk(self.source):
+            batch = self.source.take(indices)
+        else:
+            batch = self.source.take(indices, threads=self.threads, damaged=damaged)
+            real &= batch["id"] == self.source.ids[indices]
+        return {**batch, "mask": real.astype(np.float32)}, damaged
+
+
+def _on_disk(source) -> bool:
+    return hasattr(source, "crops")
+
+
+def _share(batch_size: int, process: tuple[int, int]) -> tuple[int, int]:
+    """(first, end) of this host's rows in a global batch."""
     index, count = process
-    share = batch_size // count
-    for first in range(0, len(source), batch_size):
-        indices = np.arange(first + index * share, first + (index + 1) * share)
-        mask = indices < len(source)
-        batch = source.take(np.where(mask, indices, 0))
-        yield {**batch, "mask": mask.astype(np.float32)}
+    if batch_size % count:
+        raise ValueError(f"batch_size is {batch_size}; expected a multiple of {count} hosts")
+    return index * batch_size // count, (index + 1) * batch_size // count
+
+
+def _threads(source, threads: int | None, workers: int) -> int:
+    """Decoding threads of one process: the cores, shared among the workers."""
+    if threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return max(1, (cores or 1) // max(workers, 1))
+    return max(1, threads)
+
+
+def _stream(dataset, source, damage, *, buffer, workers, threads) -> Batches:
+    """Reads a MapDataset of (batch, damaged) ahead, in threads of this process or in others."""
+    # An image batch is filled by many threads at once; a second one is begun before it is full.
+    readers = 2 if _on_disk(source) else max(1, threads or 1)
+    options = grain.ReadOptions(num_threads=readers, prefetch_buffer_size=max(buffer, readers))
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers take over the flags: give them defaults
+            flags.FLAGS.mark_as_parsed()
+        options = grain.ReadOptions(num_threads=readers, prefetch_buffer_size=readers)
+        processes = grain.MultiprocessingOptions(workers, max(1, buffer // workers))
+        iterator = iter(dataset.to_iter_dataset(options).mp_prefetch(processes))
+    else:
+        iterator = iter(dataset.to_iter_dataset(options))
+    return Batches(iterator, source, damage)
+
+
+def to_device(
+    batches: Iterable[Mapping[str, np.ndarray]], put: Callable[[Mapping], Any], *, ahead: int = 2
+) -> Iterator:
+    """Yields `put(batch)` for each batch, `ahead` of them on the device before they are asked for.
+
+    A thread of its own reads and transfers, so both happen while the device computes. What it
+    raises is raised here, in order; closing the generator ends it.
+    """
+    ready: queue.Queue = queue.Queue(max(1, ahead))
+    ended = threading.Event()
+
+    def offer(item) -> bool:
+        while not ended.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work():
+        try:
+            for batch in batches:
+                if not offer((put(batch), None)):
+                    return
+        except BaseException as error:
+            offer((None, error))
+        else:
+            offer((None, StopIteration()))
+
+    thread = threading.Thread(target=work, name="to_device", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        ended.set()
+        thread.join()
 
 
 def relabel(ids: np.ndarray, labels: np.ndarray) -> Callable[[Mapping], dict]:

@@ -1,4 +1,4 @@
-"""The data sets by name: `emoji_domains` (shipped with the package) and `digits` (scikit-learn's).
+"""The data sets by name: `emoji_domains` (shipped), `digits` (scikit-learn's), images on disk.
 
 This is the only file that knows data set names. A source is images with labels and stable ids.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from noisy_fm.data.images import ImageSource, open_images
+from noisy_fm.data.storage import FORMATS, TFDS
 from noisy_fm.messages import unknown
 
 PACKAGE_DATA = Path(__file__).parent / "emoji"
@@ -145,8 +147,10 @@ class ArraySource:
         return self[np.asarray(indices)]
 
 
-def load(name, *, split=None, domain=None, task=None, size=32):
-    """The named data set as an `ArraySource`; raises ValueError naming what exists.
+def load(
+    name, *, split=None, domain=None, task=None, size=None, path=None, canvas=None
+) -> ArraySource | ImageSource:
+    """The named data set; raises ValueError or FileNotFoundError naming what exists.
 
     `emoji_domains`: emoji by several artists, `domain` one name, a tuple of them, or None for all
     (noto, twemoji, openmoji, lineart, fluent3d, fluentflat). `split` is "pretrain" (60 %), "train"
@@ -154,14 +158,28 @@ def load(name, *, split=None, domain=None, task=None, size=32):
     concepts that an artist draws alike, are one group, and a group is in one split in all domains.
     `task` is a key of `TASKS`, or None: every example, labelled with its concept group.
     Ids: 10,000 × the domain's number + the row in drawings.csv.
-
-    `digits`: scikit-learn's 1,797 handwritten digits, dark on white; `split` "train" or "test".
-
-    `size` is 32 or 64 pixels. The 64×64 emoji are too big for the package: build them with
+    `size` is 32 (None) or 64 pixels. The 64×64 emoji are too big for the package: build them with
     tools/build_emoji_domains.py and name their folder in the environment variable NOISY_FM_EMOJI.
+
+    `digits`: scikit-learn's 1,797 handwritten digits, dark on white; `split` "train" or "test",
+    `size` as above.
+
+    Images on disk, at `path`: `folder` (one subfolder a class, under a subfolder `split`), `tar`
+    (WebDataset shards), `array_record` (what tools/prepare.py makes), `parquet` (Hugging Face's),
+    `tfds:NAME` (prepared as array_record; `path` is the data_dir, None for TFDS' own). Ids are a
+    hash of the file's name without extension, so the same in all of them. `size` (None: 224) is
+    that of evaluation; training crops lie on a `canvas` of 2 × size pixels. See `ImageSource`.
     """
     loaders = {"emoji_domains": _load_emoji, "digits": _load_digits}
-    loader = loaders[_known(name, loaders, "data set")]
+    if name in FORMATS or name.startswith(TFDS):
+        for key, value in {"domain": domain, "task": task}.items():
+            if value is not None:
+                raise ValueError(f"{name}: there is no {key}, so it must be None, not {value!r}")
+        return open_images(name, path=path, split=split, size=size or 224, canvas=canvas)
+    loader = loaders[_known(name, [*loaders, *FORMATS, f"{TFDS}NAME"], "data set")]
+    if path is not None or canvas is not None:
+        raise ValueError(f"{name}: it has no path and no canvas; those are for images on disk")
+    size = SIZES[0] if size is None else size
     if size not in SIZES:
         raise ValueError(f"{name}: size {size!r} does not exist; there are 32 and 64")
     return loader(split, domain, task, size)

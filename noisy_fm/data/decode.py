@@ -1,0 +1,231 @@
+"""An image file's bytes to pixels on the host: random crops for training, the evaluation view.
+
+JPEG is decoded by libjpeg-turbo (simplejpeg) and only as far down as the crop reaches; everything
+else, and every JPEG that it or its colour space makes unusual (CMYK, bytes after the end), by PIL.
+What PIL reads is readable, so a file counts as damaged here exactly if it would stop PIL. Pixels
+are those of `PIL.Image.open(file).convert("RGB")`: alpha is dropped and the EXIF orientation not
+applied, as torchvision and timm do; 16-bit grey keeps its high byte, which they clip.
+"""
+
+import io
+import math
+import threading
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+TRIES = 10
+UNIFORMS = (TRIES, 4)  # what one random box is drawn from: area, ratio, top, left of each try
+END_OF_JPEG = b"\xff\xd9"
+# The sequential Huffman frames, whose rows come in order; a progressive one has them all in scans.
+SEQUENTIAL = (0xC0, 0xC1)
+FRAMES = (*SEQUENTIAL, 0xC2)
+LARGEST_KEPT = 2**26  # bytes of a thread's decoding buffer; bigger ones are given back
+
+_thread = threading.local()
+
+
+class UnreadableError(ValueError):
+    """Bytes that are no image, or a damaged or truncated one."""
+
+
+class Box(NamedTuple):
+    """A crop in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Frame(NamedTuple):
+    """What a JPEG's frame header says, and where: `at` is the height's two bytes."""
+
+    at: int
+    height: int
+    width: int
+    sequential: bool
+    rows: int  # of a block row: 8 × the largest vertical sampling factor
+
+
+def uniforms(seed: int, position: int, id_: int) -> np.ndarray:
+    """Numbers in [0, 1) [10 4] that depend on the three alone (Philox, so on every machine)."""
+    bits = np.random.Philox(key=[seed % 2**64, id_], counter=[0, 0, 0, position])
+    return np.random.Generator(bits).random(UNIFORMS)
+
+
+def random_box(
+    height: int,
+    width: int,
+    draws: np.ndarray,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """The random-resized-crop box of an image, from uniform `draws` [10 4].
+
+    Area = `scale` × the image's, uniform; width/height log-uniform in `ratio`; place uniform. The
+    first try that fits counts; after ten, the largest centred box within `ratio`. As Inception's
+    (Szegedy et al. 2015) in the form that torchvision and timm use.
+    """
+    for area, aspect, top, left in draws.tolist():
+        pixels = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+        low, high = math.log(ratio[0]), math.log(ratio[1])
+        aspect = math.exp(low + (high - low) * aspect)
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The whole image, uint8 [h w 3]; raises UnreadableError."""
+    frame = _frame(data)
+    pixels = _decode_jpeg(data, frame, frame.height, 1) if frame else None
+    return _decode_other(data) if pixels is None else pixels.copy()
+
+
+def random_crop(
+    data: bytes,
+    draws: np.ndarray,
+    out: np.ndarray,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int]:
+    """Writes the random box of an image into the top left corner of `out` [s s 3], which is zero.
+
+    Returns its extent (h, w). A box larger than `out` is decoded at 1/2, 1/4 or 1/8 of its size
+    (the DCT scalings with fast code); one that still is, or is of no JPEG, is resized by PIL.
+    """
+    canvas = len(out)
+    frame = _frame(data)
+    pixels = None
+    if frame:
+        box = random_box(frame.height, frame.width, draws, scale=scale, ratio=ratio)
+        factor = 1
+        while factor < 8 and max(box.height, box.width) > canvas * factor:
+            factor *= 2
+        pixels = _decode_jpeg(data, frame, box.top + box.height, factor)
+        box = _scaled(box, frame, factor)
+    if pixels is None:
+        pixels = _decode_other(data)
+        box = random_box(pixels.shape[0], pixels.shape[1], draws, scale=scale, ratio=ratio)
+    pixels = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    pixels = _shrunk(pixels, canvas)
+    height, width = pixels.shape[:2]
+    out[:height, :width] = pixels
+    return height, width
+
+
+def evaluation_view(data: bytes, size: int, crop_fraction: float = 0.95) -> np.ndarray:
+    """The image's centre, uint8 [size size 3], as timm's evaluation transform.
+
+    The shorter side is resized to ⌊size / crop_fraction⌋ (PIL's antialiased bicubic), the longer
+    in proportion and rounded down, and the centre of that cropped.
+    """
+    frame = _frame(data)
+    pixels = _decode_jpeg(data, frame, frame.height, 1) if frame else None
+    image = Image.fromarray(_decode_other(data) if pixels is None else pixels)
+    shorter = math.floor(size / crop_fraction)
+    width, height = image.size
+    if width <= height:
+        width, height = shorter, int(shorter * height / width)
+    else:
+        width, height = int(shorter * width / height), shorter
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _frame(data: bytes) -> Frame | None:
+    """The frame header of an ordinary whole JPEG of one or three channels, else None."""
+    if not (data.startswith(b"\xff\xd8") and data.endswith(END_OF_JPEG)):
+        return None
+    at, end = 2, len(data) - 20
+    while at < end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in FRAMES:
+            height = int.from_bytes(data[at + 5 : at + 7], "big")
+            width = int.from_bytes(data[at + 7 : at + 9], "big")
+            channels = data[at + 9]
+            if data[at + 4] != 8 or channels not in (1, 3) or not (height and width):
+                return None
+            tall = max(data[at + 11 + 3 * c] & 15 for c in range(channels))
+            return Frame(at + 5, height, width, marker in SEQUENTIAL, 8 * max(1, tall))
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def _decode_jpeg(data: bytes, frame: Frame, bottom: int, factor: int) -> np.ndarray | None:
+    """At least `bottom` rows at 1/`factor` of the size [h w 3], or None if PIL must say why not.
+
+    The view is of this thread's buffer, so it holds until the next call. The rows below are not
+    decoded: the header is made to say that the image ends one block row further down, which the
+    chroma's interpolation needs, and libjpeg skips what follows.
+    """
+    rows = bottom + frame.rows
+    if not frame.sequential or rows >= frame.height:
+        rows = frame.height
+    else:
+        data = data[: frame.at] + rows.to_bytes(2, "big") + data[frame.at + 2 :]
+    height, width = -(-rows // factor), -(-frame.width // factor)
+    size = height * width * 3
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            data, min_height=height, min_width=width, buffer=_buffer(size), strict=False
+        )
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
+
+
+def _buffer(size: int) -> bytearray:
+    """Memory that this thread uses again and again: fresh pages cost as much as decoding."""
+    if size > LARGEST_KEPT:
+        return bytearray(size)
+    if len(getattr(_thread, "buffer", b"")) < size:
+        _thread.buffer = bytearray(max(size, 2**20))
+    return _thread.buffer
+
+
+def _decode_other(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode == "I" or image.mode.startswith("I;16"):
+                grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=-1)
+            if image.mode == "P" and "transparency" in image.info:
+                return np.asarray(image.convert("RGBA").convert("RGB"))  # the same, unwarned
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # PIL's plugins raise anything on bytes that are not theirs
+        raise UnreadableError(f"{type(error).__name__}: {error}") from None
+
+
+def _scaled(box: Box, frame: Frame, factor: int) -> Box:
+    """The box in the image at 1/`factor` of its size, within it and not empty."""
+    if factor == 1:
+        return box
+    height, width = -(-frame.height // factor), -(-frame.width // factor)
+    h, w = max(1, round(box.height / factor)), max(1, round(box.width / factor))
+    top, left = round(box.top / factor), round(box.left / factor)
+    return Box(min(top, height - h), min(left, width - w), h, w)
+
+
+def _shrunk(pixels: np.ndarray, canvas: int) -> np.ndarray:
+    """`pixels`, resized to fit if its longer side is over `canvas`."""
+    height, width = pixels.shape[:2]
+    if max(height, width) <= canvas:
+        return pixels
+    shrink = canvas / max(height, width)
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))

@@ -1,0 +1,180 @@
+"""Encoded images on disk as a source: decoded when asked for, by several threads."""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from noisy_fm.data import decode
+from noisy_fm.data.storage import Storage, open_storage
+from noisy_fm.data.storage.listing import ids_of
+
+MOST_IN_A_ROW = 100  # unreadable examples one after another
+ROWS_A_TASK = 4
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource:
+    """Labelled images in a `Storage`; examples are {"image", "label", "id"}.
+
+    `take` gives the evaluation view, image uint8 [n size size 3]. `crops` gives the host's part of
+    random resized cropping: image uint8 [n canvas canvas 3], whose top left corner `extent` int32
+    [n 2] = (h, w) is the crop and whose rest is zero. What happens to unreadable files is up to the
+    caller: see `crops`.
+    """
+
+    storage: Storage
+    ids: np.ndarray  # int64 [n], a hash of the file's stem: the same in every storage
+    size: int
+    canvas: int
+    crop_fraction: float = 0.95
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [n]."""
+        return self.storage.listing.labels
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.storage.listing.label_names
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.label_names)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """int64 [n]: every example is a group of its own."""
+        return self.ids
+
+    @property
+    def captions(self) -> None:
+        return None
+
+    @property
+    def meta(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict:
+        return {name: value[0] for name, value in self.take([index]).items()}
+
+    def name(self, index: int) -> str:
+        """Where the example comes from, for a reader of messages."""
+        return f"{self.storage.where}: {os.fsdecode(self.storage.listing.names[index])}"
+
+    def take(self, indices, *, threads: int = 1, damaged: list[tuple[int, str]] | None = None):
+        """The evaluation views at `indices` [b] as a batch: image, label, id.
+
+        An unreadable file raises ValueError, or, if there is a list `damaged`, is replaced and
+        appended to it as in `crops`.
+        """
+
+        def render(index, row, out):
+            out["image"][row] = decode.evaluation_view(
+                self.storage.read(index), self.size, self.crop_fraction
+            )
+
+        out = {"image": np.zeros((len(indices), self.size, self.size, 3), np.uint8)}
+        return self._fill(out, indices, render, threads, damaged)
+
+    def crops(
+        self,
+        indices,
+        positions,
+        *,
+        seed: int,
+        threads: int = 1,
+        damaged: list[tuple[int, str]] | None = None,
+    ):
+        """A random crop of each example at `indices` [b] as a batch: image, extent, label, id.
+
+        The boxes depend on (seed, position, id) alone; `positions` [b] are the examples' places in
+        the endless training order. An unreadable file raises ValueError, or, if there is a list
+        `damaged`, (index, reason) is appended to it and the next readable example of the storage
+        stands in, with its own id and label.
+        """
+
+        def render(index, row, out):
+            draws = decode.uniforms(seed, int(positions[row]), int(self.ids[index]))
+            out["extent"][row] = decode.random_crop(
+                self.storage.read(index), draws, out["image"][row], scale=self.scale,
+                ratio=self.ratio,
+            )  # fmt: skip
+
+        out = {
+            "image": np.zeros((len(indices), self.canvas, self.canvas, 3), np.uint8),
+            "extent": np.zeros((len(indices), 2), np.int32),
+        }
+        return self._fill(out, indices, render, threads, damaged)
+
+    def _fill(self, out, indices: Sequence[int], render: Callable, threads: int, damaged):
+        used = np.array(indices, np.int64)
+
+        def rows(first):
+            for row in range(first, min(first + ROWS_A_TASK, len(used))):
+                used[row] = self._readable(int(used[row]), row, out, render, damaged)
+
+        tasks = range(0, len(used), ROWS_A_TASK)
+        if threads > 1:
+            list(pool(threads).map(rows, tasks))
+        else:
+            list(map(rows, tasks))
+        return {**out, "label": self.labels[used], "id": self.ids[used]}
+
+    def _readable(self, index, row, out, render, damaged) -> int:
+        """Renders example `index`, or the next that can be, into `row` and returns which."""
+        for candidate in range(index, index + MOST_IN_A_ROW):
+            candidate %= len(self)
+            try:
+                render(candidate, row, out)
+                return candidate
+            except (decode.UnreadableError, OSError) as error:
+                if damaged is None:
+                    raise ValueError(f"{self.name(candidate)} cannot be read: {error}") from None
+                damaged.append((candidate, str(error)))
+        raise ValueError(
+            f"{MOST_IN_A_ROW} images in a row cannot be read, from {self.name(index)} on: "
+            f"{damaged[-1][1]}"
+        )
+
+
+def open_images(
+    name: str,
+    *,
+    path: str | None = None,
+    split: str | None = None,
+    size: int = 224,
+    canvas: int | None = None,
+) -> ImageSource:
+    """The images of storage `name` at `path`; `canvas` pixels hold a training crop (2 × size).
+
+    Raises FileNotFoundError or ValueError, one line, for what is missing, unlabelled or ambiguous.
+    """
+    canvas = 2 * size if canvas is None else canvas
+    if size < 1 or canvas < size:
+        raise ValueError(f"{name}: size {size} and canvas {canvas}; expected canvas ≥ size ≥ 1")
+    storage = open_storage(name, path, split)
+    return ImageSource(storage, ids_of(storage.listing.names, storage.where), size, canvas)
+
+
+def pool(threads: int) -> ThreadPoolExecutor:
+    """This process' decoding threads; they wait when there is nothing to decode."""
+    with _pools:
+        return _pool(threads, os.getpid())
+
+
+_pools = threading.Lock()
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="decode")

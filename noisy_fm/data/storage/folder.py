@@ -1,0 +1,42 @@
+"""An image folder: one subfolder a class."""
+
+import os
+from pathlib import Path
+
+from noisy_fm.data.storage.listing import IMAGE_SUFFIXES, make_listing
+
+
+class FolderStorage:
+    """`path`[/`split`]/CLASS/…/image; classes are the subfolders' names, sorted."""
+
+    def __init__(self, path: str, split: str | None = None):
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise FileNotFoundError(f"{path} is no folder; expected one with a subfolder a class")
+        if split is not None and not (root / split).is_dir():
+            there = ", ".join(sorted(d.name for d in root.iterdir() if d.is_dir())[:10])
+            raise FileNotFoundError(f"{path} has no subfolder {split!r}; there is {there or '-'}")
+        self.root = root / split if split else root
+        self.where = str(self.root)
+        classes = sorted(
+            d.name for d in self.root.iterdir() if d.is_dir() and not d.name.startswith(".")
+        )
+        if not classes:
+            raise ValueError(f"{self.where} has no labels: expected a subfolder for each class")
+        names: list[bytes] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            found = sorted(self._images(name))
+            names += found
+            labels += [label] * len(found)
+        self.listing = make_listing(names, labels, classes, self.where)
+
+    def _images(self, name: str):
+        for folder, _, files in os.walk(self.root / name, followlinks=True):
+            below = os.path.relpath(folder, self.root)
+            for file in files:
+                if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and file[0] != ".":
+                    yield os.fsencode(f"{below}/{file}")
+
+    def read(self, index: int) -> bytes:
+        return (self.root / os.fsdecode(self.listing.names[index])).read_bytes()

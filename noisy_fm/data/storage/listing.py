@@ -1,0 +1,150 @@
+"""What every storage tells before an image is read: names, labels, and where its shards are."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+from absl import logging
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"))
+# The Hugging Face copy of ImageNet appends each file's synset to its stem.
+APPENDED_SYNSET = re.compile(r"(?<=.)_n\d{8}$")
+INDEX_VERSION = 1
+
+
+class Listing(NamedTuple):
+    """The examples of a storage, in its order."""
+
+    names: np.ndarray  # bytes [n], the files' names as stored
+    labels: np.ndarray  # int32 [n]
+    label_names: tuple[str, ...]
+
+
+class Storage(Protocol):
+    """Random access to encoded images; safe to share between threads and to pickle."""
+
+    where: str
+    listing: Listing
+
+    def read(self, index: int) -> bytes:
+        """The image file's bytes; raises OSError if they cannot be had."""
+
+
+def stem(name: bytes) -> str:
+    """A file's name without folders, extension and appended synset: the example's identity."""
+    base = os.fsdecode(name).replace("\\", "/").rsplit("/", 1)[-1]
+    return APPENDED_SYNSET.sub("", base.rpartition(".")[0] or base)
+
+
+def ids_of(names: Iterable[bytes], where: str) -> np.ndarray:
+    """int64 [n] in [0, 2⁶³): BLAKE2b of each file's stem, so that it is the same in any storage.
+
+    Raises ValueError if two names have one stem.
+    """
+    names = list(names)
+    digests = b"".join(hashlib.blake2b(stem(n).encode(), digest_size=8).digest() for n in names)
+    ids = (np.frombuffer(digests, "<u8") >> np.uint64(1)).astype(np.int64)
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(np.diff(ids[order]) == 0)
+    if len(same):
+        first, second = (os.fsdecode(names[order[same[0] + i]]) for i in (0, 1))
+        raise ValueError(
+            f"{where}: {len(same)} examples share another's file name, as {first} and {second}; "
+            "expected names (without folder and extension) that tell the examples apart"
+        )
+    return ids
+
+
+def make_listing(
+    names: Sequence[bytes] | np.ndarray,
+    labels: Sequence | np.ndarray,
+    label_names: Sequence[str] | None,
+    where: str,
+) -> Listing:
+    """A checked listing; labels are numbers, or texts, which are numbered in sorted order."""
+    if not len(names):
+        raise ValueError(f"{where}: there is no image")
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu":
+        texts = [str(label) for label in labels]
+        label_names = sorted(set(texts)) if label_names is None else label_names
+        number = {name: i for i, name in enumerate(label_names)}
+        unlisted = sorted(set(texts) - set(number))
+        if unlisted:
+            raise ValueError(f"{where}: label {unlisted[0]!r} is not among the label names")
+        array = np.array([number[text] for text in texts])
+    if label_names is None:
+        label_names = [str(i) for i in range(int(array.max()) + 1)]
+    bad = np.flatnonzero((array < 0) | (array >= len(label_names)))
+    if len(bad):
+        raise ValueError(
+            f"{where}: {len(bad)} labels are outside 0 … {len(label_names) - 1}, as "
+            f"{array[bad[0]]} of {os.fsdecode(names[bad[0]])}; expected a labelled split"
+        )
+    return Listing(np.array(names, np.bytes_), array.astype(np.int32), tuple(label_names))
+
+
+def find_shards(path: str | os.PathLike, split: str | None, suffix: str) -> list[Path]:
+    """The files `*suffix` at `path` (a file, a folder and all below it, or a glob), sorted.
+
+    With a `split`, those that have it as a word of their path below the folder.
+    """
+    root = Path(path).expanduser()
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        found = sorted(root.parent.glob(root.name)) if "*" in root.name else []
+        if not found:
+            raise FileNotFoundError(f"{path} does not exist; expected a folder of *{suffix}")
+        return found
+    files = sorted(root.rglob(f"*{suffix}"))
+    if not files:
+        raise FileNotFoundError(f"{path} holds no *{suffix}")
+    if split is None:
+        return files
+    word = re.compile(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z0-9])", re.IGNORECASE)
+    chosen = [file for file in files if word.search(file.relative_to(root).as_posix())]
+    if not chosen:
+        raise FileNotFoundError(
+            f"{path}: none of {len(files)} files is of split {split!r}; "
+            f"there is {files[0].relative_to(root)}"
+        )
+    return chosen
+
+
+def label_names_beside(folder: Path) -> list[str] | None:
+    """The lines of labels.txt in `folder`, if there is one."""
+    file = folder / "labels.txt"
+    return file.read_text().splitlines() if file.is_file() else None
+
+
+def cached_index(
+    folder: Path, name: str, shards: Sequence[Path], build: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """`build()`, or what it gave when the shards were the same (by name, size and time).
+
+    It is kept in `folder`/.noisy_fm-NAME.npz; where that cannot be written, in memory only.
+    """
+    stats = [(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
+    key = hashlib.blake2b(json.dumps([INDEX_VERSION, stats]).encode(), digest_size=16).hexdigest()
+    file = folder / f".noisy_fm-{name}.npz"
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if arrays["key"] == key:
+                return {name: arrays[name] for name in arrays.files if name != "key"}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        pass  # none, or not a whole one
+    index = build()
+    temporary = folder / f".noisy_fm-{name}.{os.getpid()}.tmp.npz"
+    try:
+        np.savez(temporary, **{"key": np.array(key), **index})  # type: ignore[arg-type]
+        os.replace(temporary, file)
+    except OSError as error:
+        logging.warning("the index of %s is not kept, so it is built each time: %s", folder, error)
+    return index
