@@ -57,7 +57,6 @@ def lamb(
 
 
 OPTIMIZERS = {"adamw": optax.adamw, "lamb": lamb, "sgd": optax.sgd}
-DEFAULTS = {"warmup_rate": 0.0, "min_rate": 0.0, "warmup_prefix": True, "per_epoch": False}
 
 
 def schedule(config: ConfigDict, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -67,7 +66,7 @@ def schedule(config: ConfigDict, *, steps: int, steps_per_epoch: int) -> optax.S
     `warmup_prefix`, all steps, of which the warm-up replaces the first, as timm has it. `per_epoch`
     holds the rate of an epoch's first step throughout it.
     """
-    group = ConfigDict({**DEFAULTS, **config.schedule})
+    group = config.schedule
     peak, last = config.optimizer.learning_rate, group.min_rate
     warmup = round(group.warmup_epochs * steps_per_epoch)
     rest = max(1, steps - warmup) if group.warmup_prefix else steps

@@ -146,7 +146,6 @@ class ViT(nn.Module):
                 )
         check_rate("drop_path", self.drop_path)
         check_remat(self.remat)
-        check_remat(self.remat)
         if self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
 
