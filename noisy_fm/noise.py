@@ -403,7 +403,10 @@ def _checked_labels(labels, num_classes: int | None) -> np.ndarray:
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {labels.shape}; expected one axis, [n]")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"labels are {labels.dtype}; expected integers")
+        raise TypeError(
+            f"labels are {labels.dtype}; expected integers, such as the second value of "
+            "np.unique(labels, return_inverse=True)"
+        )
     if num_classes is not None and len(labels):
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_classes:

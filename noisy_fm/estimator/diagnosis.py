@@ -16,6 +16,8 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from noisy_fm import spectrum
 from noisy_fm.estimator import folds
+from noisy_fm.estimator.check import check_flag, check_whole, seed_of, single
+from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head
 from noisy_fm.spectrum.draw import COLOURS, FAINT, INK
 
@@ -167,40 +169,35 @@ def diagnose(
       progress: show a progress bar.
 
     Raises:
-      ValueError: NaN or infinity, lengths that differ, one class, or a class with fewer rows than
-        `cv`.
+      ValueError: NaN or infinity (or beyond float32), lengths that differ, one class, or a class
+        with fewer rows than `cv`.
     """
-    X, y = check_X_y(X, y, dtype=(np.float32, np.float64))
+    X, y = check_X_y(X, y, dtype=(np.float32, np.float64), ensure_all_finite=False)
     check_classification_targets(y)
+    check_flag("standardize", standardize)
     classes, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
     _check_counts(classes, counts, cv, repeats)
+    rows = single(X)
+    warn_constant(rows, "features")
     values = spectrum.singular_values(X)
     summary = spectrum.summary(X, labels=labels)
-    shared = {"epochs": epochs, "batch_size": batch_size, "seed": random_state}
+    seed = seed_of(random_state)
+    shared = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     heads = [
         Head("lp", **shared),
         Head("mlp", preset, **shared),
         Head("nmtune", preset, weights=weights, **shared),
     ]
-    splitter = RepeatedStratifiedKFold(n_splits=cv, n_repeats=repeats, random_state=random_state)
-    X = X.astype(np.float32)
+    splitter = RepeatedStratifiedKFold(n_splits=cv, n_repeats=repeats, random_state=seed)
     found = folds.accuracies(
-        X, labels, np.ones(len(X)), list(splitter.split(X, labels)), heads,
+        rows, labels, np.ones(len(rows)), list(splitter.split(rows, labels)), heads,
         num_classes=len(classes), standardize=standardize, min_steps=min_steps, progress=progress,
     )  # fmt: skip
     scores = dict(zip(METHODS.values(), found, strict=True))
-    ratio = 1 / (cv - 1)
-    table = {name: _interval(values, ratio) for name, values in scores.items()}
-    names = list(scores)
-    pairs = [(names[2], names[0]), (names[2], names[1]), (names[1], names[0])]
-    compared = {f"{a} − {b}": _interval(scores[a] - scores[b], ratio) for a, b in pairs}
+    table, comparisons = _tables(scores, ratio=1 / (cv - 1))
     return Diagnosis(
-        table=pd.DataFrame.from_dict(
-            table, orient="index", columns=["accuracy", "low", "high", "p"]
-        ).drop(columns="p"),
-        comparisons=pd.DataFrame.from_dict(
-            compared, orient="index", columns=["difference", "low", "high", "p"]
-        ),
+        table=table,
+        comparisons=comparisons,
         scores=scores,
         spectrum=summary,
         singular_values=values,
@@ -212,16 +209,36 @@ def diagnose(
 
 
 def _check_counts(classes, counts, cv, repeats) -> None:
+    check_whole("cv", cv, 2)
+    check_whole("repeats", repeats, 1)
     if len(classes) < 2:
         raise ValueError(f"diagnose needs at least 2 classes, got 1 class: {classes.tolist()[0]!r}")
-    for name, value, least in (("cv", cv, 2), ("repeats", repeats, 1)):
-        if not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
-    if counts.min() < cv:
-        rare = classes.tolist()[counts.argmin()]
+    least = counts.min()
+    rare = classes.tolist()[counts.argmin()]
+    if least < 2:
         raise ValueError(
-            f"class {rare!r} has {counts.min()} rows, fewer than cv={cv}: lower cv or leave it out"
+            f"class {rare!r} has 1 row, cross-validation needs 2 of each: leave it out"
         )
+    if least < cv:
+        raise ValueError(
+            f"class {rare!r} has {least} rows, fewer than cv={cv}: lower cv or leave it out"
+        )
+
+
+def _tables(scores: dict[str, np.ndarray], ratio: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each method's accuracy, and the difference of each pair, with intervals (and p)."""
+    columns = ["low", "high", "p"]
+    table = {name: _interval(values, ratio) for name, values in scores.items()}
+    lp, mlp, nmtune = scores
+    compared = {
+        f"{a} − {b}": _interval(scores[a] - scores[b], ratio)
+        for a, b in ((nmtune, lp), (nmtune, mlp), (mlp, lp))
+    }
+    made = [
+        pd.DataFrame.from_dict(rows, orient="index", columns=[first, *columns])
+        for rows, first in ((table, "accuracy"), (compared, "difference"))
+    ]
+    return made[0].drop(columns="p"), made[1]
 
 
 def _interval(values: np.ndarray, ratio: float) -> tuple[float, float, float, float]:

@@ -12,21 +12,24 @@ _SCALARS = ("n_features_in_", "n_iter_", "loss_curve_", "validation_scores_")
 
 
 def save(estimator, path) -> None:
-    """Writes a fitted estimator; raises ValueError for an argument that JSON does not hold."""
+    """Writes a fitted estimator.
+
+    Raises ValueError for an argument that JSON does not hold and OSError where nothing can be
+    written, each in one line.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected a file's name")
     tensors = {f"parameters/{k}": v for k, v in _flat(estimator._parameters).items()}
     tensors |= {f"statistics/{k}": v for k, v in _flat(estimator._statistics).items()}
     if estimator.mean_ is not None:
         tensors |= {"mean": estimator.mean_, "scale": estimator.scale_}
-    arguments = estimator.get_params(deep=False)
-    for name, value in arguments.items():
-        try:
-            json.dumps(value)
-        except TypeError:
-            raise ValueError(
-                f"{name}={value!r} cannot be stored: set a plain number, text or None first"
-            ) from None
+    arguments = {name: _stored(name, v) for name, v in estimator.get_params(deep=False).items()}
     header = {
         "format": FORMAT,
         "version": __version__,
@@ -39,13 +42,30 @@ def save(estimator, path) -> None:
     if hasattr(estimator, "feature_names_in_"):
         header["feature_names"] = list(estimator.feature_names_in_)
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    save_file(tensors, path, metadata={"noisy_fm": json.dumps(header)})
+    try:
+        save_file(tensors, path, metadata={"noisy_fm": json.dumps(header)})
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"{path}: cannot be written ({error})") from None
+
+
+def _stored(name: str, value):
+    """An argument as JSON holds it; ValueError for one that it cannot."""
+    value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+    try:
+        json.dumps(value)
+    except TypeError:
+        raise ValueError(
+            f"{name}={value!r} cannot be stored: set a plain number, text or None first"
+        ) from None
+    return value
 
 
 def load(cls, path):
     """The estimator of class `cls` in a file; ValueError in one line for any other file."""
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected what {cls.__name__}.save wrote")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; expected what {cls.__name__}.save wrote")
     try:

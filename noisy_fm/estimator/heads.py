@@ -8,11 +8,19 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from noisy_fm.estimator import files, rows, training
+from noisy_fm.estimator.check import (
+    check_flag,
+    check_share,
+    check_whole,
+    require_finite,
+    seed_of,
+    single,
+)
+from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head, cosine
 from noisy_fm.probe.plan import subset
 
@@ -52,23 +60,23 @@ class HeadEstimator(BaseEstimator):
         names = ("preset", "weights", "learning_rate", "weight_decay", "epochs", "batch_size")
         values = self.get_params(deep=False)
         chosen = {name: values[name] for name in names if name in values}
-        chosen |= {"method": self._method, "seed": _seed(self.random_state)} | changes
+        chosen |= {"method": self._method, "seed": seed_of(self.random_state)} | changes
+        head = Head(**chosen)
         if self._method != "lp" and self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 for BatchNorm, got {self.batch_size}")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(
-                f"validation_fraction must lie in (0, 1), got {self.validation_fraction!r}"
-            )
-        for name, least in {"min_steps": 0, "n_iter_no_change": 1}.items():
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
-        return Head(**chosen)
+        check_share("validation_fraction", self.validation_fraction)
+        check_flag("standardize", self.standardize)
+        check_flag("early_stopping", self.early_stopping)
+        check_whole("min_steps", self.min_steps, 0)
+        check_whole("n_iter_no_change", self.n_iter_no_change, 1)
+        return head
 
     def _examples(self, X, y, sample_weight, *, classes=None):
         """Checked float32 X, labels 0…C−1 and weights; sets `classes_`."""
-        X, y = validate_data(self, X, y, dtype=PRECISIONS, reset=classes is None)
-        X = _single(X)
+        X, y = validate_data(
+            self, X, y, dtype=PRECISIONS, reset=classes is None, ensure_all_finite=False
+        )
+        X = single(X)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
             raise ValueError("all sample weights are zero: at least one must be positive")
@@ -91,6 +99,7 @@ class HeadEstimator(BaseEstimator):
         """Sets all fitted attributes from float32 X, labels 0…C−1 and weights."""
         kept, weights = rows.merge(X, labels, weights)
         X, labels = X[kept], labels[kept]
+        warn_constant(X, "features")
         self.mean_, self.scale_ = None, None
         if self.standardize:
             self.mean_, self.scale_ = rows.scaling(X, weights)
@@ -132,7 +141,9 @@ class HeadEstimator(BaseEstimator):
     def _checked(self, X):
         """X as the trained head takes it, in float32 or float64 as it came."""
         check_is_fitted(self)
-        return self._scaled(validate_data(self, X, dtype=PRECISIONS, reset=False))
+        X = validate_data(self, X, dtype=PRECISIONS, reset=False, ensure_all_finite=False)
+        require_finite(X)
+        return self._scaled(X)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_parameters")
@@ -372,28 +383,8 @@ class NMTuneTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _NMTu
         return tags
 
 
-def _single(X: np.ndarray) -> np.ndarray:
-    """X in float32, C-ordered; raises ValueError where a value does not fit."""
-    with np.errstate(over="ignore"):
-        single = np.ascontiguousarray(X, dtype=np.float32)
-    if not np.isfinite(single).all():
-        row, column = np.argwhere(~np.isfinite(single))[0]
-        raise ValueError(
-            f"X must fit float32 (at most 3.4e38), got {X[row, column]} "
-            f"at row {row}, column {column}"
-        )
-    return single
-
-
 def _applied(state: training.State) -> tuple[dict, dict]:
     return training.copy(state.tree["params"]), training.copy(state.tree["statistics"])
-
-
-def _seed(random_state) -> int:
-    """The seed itself where it is one (as `probe.Head`'s), else one drawn from the generator."""
-    if isinstance(random_state, (int, np.integer)) and random_state >= 0:
-        return int(random_state)
-    return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 def _holdout(labels, fraction: float, seed: int):

@@ -1,6 +1,7 @@
 """NMTune with λ and the learning rate chosen by cross-validation."""
 
 import itertools
+from collections.abc import Collection
 
 import numpy as np
 from scipy.stats import rankdata
@@ -66,12 +67,7 @@ class NMTuneClassifierCV(HeadClassifier):
         candidate wins.
         """
         X, labels, weights = self._examples(X, y, sample_weight)
-        candidates = [
-            {"weights": weight, "learning_rate": rate}
-            for rate, weight in itertools.product(self.learning_rates, self.weights)
-        ]
-        if not candidates:
-            raise ValueError("no candidates: weights and learning_rates need one value each")
+        candidates = self._candidates()
         seeded = self._head(weights=None)
         heads = [self._head(seed=seeded.seed, **candidate) for candidate in candidates]
         splits = [
@@ -95,6 +91,19 @@ class NMTuneClassifierCV(HeadClassifier):
         }
         self._fit_rows(heads[self.best_index_], X, labels, weights)
         return self
+
+    def _candidates(self) -> list[dict]:
+        """Every λ with every learning rate; ValueError where there is none."""
+        for name in ("weights", "learning_rates"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Collection) or not len(values):
+                raise ValueError(
+                    f"{name} must be a sequence of one candidate or more, got {values!r}"
+                )
+        return [
+            {"weights": weight, "learning_rate": rate}
+            for rate, weight in itertools.product(self.learning_rates, self.weights)
+        ]
 
     def _splitter(self, labels):
         cv = self.cv

@@ -82,9 +82,14 @@ class Head:
             return (0.0, 0.0, 0.0)
         recipe: dict = nmtune.PRESETS[self.preset]["weights"]  # type: ignore[assignment]
         default = tuple(recipe[name] for name in TERMS)
-        weights = np.asarray(default if self.weights is None else self.weights, float)
+        try:
+            weights = np.asarray(default if self.weights is None else self.weights, float)
+        except (ValueError, TypeError):  # text, or lists of several lengths
+            weights = np.zeros(0)
         if weights.shape not in ((), (3,)):
-            raise ValueError(f"weights must be one number or {TERMS}, got {self.weights!r}")
+            raise ValueError(
+                f"weights must be one number or three ({', '.join(TERMS)}), got {self.weights!r}"
+            )
         values = tuple(float(w) for w in np.broadcast_to(weights, 3))
         for value in values:
             _between("weights", value, 0, math.inf)

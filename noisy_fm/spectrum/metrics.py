@@ -89,7 +89,8 @@ def class_alignment(left, labels) -> np.ndarray:
     _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if not 2 <= len(counts) < len(labels):
         raise ValueError(
-            f"alignment needs 2 to n−1 classes, got {len(counts)} classes for {len(labels)} rows"
+            "alignment needs at least 2 classes, and rows that share one; got "
+            f"{len(counts)} class{'es' * (len(counts) != 1)} in {len(labels)} rows"
         )
     centred = left - left.mean(0)
     sums = np.zeros((len(counts), left.shape[1]))

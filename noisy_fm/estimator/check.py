@@ -1,0 +1,54 @@
+"""Mistakes in features and arguments, each told in one line before anything is compiled."""
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+
+def single(X: np.ndarray, *, name: str = "X") -> np.ndarray:
+    """X [n d] in float32, C-ordered; ValueError for NaN, infinity, and what float32 cannot hold."""
+    require_finite(X, name=name)
+    with np.errstate(over="ignore"):
+        converted = np.ascontiguousarray(X, dtype=np.float32)
+    if not np.isfinite(converted).all():
+        row, column = np.argwhere(~np.isfinite(converted))[0]
+        raise ValueError(
+            f"{name} must fit float32 (at most 3.4e38), got {X[row, column]} "
+            f"at row {row}, column {column}"
+        )
+    return converted
+
+
+def require_finite(X: np.ndarray, *, name: str = "X") -> None:
+    """ValueError that counts the rows of X [n d] with NaN or infinity and names the first."""
+    bad = ~np.isfinite(X)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{name} must be finite: {bad.any(axis=1).sum()} of {len(X)} rows have NaN or inf, "
+            f"the first is {X[row, column]} at row {row}, column {column}"
+        )
+
+
+def check_flag(name: str, value) -> None:
+    """ValueError for what is neither True nor False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def check_whole(name: str, value, least: int) -> None:
+    """ValueError for what is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
+
+
+def check_share(name: str, value) -> None:
+    """ValueError for what is no number between 0 and 1."""
+    if not isinstance(value, (float, int, np.number)) or not 0 < value < 1:
+        raise ValueError(f"{name} must lie in (0, 1), got {value!r}")
+
+
+def seed_of(random_state) -> int:
+    """The seed itself where it is one (as `probe.Head`'s), else one drawn from the generator."""
+    if isinstance(random_state, (int, np.integer)) and random_state >= 0:
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2**31 - 1))
