@@ -146,8 +146,18 @@ def gather(tree, like):
     return jax.lax.with_sharding_constraint(tree, jax.tree.map(used, like))
 
 
+def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Positions in a global batch, ascending, of the rows that this process' devices hold.
+
+    On a TPU slice a mesh follows the wires, so a host's rows need not stand together; a `tensor`
+    axis over hosts gives several of them the same rows.
+    """
+    held = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held.values()]))
+
+
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host batch (this process' share) to global arrays split over the batch axes."""
+    """The `host_rows` of a batch, on each process its own, to arrays split over the batch's axes."""
     sharding = NamedSharding(mesh, BATCH)
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
