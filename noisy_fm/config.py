@@ -30,6 +30,8 @@ PRECISIONS = ("float32", "bfloat16")
 
 def train() -> ConfigDict:
     """The defaults of one training run."""
+    from noisy_fm import sharding
+
     return ConfigDict(
         {
             # What is learned from: a `data.load` source, and the one validation accuracy is for.
@@ -70,8 +72,8 @@ def train() -> ConfigDict:
             "epochs": 10.0,
             "precision": "float32",
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            # (regex, "replicate" | "fsdp" | one mesh axis or None a dimension), first match wins.
-            "sharding": ((".*", "fsdp"),),
+            # (regex, rule of `sharding.infer`), first match wins.
+            "sharding": sharding.RULES,
             "seeds": {"noise": 0, "order": 0, "init": 0, "dropout": 0},
             "log_every": 50,  # steps
             "eval_every": 0,  # steps; 0: at the end

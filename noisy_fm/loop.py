@@ -58,6 +58,7 @@ def fit(
         jax.set_mesh(mesh),
         StopSignals() as signals,
         Watchdog(stall_seconds) as watchdog,
+        profile or contextlib.nullcontext(),
         Progress(name, steps, start=start, show=jax.process_index() == 0) as bar,
     ):
         for step in range(start + 1, steps + 1):
@@ -227,17 +228,22 @@ class Profile:
     def __init__(self, folder, first: int, last: int):
         self.folder, self.first, self.last, self.running = folder, first, last, False
 
-    def at(self, step: int, state: TrainState) -> None:
-        """To be called before `step` is started with the `state` of the step before."""
-        if step == self.first or (step == self.last + 1 and self.running):
-            jax.block_until_ready(state.step)
-            self.stop()
-            if step == self.first:
-                jax.profiler.start_trace(str(self.folder))
-                self.running = True
+    def __enter__(self):
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *_):
+        self._stop()
+
+    def at(self, step: int, state: TrainState) -> None:
+        """To be called before `step` is started, with the state that the last one gave."""
+        if step == self.first or (self.running and step > self.last):
+            jax.block_until_ready(state.step)
+            self._stop()
+        if step == self.first:
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+
+    def _stop(self) -> None:
         if self.running:
-            with contextlib.suppress(RuntimeError):
-                jax.profiler.stop_trace()
+            jax.profiler.stop_trace()
             self.running = False

@@ -112,11 +112,14 @@ def make_step(
     the decay of the running average.
     """
 
+    layout = {**state.params, **state.frozen}
+
     def step(state: TrainState, batch: dict) -> tuple[TrainState, jax.Array]:
         key_batch, key_model = jax.random.split(jax.random.fold_in(state.key, state.step))
 
         def loss_fn(params, model_state, batch, key):
-            return task.loss_fn(optim.join(params, state.frozen), model_state, batch, key)
+            whole = sharding.gather({**params, **state.frozen}, layout)
+            return task.loss_fn(optim.join(whole, {}), model_state, batch, key)
 
         (loss, (model_state, outputs)), grads = optim.accumulate(
             loss_fn,

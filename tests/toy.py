@@ -86,6 +86,7 @@ def fit(mesh, steps, *, source=None, state=None, batches=None, ema=0.0, microbat
     kinds = ("trainable", "learning_rate", "augment", "model")
     made = {k: options.pop(k) for k in kinds if k in options}
     task, tx, fresh = start(mesh, ema=ema > 0, **made)
+    task = poisoned(task, options.pop("poison", ()))
     state = fresh if state is None else state
     losses = []
     source = source or ToySource()
@@ -104,6 +105,18 @@ def fit(mesh, steps, *, source=None, state=None, batches=None, ema=0.0, microbat
         **options,
     )
     return state, losses
+
+
+def poisoned(task, steps):
+    """`task` whose loss is NaN on the batches that begin with the examples of these steps."""
+    batches = loader.train_batches(ToySource(), batch_size=16, seed=0, stop=max(steps, default=0))
+    first = jnp.array([b["id"][0] for i, b in enumerate(batches, 1) if i in steps], jnp.int32)
+
+    def loss_fn(params, model_state, batch, key):
+        loss, aux = task.loss_fn(params, model_state, batch, key)
+        return jnp.where(jnp.isin(batch["id"][0], first), jnp.nan, loss), aux
+
+    return task._replace(loss_fn=loss_fn) if steps else task
 
 
 def one_device():
