@@ -59,7 +59,9 @@ def test_spectrum_and_text(curved):
 
 def test_plot_shows_both_panels(curved):
     _, _, found = curved
-    left, right = found.plot().axes
+    figure = found.plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
+    left, right = figure.axes
     drawn = left.lines[0].get_ydata()
     np.testing.assert_allclose(drawn, found.singular_values / found.singular_values.sum())
     intervals = [line.get_xdata() for line in right.lines if len(line.get_xdata()) == 2]
@@ -82,8 +84,13 @@ def test_labels_of_chance_are_not_worth_it():
         (np.ones((6, 2)), [0, 1, 0, 1, 0, 1], {}, "class 0 has 3 rows, fewer than cv=5"),
         (np.ones((6, 2)), [0, 1, 0, 1, 0, 1], {"cv": 1}, "cv must be a whole number ≥ 2"),
         (np.full((6, 2), np.nan), [0, 1, 0, 1, 0, 1], {}, "NaN"),
+        (np.full((6, 2), 1e300), [0, 1, 0, 1, 0, 1], {"cv": 3}, "must fit float32"),
+        (np.ones((6, 2)), [0, 1, 0, 1, 0, 2], {"cv": 2}, "class 2 has 1 row, every fold needs"),
+        (np.ones((6, 2)), [0, 1, 0, 1, 0, 1], {"standardize": "yes"}, "standardize must be True"),
+        (np.ones((6, 2)), [0, 1, 0, 1, 0, 1], {"cv": True}, "cv must be a whole number"),
     ],
 )
 def test_bad_input(x, y, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         diagnose(x, y, **options)
+    assert "\n" not in str(error.value)

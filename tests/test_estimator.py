@@ -195,6 +195,22 @@ def test_files_that_cannot_be_loaded(digits, tmp_path):
     drawn = LinearProbe(epochs=1, random_state=np.random.RandomState(0)).fit(x, y)
     with pytest.raises(ValueError, match=r"random_state=.* cannot be stored"):
         drawn.save(path)
+    with pytest.raises(IsADirectoryError, match=r"is a folder; expected what LinearProbe\.save"):
+        LinearProbe.load(tmp_path)
+
+
+def test_places_that_cannot_be_saved_to(digits, tmp_path):
+    x, y = digits
+    # A search's parameters are NumPy's scalars, which JSON does not hold as they are.
+    model = LinearProbe(np.float32(0.5), epochs=np.int64(1), random_state=0).fit(x, y)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing"):
+        model.save(tmp_path / "missing" / "m.safetensors")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        model.save(tmp_path)
+    model.save(tmp_path / "m.safetensors")
+    found = LinearProbe.load(tmp_path / "m.safetensors")
+    assert (found.learning_rate, found.epochs) == (0.5, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
 def test_pandas_and_pipelines(digits):
@@ -254,6 +270,12 @@ def test_cv_scores_are_those_of_single_fits(digits):
         ({"validation_fraction": 1.0}, "validation_fraction must lie in"),
         ({"early_stopping": True, "validation_fraction": 0.01}, "no validation rows"),
         ({"learning_rate": 1e30}, "training diverged"),
+        ({"weights": "a"}, r"weights must be one number or three \(mse, cov, svd\), got 'a'"),
+        ({"weights": [1, [2, 3], 4]}, "weights must be one number or three"),
+        ({"standardize": "yes"}, "standardize must be True or False, got 'yes'"),
+        ({"early_stopping": "no"}, "early_stopping must be True or False"),
+        ({"batch_size": "a"}, "batch_size must be a whole number"),
+        ({"validation_fraction": "a"}, "validation_fraction must lie in"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message):
@@ -266,7 +288,7 @@ def test_bad_arguments_are_one_line(arguments, message):
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (np.full((4, 2), np.nan), [0, 1, 0, 1], "NaN"),
+        (np.full((4, 2), np.nan), [0, 1, 0, 1], "4 of 4 rows have NaN or inf, the first is nan"),
         (np.full((4, 2), 1e300), [0, 1, 0, 1], "X must fit float32"),
         (np.ones((4, 2)), [1, 1, 1, 1], "got 1 class"),
         (np.ones((4, 2)), [0, 1, 0], "inconsistent numbers of samples"),
@@ -274,8 +296,30 @@ def test_bad_arguments_are_one_line(arguments, message):
     ],
 )
 def test_bad_data(x, y, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         LinearProbe().fit(x, y)
+    assert "\n" not in str(error.value)
+
+
+def test_nan_to_predict_is_one_line(digits):
+    x, y = digits
+    model = LinearProbe(epochs=1, min_steps=0).fit(x, y)
+    with pytest.raises(ValueError, match="the first is nan at row 1, column 0") as error:
+        model.predict(np.where(np.arange(len(x)) == 1, np.nan, 0)[:, None] + x)
+    assert "\n" not in str(error.value)
+
+
+def test_constant_features_are_said():
+    with pytest.warns(UserWarning, match="features are constant") as said:
+        LinearProbe(epochs=1, min_steps=0).fit(np.ones((8, 2)), np.arange(8) % 2)
+    assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("arguments", [{"weights": 0.1}, {"learning_rates": ()}])
+def test_candidates_are_sequences(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"{name} must be a sequence of one candidate or more"):
+        NMTuneClassifierCV(**arguments).fit(np.eye(8), np.arange(8) % 2)
 
 
 def test_merged_rows_are_distinct_and_in_an_order_of_their_own():

@@ -1,13 +1,16 @@
 """The feature store: whole or absent, checked when opened; prediction keeps order and size."""
 
 import json
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
 
-from noisy_fm import features, sharding
+from noisy_fm import features, sharding, tasks
 from noisy_fm.data import augment
 
 
@@ -77,6 +80,9 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(store):
         features.write_store(path, features=arrays["features"][:9], ids=arrays["ids"], meta={})
     with pytest.raises(TypeError):
         features.write_store(path, features=arrays["features"], ids=arrays["ids"], meta={"x": {1}})
+    few = {"features": arrays["features"][:2], "ids": arrays["ids"][:2]}
+    with pytest.raises(TypeError, match="labels has dtype object"):
+        features.write_store(path, **few, labels=np.array(["a", None]), meta={})
     assert features.open_store(path).meta["weights"] == "abc"
     assert [p.name for p in path.parent.iterdir()] == ["s"]
 
@@ -111,3 +117,78 @@ def test_an_unknown_feature_is_named():
         features.predict(
             task, state.variables, toy.ToySource(), keep=("features/pool",), batch_size=8, mesh=one
         )
+
+
+class Layered(nn.Module):
+    """A model whose feature map is among its features."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        maps = nn.Conv(6, (3, 3), strides=2, name="stem")(x)
+        flat = nn.Dense(5, name="wide")(maps.reshape(len(x), -1))
+        return nn.Dense(4, name="head")(flat), {"stem": maps, "pre_logits": flat}
+
+
+def layered(source, **options):
+    """(tracker, variables) of the layered toy on one device."""
+    one = toy.one_device()
+    task = tasks.classify(Layered())
+    variables = task.init_fn(jax.random.key(0), source.take(np.arange(2)))
+    options = {"batch_size": 16, "mesh": one, **options}
+    names = options.pop("names", ("stem", "pre_logits"))
+    return features.spectrum_tracker(task, source, names, variables=variables, **options), variables
+
+
+class State(NamedTuple):
+    variables: tuple
+
+
+def test_tracked_spectra_are_of_the_pooled_features_of_the_same_rows():
+    source = toy.ToySource(45)
+    tracker, variables = layered(source, rows=30, seed=3)
+    got = tracker(7, State(variables))
+    chosen = np.sort(np.random.default_rng(3).permutation(45)[:30])
+    images = augment.normalize(source.images[chosen])
+    _, named = Layered().apply({"params": variables[0]}, images)
+    for name, x in (("stem", named["stem"].mean((1, 2))), ("pre_logits", named["pre_logits"])):
+        values = np.linalg.svd(np.asarray(x, np.float64), compute_uv=False)
+        p = values / values.sum()
+        assert got[f"{name}/sve"] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-5)
+        assert got[f"{name}/lsvr"] == pytest.approx(-np.log(p[0]), abs=1e-5)
+    assert all(type(value) is float for value in got.values())
+    np.testing.assert_equal(tracker(8, State(variables)), got)  # α of five values is NaN
+    dead = jax.tree.map(jnp.zeros_like, variables)
+    assert np.isnan(tracker(9, State(dead))["stem/sve"])
+
+
+def test_a_tracker_follows_training_and_is_compiled_once():
+    source, one = toy.ToySource(40), toy.one_device()
+    task, _, state = toy.start(one)
+    traced = []
+
+    def predict(*arguments):
+        traced.append(1)
+        return task.predict_fn(*arguments)
+
+    tracker = features.spectrum_tracker(
+        task._replace(predict_fn=predict), source, ["pre_logits"],
+        variables=state.variables, batch_size=16, mesh=one,
+    )  # fmt: skip
+    before = tracker(0, state)
+    calls = len(traced)
+    after = tracker(3, toy.fit(one, 3, source=source)[0])
+    assert len(traced) == calls
+    assert before["pre_logits/sve"] != after["pre_logits/sve"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": ("stemm",)}, "unknown feature 'stemm'; did you mean 'stem'"),
+        ({"names": ()}, "no features to track"),
+        ({"rows": 1}, "at least 2 rows; rows is 1 of 45"),
+    ],
+)
+def test_a_tracker_that_cannot_work_is_refused_when_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        layered(toy.ToySource(45), **options)

@@ -16,7 +16,7 @@ from scipy import stats
 
 from noisy_fm import report
 from noisy_fm.report import __main__ as command
-from noisy_fm.report import artifacts, figures, findings, paired, questions, tables
+from noisy_fm.report import artifacts, figures, findings, paired, questions, sweep, tables
 
 RATES = (0.0, 0.05, 0.1, 0.2, 0.3)
 DOMAINS = ("noto", "twemoji", "openmoji", "fluent3d")
@@ -444,6 +444,64 @@ def test_fractions_presets_and_models_are_kept_apart(study, tmp_path):
     once = Page(report.build(study, tmp_path / "once").read_text())
     assert shown["LP"] == once.table_with("In-domain accuracy")["LP"]
     assert "Downstream, by method: vit_tiny" in page.text
+
+
+def with_sweep(rows, gain):
+    """`rows` with their λ written, and NMTune's heads at λ = 0 and 0.1 as `gain[λ]` has them."""
+    own = [
+        {**r, "weights": [0.01] * 3} if r.get("method") == "nmtune" else r for r in rows
+    ]  # fmt: skip
+    swept = [
+        {**r, "weights": [weight] * 3}
+        | {name: r[name] + gain[weight] for name in ("value", "low", "high")}
+        for r in rows
+        if r.get("method") == "nmtune"
+        for weight in gain
+    ]
+    return own + swept
+
+
+def test_a_sweep_of_lambda_is_a_section_of_its_own(study, built, tmp_path):
+    rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
+    rows = [r for r in rows if r["stage"] != "probe" or r["metric"] == "accuracy"]
+    write_lines(tmp_path / "records.jsonl", with_sweep(rows, {0.1: 0.05}))
+    page = Page(report.build(tmp_path).read_text())
+    assert page.ids.index("spectrum") < page.ids.index("sweep") < page.ids.index("tasks")
+    assert "sweep" not in built[1].ids
+    # The rest of the page is of the preset's λ, as if there were no sweep.
+    assert page.findings == built[1].findings
+    for title in ("In-domain accuracy, % (12 tasks)", "SVE"):
+        assert page.table_with(title) == built[1].table_with(title)
+    frame = pd.DataFrame(rows)
+    probe = frame[(frame.stage == "probe") & (frame["shift"] == "ood")]
+    means = probe.groupby(["method", "noise_rate"]).value.mean() * 100
+    shown = {r[0]: r[1:] for t in page.tables for r in t if r[0].startswith("λ = ") and r[1] < "7"}
+    assert shown["λ = 0"] == [f"{m:.1f}" for m in means["mlp"]]  # tuning without the terms
+    assert shown["λ = 0.01"] == [f"{m:.1f}" for m in means["nmtune"]]
+    assert shown["λ = 0.1"] == [f"{m + 5:.1f}" for m in means["nmtune"]]
+    figures_drawn = {i.removeprefix("figure-") for i in page.ids if i.startswith("figure-sweep")}
+    for name in ("ood", "id", "gain-ood", "gain-id", "sve", "lsvr"):
+        assert f"sweep-{name}-resnet-w16" in figures_drawn
+
+
+def test_changes_from_no_lambda_are_paired_by_head(study):
+    records = pd.read_json(study / "records.jsonl", lines=True, precise_float=True)
+    rows = [r for r in records.to_dict("records") if r["stage"] == "probe"]
+    frame = artifacts.tidy(with_sweep(rows, {0.0: 0.0, 0.1: -0.03}), [])
+    found = sweep.rows_of(tables.prepare(frame))
+    assert sorted(found["label"].unique()) == ["0", "0.01", "0.1"]
+    scores = tables.probe_scores(found, shift="ood", metric="accuracy")
+    changes = sweep.changes_from_none(scores).set_index("label")
+    ood = frame[(frame["shift"] == "ood") & (frame.metric == "accuracy")]
+    zero = (ood.method == "mlp") | (ood.weights == "[0.0, 0.0, 0.0]")
+    by_head = ood.assign(lam=ood.weights.where(~zero, "0")).groupby(["task", "source", "lam"])
+    # λ = 0 is the mean of MLP tuning and of NMTune's head of weight 0, cell by cell.
+    wide = by_head.value.mean().unstack()
+    difference = wide["[0.1, 0.1, 0.1]"] - wide["0"]
+    expected = paired.signed_rank(difference)
+    assert changes.loc["0.1", "value"] == pytest.approx(expected.effect)
+    assert changes.loc["0.1", "low"] == pytest.approx(expected.low)
+    assert changes.loc["0.1", "n"] == HEADS
 
 
 @pytest.mark.usefixtures("unsaved")

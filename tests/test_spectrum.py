@@ -1,7 +1,9 @@
 """Spectra against float64 LAPACK, closed forms and direct evaluations."""
 
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
+from PIL import Image
 from safetensors.numpy import save_file
 
 from noisy_fm import spectrum
@@ -406,6 +409,35 @@ def test_plot_shows_every_spectrum():
     assert "±" not in labels[1]
 
 
+def test_a_tracked_run_is_a_line_a_layer():
+    history = {
+        10 * step: {f"spectrum/{layer}/{name}": step + len(layer) for name in ("sve", "lsvr")}
+        | {"spectrum/out/alpha": 1.0, "train/loss": 2.0}
+        for step in range(4)
+        for layer in ("stem",)
+    }
+    history[20] |= {"spectrum/late/sve": 7.0}
+    history[10]["spectrum/stem/lsvr"] = float("nan")
+    figure = spectrum.plot_track(history, prefix="spectrum/")
+    sve, lsvr = figure.axes
+    assert [line.get_label() for line in sve.lines] == ["stem", "late"]
+    assert sve.lines[0].get_xdata().tolist() == [0, 10, 20, 30]
+    assert sve.lines[0].get_ydata().tolist() == [4, 5, 6, 7]
+    np.testing.assert_array_equal(sve.lines[1].get_ydata(), [np.nan, np.nan, 7, np.nan])
+    np.testing.assert_array_equal(lsvr.lines[0].get_ydata(), [4, np.nan, 6, 7])
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["stem", "late"]
+    with pytest.raises(ValueError, match=r"no 'LAYER/METRIC' of rankme in 4 steps"):
+        spectrum.plot_track(history, metrics=("rankme",))
+
+
+def test_a_figure_is_shown_without_pyplot():
+    values = power_law(30, 4)
+    for figure in (spectrum.plot(values), spectrum.plot_track({0: {"a/sve": 1.0, "a/lsvr": 1.0}})):
+        with Image.open(io.BytesIO(figure._repr_png_())) as image:
+            assert image.format == "PNG"
+            assert np.asarray(image.convert("L")).std() > 5
+
+
 # Bad input
 
 
@@ -431,6 +463,14 @@ def test_bad_features_get_one_line(x, error, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_overflow_of_float16_is_said():
+    x = np.ones((5, 3), np.float32)
+    x[2, 1] = 1e5
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match=r"overflow of float16\?\)$"):
+        spectrum.summary(x.astype(np.float16))
+    assert spectrum.summary(x)["n"] == 5
+
+
 def test_rows_are_counted_over_the_whole_stream_and_a_bad_batch_is_not():
     state = spectrum.Spectrum().update(np.ones((30, 3)))
     with pytest.raises(ValueError, match="the first at row 37"):
@@ -453,7 +493,7 @@ def test_constant_features_have_one_direction_or_none_when_centred():
         (lambda x: spectrum.summary(x, convention="paper", center=True), "not both"),
         (lambda x: spectrum.summary(x, center="rows"), "'columns'"),
         (lambda x: spectrum.summary(x, labels=[0, 1]), r"labels must be \[12\]"),
-        (lambda x: spectrum.summary(x, labels=np.zeros(12)), "got 1 classes"),
+        (lambda x: spectrum.summary(x, labels=np.zeros(12)), "got 1 class in 12 rows"),
         (lambda x: spectrum.singular_values(x, mask=[True]), r"mask must be \[12\]"),
         (lambda x: spectrum.Spectrum().update(x).update(x[:, 1:]), "batch has 3 features"),
         (lambda x: spectrum.Spectrum().merge(spectrum.Spectrum(center=True)), "cannot merge"),
@@ -513,6 +553,76 @@ def test_damaged_and_wrong_files_get_one_line(tmp_path):
         spectrum.load_features(tmp_path / "two.npz")
 
 
+OBJECTS = np.array([["a", 1], ["b", None]], object)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("o.npy", OBJECTS, "holds Python objects, not numbers"),
+        ("o.npz", {"x": OBJECTS}, "array 'x' holds Python objects, not numbers"),
+        ("p.npy", pickle.dumps([1, 2, 3]), "not a .npy file, but pickled"),
+        ("g.npy", b"neither of them", "not a .npy file$"),
+        ("g.npz", b"neither of them", "not an .npz file$"),
+        ("e.npy", b"", "unreadable or truncated"),
+    ],
+)
+def test_pickles_are_refused_without_the_advice_to_load_them(tmp_path, name, content, message):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content) if isinstance(content, dict) else np.save(path, content)
+    with pytest.raises(ValueError, match=message) as bad:
+        spectrum.load_features(path)
+    assert "allow_pickle" not in str(bad.value)
+    assert "\n" not in str(bad.value)
+
+
+def test_a_store_of_another_version_is_refused(tmp_path):
+    store = write_all(tmp_path, power_law(40, 7))[-1]
+    (tmp_path / "store" / "meta.json").write_text(json.dumps({"store_version": 99}))
+    with pytest.raises(ValueError, match="a store of version 99; this noisy_fm reads version 1"):
+        spectrum.load_features(store)
+
+
+def test_command_names_files_that_share_a_name_by_their_paths(tmp_path, capsys):
+    sources = [str(tmp_path / folder / "x.npy") for folder in "abc"]
+    for source in sources:
+        os.mkdir(os.path.dirname(source))
+        np.save(source, power_law(60, 7))
+    assert main(["--no-intervals", *sources[:2], f"mine={sources[2]}"]) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [*sources[:2], "mine"]
+    assert main([sources[0], sources[0]]) == 1
+    assert "given twice" in capsys.readouterr().err
+
+
+def test_command_checks_the_page_before_the_work(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", power_law(60, 7))
+    assert main([str(tmp_path / "a.npy"), "--out", str(tmp_path / "new" / "sub" / "r.html")]) == 0
+    assert (tmp_path / "new" / "sub" / "r.html").stat().st_size > 1000
+    capsys.readouterr()
+    for out in (tmp_path, tmp_path / "a.npy" / "r.html"):
+        assert main(["missing.npy", "--out", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert "missing.npy" not in error
+        assert error.startswith(f"error: {out}")
+        assert error.count("\n") == 1
+
+
+def test_command_gives_intervals_and_says_that_features_are_constant(tmp_path, capsys):
+    x = power_law(60, 7)
+    np.save(tmp_path / "a.npy", x)
+    np.save(tmp_path / "same.npy", np.full((60, 7), 0.3))
+    assert main([str(tmp_path / "a.npy"), str(tmp_path / "same.npy")]) == 0
+    printed = capsys.readouterr().out
+    found = spectrum.jackknife(x)["sve"]
+    assert f"±{found.high - found.value:.2g} " in printed
+    assert "e-1" not in printed.split("same.npy")[1].split("\n")[0]
+    assert printed.splitlines()[-1].startswith("same.npy: rank 1")
+
+
 def test_command_prints_a_table_and_writes_a_page(tmp_path, capsys):
     x = power_law(60, 7)
     sources = write_all(tmp_path, x)
@@ -547,7 +657,7 @@ def test_module_runs_and_imports_cold(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "sve" in done.stdout
+    assert "SVE" in done.stdout
     heavy = "{'jax', 'scipy', 'matplotlib', 'pandas', 'pyarrow', 'tensorflow', 'absl'}"
     code = f"import sys, noisy_fm.spectrum; print(sorted(set(sys.modules) & {heavy}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

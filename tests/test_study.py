@@ -146,6 +146,9 @@ def test_a_damaged_stage_is_named(done, tmp_path):
         ({"feature": "pool"}, "unknown config.feature"),
         ({"noise_rates": (0.1, 0.1)}, "no entry twice"),
         ({"tasks": (("digits", "", ""),)}, "unseen domains"),
+        ({"weights": (0.1, -1.0)}, "weights must lie in"),
+        ({"weights": ((0.1, 0.2),)}, r"three \(mse, cov, svd\)"),
+        ({"weights": (0.1,), "methods": ("lp",)}, "config.weights are λ of 'nmtune'"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(change, message, tmp_path):
@@ -155,6 +158,47 @@ def test_mistakes_are_found_before_anything_is_written(change, message, tmp_path
     with pytest.raises(ValueError, match=message):
         study.run(cfg, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_of_lambda_adds_heads_and_changes_none(done, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(done[0], folder)
+    cfg = small()
+    cfg.weights = (0.0, 0.01, (1.0, 0.04, 0.001))  # 0.01 is the preset's own
+    page = study.run(cfg, str(folder))
+    before, after = records(done[0]), records(folder)
+    after["λ"] = after.weights.map(str)
+    own = after["λ"].isin(["None", "nan", "[0.01, 0.01, 0.01]"])
+    columns = before.columns.drop(["config_hash", "duration_s", "commit", "weights"])
+    pd.testing.assert_frame_equal(
+        before[columns], after.loc[own, columns].reset_index(drop=True), check_exact=True
+    )
+    assert set(after.loc[~own, "λ"]) == {"[0.0, 0.0, 0.0]", "[1.0, 0.04, 0.001]"}
+    swept = after[~own & (after.stage == "probe")]
+    assert len(swept) == 2 * (before.query("stage == 'probe' and method == 'nmtune'")).shape[0]
+    keys = ["noise_rate", "task", "target", "probe_seed", "metric"]
+    none = swept[swept["λ"] == "[0.0, 0.0, 0.0]"].set_index(keys)["value"]
+    mlp = after[(after.stage == "probe") & (after.method == "mlp")].set_index(keys)["value"]
+    np.testing.assert_allclose(none, mlp.loc[none.index], atol=1e-6)
+    assert 'id="sweep"' in Path(page).read_text()
+    assert 'id="sweep"' not in Path(done[1]).read_text()
+
+
+def test_the_release_preset_is_studied_and_named(done, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(done[0], folder)
+    cfg = small()
+    cfg.preset = "release"
+    cfg.methods = ("nmtune",)
+    page = Path(study.run(cfg, str(folder))).read_text()
+    rows = records(folder)
+    heads = rows[rows.stage == "probe"]
+    assert set(heads.preset) == {"release"}
+    assert set(heads.weights.map(str)) == {"[1.0, 0.04, 0.001]"}
+    theirs = records(done[0]).query("stage == 'probe' and method == 'nmtune'")
+    assert not np.allclose(heads["value"].to_numpy(), theirs["value"].to_numpy())
+    assert "release preset (λ = 1, 0.04, 0.001" in page
+    assert "paper preset (λ = 0.01" in Path(done[1]).read_text()
 
 
 @pytest.mark.slow

@@ -176,8 +176,8 @@ def diagnose(
     check_classification_targets(y)
     check_flag("standardize", standardize)
     classes, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
-    _check_counts(classes, counts, cv, repeats)
     rows = single(X)
+    _check_counts(classes, counts, cv, repeats)
     warn_constant(rows, "features")
     values = spectrum.singular_values(X)
     summary = spectrum.summary(X, labels=labels)
@@ -216,9 +216,7 @@ def _check_counts(classes, counts, cv, repeats) -> None:
     least = counts.min()
     rare = classes.tolist()[counts.argmin()]
     if least < 2:
-        raise ValueError(
-            f"class {rare!r} has 1 row, cross-validation needs 2 of each: leave it out"
-        )
+        raise ValueError(f"class {rare!r} has 1 row, every fold needs one: leave the class out")
     if least < cv:
         raise ValueError(
             f"class {rare!r} has {least} rows, fewer than cv={cv}: lower cv or leave it out"

@@ -123,9 +123,23 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
         "probe_seeds": tables.plural(probes["probe_seed"].nunique(), "probe seed"),
         "steps": steps[:1],
         "methods": tables.ordered_labels(probes["label"]),
+        "recipes": " and ".join(recipes(probes)),
         "id": tables.plural(tasks.get("id", 0), "in-domain task"),
         "ood": tables.plural(tasks.get("ood", 0), "out-of-domain task"),
     }
+
+
+def recipes(probes: pd.DataFrame) -> list[str]:
+    """What NMTune was, by preset: "paper preset (λ = 0.01)"."""
+    nmtune = probes[probes["method"] == "nmtune"].dropna(subset="preset")
+    found = []
+    for preset, weights in nmtune.groupby("preset")["weights"]:
+        recorded = weights.dropna()
+        text = f"{preset} preset"
+        if len(recorded):
+            text += f" (λ = {tables.lambda_text(json.loads(recorded.iloc[0]))})"
+        found.append(text)
+    return found
 
 
 def verdict_counts(studied: list[findings.Finding]) -> list[tuple[str, str, list]]:

@@ -74,7 +74,7 @@ def is_sweep(frame: pd.DataFrame) -> pd.Series:
 
 
 def lambda_text(weights: Sequence[float]) -> str:
-    """The λ of the three terms: "0.01" where they are equal, else "1, 0.04, 0.001"."""
+    """The λ of L_MSE, L_COV, L_SVD: "0.01" where they are equal, else "1, 0.04, 0.001"."""
     alike = len(set(weights)) == 1
     return ", ".join(f"{weight:g}" for weight in (weights[:1] if alike else weights))
 
