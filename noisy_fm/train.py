@@ -187,6 +187,7 @@ class Run:
         self.config, self.made, self.folder = config, made, epath.Path(workdir)
         if not str(workdir).partition("://")[1]:
             self.folder = self.folder.absolute()
+        self.evaluators = make_evaluators(config, made)  # may find a mistake
         plain = config_lib.plain(config)
         checkpoint.claim(self.folder, "config.json", plain, differences=config_lib.differences)
         if hosts.first():
@@ -212,7 +213,6 @@ class Run:
         self.start = int(self.state.step)
         self.began = time.perf_counter() - before.get("seconds", 0.0)
         self.writers = writers.Writers(config.writers, self.folder, start=self.start, config=plain)
-        self.evaluators = make_evaluators(config, made)
         self.metrics: dict[str, float] = {}
         self.measured_at = -1
         self.flops = self._flops_a_step()

@@ -73,10 +73,16 @@ class MLflow:
         mlflow = importlib.import_module("mlflow")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            place = None
             if not mlflow.is_tracking_uri_set():
                 mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+                place = f"{folder}/mlflow"
             self.client = mlflow.MlflowClient()
-            experiment = mlflow.set_experiment("noisy_fm").experiment_id
+            known = self.client.get_experiment_by_name("noisy_fm")
+            experiment = (
+                known.experiment_id if known
+                else self.client.create_experiment("noisy_fm", artifact_location=place)
+            )  # fmt: skip
             tag = f"tags.noisy_fm = '{run_id(folder)}'"
             found = self.client.search_runs([experiment], filter_string=tag)
             run = found[0] if found else self.client.create_run(

@@ -1,0 +1,238 @@
+"""One run's folder: what is measured, kept, shown and resumed, as the command line leaves it."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+import toy
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from noisy_fm import checkpoint, config, evaluators, pictures, sharding, train, writers
+from noisy_fm.state import abstract
+
+
+def small(**changes):
+    cfg = config.train()
+    cfg.data.domain = ("noto",)
+    cfg.model = {"name": "resnet10_narrow", "width": 4}
+    cfg.epochs = 1.0
+    cfg.noise.rate = 0.3
+    cfg.mesh.data = 1
+    cfg.mesh.fsdp = -1
+    return config.updated(cfg, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A run with every evaluator, an average, microbatches and mixing."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = small(
+        eval_every=10,
+        checkpoint_every=1000,
+        keep_checkpoints=1,
+        keep_best="accuracy",
+        ema=0.9,
+        microbatches=2,
+        mix__mixup=0.2,
+        evaluators__examples=200,
+        evaluators__memorised=True,
+        evaluators__spectrum=("pre_logits",),
+        evaluators__probe="pre_logits",
+    )
+    state, made, result = train.run(cfg, str(folder))
+    return folder, cfg, state, made, result
+
+
+def events(folder):
+    """{tag: [(step, value), …]} of a TensorBoard folder; of pictures the value is their PNG."""
+    found = {}
+    for file in sorted((folder / "tensorboard").glob("events.*")):
+        data, at = file.read_bytes(), 0
+        while at < len(data):  # length, its checksum, record, its checksum
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+            for value in event.summary.value:
+                kind = value.WhichOneof("value")
+                content = (
+                    value.image.encoded_image_string if kind == "image" else value.simple_value
+                )
+                found.setdefault(value.tag, []).append((event.step, content))
+            at += length + 16
+    return found
+
+
+def test_it_leaves_what_the_docstring_names(done):
+    folder, cfg, _, _, result = done
+    assert json.loads((folder / "result.json").read_text())["eval"] == result["eval"]
+    assert json.loads((folder / "config.json").read_text()) == config.plain(cfg)
+    assert f"{result['num_params']:,}" in (folder / "parameters.txt").read_text()
+    wanted = {"loss", "accuracy", "memorised", "resisted", "probe", "spectrum/pre_logits/sve"}
+    assert wanted <= set(result["eval"])
+
+
+def test_the_best_checkpoint_outlives_the_newest(done):
+    folder, _, _, made, _ = done
+    saver = checkpoint.Checkpointer(folder / "checkpoints", keep=1, best="accuracy")
+    best, newest = saver.best_step, saver.steps[-1]
+    assert newest == made.steps
+    assert best in saver.steps
+    assert len(saver.steps) <= 2
+    saver.close()
+
+
+def test_best_is_by_the_metric_and_of_a_loss_the_smallest(tmp_path):
+    mesh = toy.one_device()
+    _, _, state = toy.start(mesh)
+    for best, expected in (("accuracy", 3), ("loss", 2)):
+        saver = checkpoint.Checkpointer(tmp_path / best, keep=1, best=best)
+        accuracies = [0.1, 0.2, 0.9, 0.3, None]
+        losses = [1.0, 0.2, 0.6, 0.7, None]
+        for step, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True), 1):
+            found = None if loss is None else {"accuracy": accuracy, "loss": loss}
+            saver.save(step, state, {}, found)
+            saver.wait()
+        assert saver.best_step == expected
+        assert saver.steps == [expected, 5]
+        saver.close()
+
+
+def test_memorised_counts_wrong_labels_learned_and_resisted():
+    source = toy.ToySource(40)
+    given = source.labels.copy()
+    given[:20] = (given[:20] + 1) % 4
+
+    task, _, state = toy.start(toy.one_device())
+    # A model that says `given` for the first ten examples, and the truth for all others.
+    said = np.where(np.arange(40) < 10, given, source.labels)
+    answers = dict(zip(source.ids.tolist(), said.tolist(), strict=True))
+
+    class Told(toy.ToySource):
+        def take(self, indices):
+            batch = super().take(indices)
+            return {**batch, "said": np.array([answers[i] for i in batch["id"].tolist()])}
+
+    told = task._replace(
+        predict_fn=lambda params, model_state, batch: {
+            **task.predict_fn(params, model_state, batch),
+            "prediction": batch["said"],
+        }
+    )
+    measure = evaluators.memorised(
+        told, Told(40), given, most=1000, batch_size=8, mesh=toy.one_device()
+    )
+    assert measure(0, state) == {"memorised": 0.5, "resisted": 0.5}
+    few = evaluators.memorised(told, Told(40), given, most=7, batch_size=8, mesh=toy.one_device())
+    assert few(0, state)["memorised"] * 7 == pytest.approx(round(few(0, state)["memorised"] * 7))
+
+
+def test_the_probe_finds_what_is_linear_in_the_features():
+    task, _, state = toy.start(toy.one_device())
+
+    def spelled(params, model_state, batch):
+        """Features that hold the label, and ones that hold nothing."""
+        label = jax.nn.one_hot(batch["label"], 4)
+        noise = jax.random.normal(jax.random.key(0), (len(batch["label"]), 4))
+        return {"features": {"label": 100 * label, "noise": noise}}
+
+    options = {"most": 200, "batch_size": 50, "mesh": toy.one_device()}
+    told = task._replace(predict_fn=spelled)
+    train_set, test_set = toy.ToySource(200), toy.ToySource(200, seed=1)
+    score = {
+        name: evaluators.probe(told, train_set, test_set, feature=name, **options)(0, state)
+        for name in ("label", "noise")
+    }
+    assert score["label"]["probe"] == 1.0
+    assert score["noise"]["probe"] < 0.45
+
+
+def test_logged_scalars_and_the_picture_are_there(done):
+    folder, _, _, made, result = done
+    logged = events(folder)
+    assert {"train/loss", "train/examples_per_second", "train/data_wait_share"} <= set(logged)
+    assert logged["eval/accuracy"][-1] == (made.steps, pytest.approx(result["eval"]["accuracy"]))
+    assert [step for step, _ in logged["eval/probe"]] == [*range(10, made.steps, 10), made.steps]
+    with Image.open(io.BytesIO(logged["train/examples"][0][1])) as sheet:
+        assert sheet.width == 8 * (pictures.CELL + 6)
+
+
+def test_a_run_stopped_with_an_average_and_microbatches_resumes_to_the_same_bits(done, tmp_path):
+    _, cfg, whole, _, _ = done
+
+    class StoppedError(Exception):
+        pass
+
+    evaluate = train.Run.evaluate
+
+    def stop_at_20(self, step, state):
+        note = evaluate(self, step, state)
+        if step == 20 and not self.start:
+            self.save(step, state)
+            raise StoppedError
+        return note
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Run, "evaluate", stop_at_20)
+        with pytest.raises(StoppedError):
+            train.run(cfg, str(tmp_path))
+    state, _, result = train.run(cfg, str(tmp_path))
+    assert result["resumed_at"] == 20
+    jax.tree.map(np.testing.assert_array_equal, toy.host(whole), toy.host(state))
+
+
+def test_a_run_moves_to_another_topology(done, tmp_path):
+    """What eight devices wrote (parameters split over them) goes on, exactly placed, on one."""
+    folder, cfg, state, made, _ = done
+    one = train.setup(config.updated(cfg, {"mesh.fsdp": 1, "mesh.data": -1}))
+    mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+        ),
+        abstract(one.state),
+    )
+    saver = checkpoint.Checkpointer(folder / "checkpoints")
+    moved, _ = saver.restore(target, step=made.steps)
+    saver.close()
+    jax.tree.map(np.testing.assert_array_equal, toy.host(state), toy.host(moved))
+
+
+def test_a_contact_sheet_shows_every_image_and_its_text():
+    images = np.full((10, 16, 16, 3), 255.0)
+    images[3] = (255, 0, 0)
+    sheet = pictures.contact_sheet(images, [("given", "is true")] * 10, columns=4)
+    red = np.all(sheet == (255, 0, 0), axis=-1)
+    assert red.sum() == pictures.CELL**2
+    y, x = np.argwhere(red).min(axis=0)
+    assert (y, x) == (0, 3 * (pictures.CELL + 6))
+    cells = sheet.reshape(3, -1, 4, pictures.CELL + 6, 3)  # rows, height, columns, width
+    written = (cells.sum(-1) < 300).any(axis=(1, 3)).ravel()  # dark ink
+    assert written.tolist() == [True] * 10 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("tensorbord",), "did you mean 'tensorboard'"), (("wandb",), "pip install wandb")],
+)
+def test_writers_that_cannot_write_are_named(names, message):
+    with pytest.raises(ValueError, match=message):
+        writers.check(names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"microbatches": 3}, "multiple of config.microbatches"),
+        ({"profile": (5, 2)}, "config.profile"),
+        ({"ema": 1.5}, r"config\.ema is 1\.5"),
+        ({"mix__mode": "pair"}, "mix.mode"),
+        ({"evaluators__spectrum": ("pre_logit",)}, "did you mean 'pre_logits'"),
+        ({"augment__padding": 3}, "config.augment.padding"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train.run(small(**changes), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
