@@ -35,7 +35,18 @@ def train() -> ConfigDict:
     return ConfigDict(
         {
             # What is learned from: a `data.load` source, and the one validation accuracy is for.
-            "data": {"name": "emoji_domains", "task": "subcategory", "domain": (), "size": 32},
+            # Empty values are not given. `path` and `canvas` are of images on disk.
+            "data": {
+                "name": "emoji_domains",
+                "task": "subcategory",
+                "domain": (),
+                "size": 32,
+                "path": "",
+                "canvas": 0,
+            },
+            # Reading: processes (0: none but this), threads in each (0: the cores), batches ready,
+            # and the share of unreadable images above which a run stops.
+            "loader": {"workers": 0, "threads": 0, "buffer": 4, "max_bad": 0.001},
             "split": "pretrain",
             "eval_split": "test",
             "noise": {"kind": "symmetric", "rate": 0.0},
@@ -224,18 +235,22 @@ RANGES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
     (("epochs",), lambda v: v > 0, "a positive number"),
     (
         ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "repeats",
-         "microbatches", "evaluators.examples"),
+         "microbatches", "evaluators.examples", "loader.buffer"),
         lambda v: isinstance(v, int) and v > 0,
         "a positive whole number",
     ),
-    (("eval_every", "max_skipped"), lambda v: isinstance(v, int) and v >= 0, "a whole number"),
+    (
+        ("eval_every", "max_skipped", "loader.workers", "loader.threads"),
+        lambda v: isinstance(v, int) and v >= 0,
+        "a whole number",
+    ),
     (
         ("checkpoint_minutes", "stall_seconds", "clip", "mix.mixup", "mix.cutmix"),
         lambda v: v >= 0,
         "0 or more",
     ),
     (("noise.rate",), lambda v: 0 <= v < 1, "γ in [0, 1)"),
-    (("ema", "loss.label_smoothing"), lambda v: 0 <= v < 1, "[0, 1)"),
+    (("ema", "loss.label_smoothing", "loader.max_bad"), lambda v: 0 <= v < 1, "[0, 1)"),
     (("mix.probability", "mix.switch_probability"), lambda v: 0 <= v <= 1, "[0, 1]"),
 )  # fmt: skip
 

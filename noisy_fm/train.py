@@ -147,6 +147,11 @@ def train_batches(config: ConfigDict, made: Setup, *, start: int, stop: int):
         stop=stop,
         corrupt=loader.relabel(made.source.ids, made.labels),
         process=(jax.process_index(), jax.process_count()),
+        repeats=config.repeats,
+        workers=config.loader.workers,
+        threads=config.loader.threads or None,
+        buffer=config.loader.buffer,
+        damage=loader.Damage(config.loader.max_bad),
     )
 
 
@@ -213,6 +218,7 @@ class Run:
         self.start = int(self.state.step)
         self.began = time.perf_counter() - before.get("seconds", 0.0)
         self.writers = writers.Writers(config.writers, self.folder, start=self.start, config=plain)
+        self.batches = train_batches(config, made, start=self.start, stop=made.steps)
         self.metrics: dict[str, float] = {}
         self.measured_at = -1
         self.flops = self._flops_a_step()
@@ -233,6 +239,7 @@ class Run:
         }
         if peak := flops.peak(jax.devices()[0]):
             speed["mfu"] = rate / (peak * jax.device_count())
+        speed["unreadable"] = self.batches.damage.count
         self.writers.scalars(step, {f"train/{k}": v for k, v in {**values, **speed}.items()})
 
     def evaluate(self, step: int, state: TrainState) -> str:
@@ -263,7 +270,9 @@ class Run:
         config, made = self.config, self.made
         if not (config.writers and jax.process_count() == 1):
             return
-        batch = next(iter(train_batches(config, made, start=self.start, stop=self.start + 1)))
+        batches = train_batches(config, made, start=self.start, stop=self.start + 1)
+        batch = next(batches)
+        batches.close()
         batch = {name: value[:PREVIEW] for name, value in batch.items()}
         shown = made.task.prepare_fn(batch, jax.random.key(config.seeds.dropout))["image"]
         rows = dict(zip(made.source.ids.tolist(), made.source.labels.tolist(), strict=True))
@@ -284,12 +293,14 @@ class Run:
             "num_params": optim.count(state.params) + optim.count(state.frozen),
             "eval": self.metrics,
             "skipped": int(state.skipped),
+            "unreadable": self.batches.damage.ids,
             "duration_s": round(time.perf_counter() - self.began, 2),
             "resumed_at": self.start,
         }
 
     def close(self) -> None:
         """Waits until the last checkpoint, also an interrupted run's, is on disk."""
+        self.batches.close()
         self.saver.close()
         self.writers.close()
 
@@ -314,7 +325,7 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
                     ema=config.ema,
                 ),
                 state,
-                train_batches(config, made, start=here.start, stop=made.steps),
+                here.batches,
                 steps=made.steps,
                 mesh=made.mesh,
                 log_every=config.log_every,
