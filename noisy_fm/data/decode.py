@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 TRIES = 10
 UNIFORMS = (TRIES, 4)  # what one random box is drawn from: area, ratio, top, left of each try
@@ -206,6 +206,8 @@ def _decode_other(data: bytes) -> np.ndarray:
             if image.mode == "P" and "transparency" in image.info:
                 return np.asarray(image.convert("RGBA").convert("RGB"))  # the same, unwarned
             return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise UnreadableError(f"its {len(data)} bytes are no image") from None
     except Exception as error:  # PIL's plugins raise anything on bytes that are not theirs
         raise UnreadableError(f"{type(error).__name__}: {error}") from None
 

@@ -135,7 +135,7 @@ def cached_index(
     key = hashlib.blake2b(json.dumps([INDEX_VERSION, stats]).encode(), digest_size=16).hexdigest()
     file = folder / f".noisy_fm-{name}.npz"
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             if arrays["key"] == key:
                 return {name: arrays[name] for name in arrays.files if name != "key"}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):

@@ -38,7 +38,7 @@ class TarStorage:
 
     def _build(self) -> dict[str, np.ndarray]:
         rows: list[tuple] = []
-        with Progress("index", len(self.shards)) as bar:
+        with Progress("index", len(self.shards), unit="shard") as bar:
             for number, shard in enumerate(self.shards):
                 rows += [(number, *row) for row in _members(shard)]
                 bar.update(1, shard.name)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from etils import epath
@@ -28,10 +29,10 @@ class TfdsStorage:
         if split is None:
             raise ValueError(f"tfds:{name}: split is missing; there is {', '.join(info.splits)}")
         self.keys = _keys(info.features, self.where)
-        source = self._open()
+        self._open()
         index = cached_index(
             Path(self.folder),
-            f"tfds-{''.join(c if c.isalnum() else '_' for c in split)}-{len(source)}",
+            f"tfds-{quote(split, safe='')}",
             sorted(Path(self.folder).glob("*array_record*")),
             self._build,
         )
@@ -43,7 +44,7 @@ class TfdsStorage:
 
         return tfds.builder_from_directory(self.folder)
 
-    def _open(self):
+    def _open(self) -> None:
         import tensorflow_datasets as tfds
 
         decoders = {self.keys[0]: tfds.decode.SkipDecoding()}
@@ -51,7 +52,6 @@ class TfdsStorage:
             self.source = self._builder().as_data_source(split=self.split, decoders=decoders)
         except (ValueError, NotImplementedError) as error:
             raise ValueError(f"{self.where}: {' '.join(str(error).split())}") from None
-        return self.source
 
     def __getstate__(self):
         return {key: value for key, value in self.__dict__.items() if key != "source"}
@@ -63,17 +63,20 @@ class TfdsStorage:
     def _build(self) -> dict[str, np.ndarray]:
         names, labels = [], []
         _, label, key = self.keys
-        with Progress("index", len(self.source)) as bar:
+        with Progress("index", len(self.source), unit="example") as bar:
             for i in range(len(self.source)):
                 example = self.source[i]
                 text = example[key] if key else f"{self.split}-{i:08d}"
                 names.append(text if isinstance(text, bytes) else str(text).encode())
                 labels.append(int(example[label]))
-                bar.update(1, "")
+                bar.update()
         return {"names": np.array(names, np.bytes_), "labels": np.array(labels)}
 
     def read(self, index: int) -> bytes:
-        return bytes(self.source[index][self.keys[0]])
+        try:
+            return bytes(self.source[index][self.keys[0]])
+        except (ValueError, RuntimeError) as error:  # what array_record says of a damaged record
+            raise OSError(f"{self.where}: record {index}: {error}") from None
 
 
 def find_folder(name: str, path: str | None) -> str:

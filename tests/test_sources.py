@@ -1,0 +1,329 @@
+"""Images on disk: one identity in every storage, pixels as PIL's and timm's, one-line errors."""
+
+import concurrent.futures
+import hashlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pictures
+import pytest
+from PIL import Image
+
+from noisy_fm import data, noise
+from noisy_fm.data import decode, prepare
+from noisy_fm.data.storage import FolderStorage, listing
+
+REFERENCE = Path(__file__).parent / "references" / "input.npz"
+STORAGES = ("folder", "tar", "array_record", "parquet", "tfds:photos")
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """The same 24 photographs in each storage: {name: path}."""
+    root = tmp_path_factory.mktemp("photographs")
+    rows = pictures.examples()
+    pictures.write_folder(root / "folder", rows)
+    pictures.write_tar(root / "tar", rows)
+    (root / "tar" / "labels.txt").write_text("\n".join(pictures.CLASSES))
+    pictures.write_parquet(root / "parquet", rows)
+    pictures.write_tfds(root / "tfds", rows)
+    prepare.prepare(
+        FolderStorage(str(root / "folder"), "train"), root / "records", "train", shard_size=10
+    )
+    return {
+        "folder": root / "folder",
+        "tar": root / "tar",
+        "array_record": root / "records",
+        "parquet": root / "parquet",
+        "tfds:photos": root / "tfds",
+    }
+
+
+def open_one(roots, name, **options):
+    return data.load(name, path=str(roots[name]), **{"split": "train", "size": 32, **options})
+
+
+@pytest.mark.parametrize("name", STORAGES)
+def test_every_storage_gives_the_same_examples(roots, name):
+    source = open_one(roots, name)
+    assert source.label_names == pictures.CLASSES
+    assert source.ids.dtype == np.int64
+    assert source.labels.dtype == np.int32
+    assert source.ids.min() >= 0
+    expected = {}
+    for file, label, content in pictures.examples():
+        digest = hashlib.blake2b(file.removesuffix(".JPEG").encode(), digest_size=8).digest()
+        expected[int.from_bytes(digest, "little") >> 1] = (label, content)
+    for i in range(len(source)):
+        assert (source.labels[i], source.storage.read(i)) == expected.pop(int(source.ids[i]))
+    assert not expected
+    noisy = {}
+    for each in (source, open_one(roots, "folder")):
+        labels, _ = noise.flip_labels(each.labels, 3, 0.4, ids=each.ids, seed=1)
+        noisy[each] = dict(zip(each.ids.tolist(), labels.tolist(), strict=True))
+    assert len({frozenset(one.items()) for one in noisy.values()}) == 1
+
+
+@pytest.mark.parametrize("name", STORAGES)
+def test_a_pickled_source_reads_alike_from_many_threads(roots, name):
+    source = open_one(roots, name)
+    expected = source.take(np.arange(24))
+    copy = pickle.loads(pickle.dumps(source))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: copy[i % 24], range(96)))
+    for i, example in enumerate(found):
+        assert example["id"] == expected["id"][i % 24]
+        assert np.array_equal(example["image"], expected["image"][i % 24])
+
+
+def test_the_index_of_shards_is_built_once_and_again_when_they_change(roots, tmp_path, monkeypatch):
+    from noisy_fm.data.storage import tar
+
+    pictures.write_tar(tmp_path / "tar", pictures.examples())
+    load = {"name": "tar", "path": str(tmp_path / "tar"), "size": 32}
+    first = data.load(**load)
+    built = []
+    members = tar._members
+    monkeypatch.setattr(tar, "_members", lambda shard: built.append(shard) or members(shard))
+    assert np.array_equal(data.load(**load).ids, first.ids)
+    assert built == []
+    index = next((tmp_path / "tar").glob(".noisy_fm-*"))
+    index.write_bytes(index.read_bytes()[:100])
+    assert np.array_equal(data.load(**load).ids, first.ids)
+    assert len(built) == 3
+    pictures.write_tar(tmp_path / "tar", pictures.examples(30))
+    assert len(data.load(**load)) == 30
+    os.chmod(tmp_path / "tar", 0o500)  # root writes all the same: then it is only built
+    assert len(data.load(**load)) == 30
+    os.chmod(tmp_path / "tar", 0o700)
+
+
+def test_tar_labels_may_be_json_or_class_names(tmp_path):
+    pictures.write_tar(tmp_path / "json", pictures.examples(), kind="json")
+    source = data.load("tar", path=str(tmp_path / "json"), split="train")
+    assert source.label_names == ("0", "1", "2")
+    assert np.bincount(source.labels).tolist() == [8, 8, 8]
+    named = [(n, i % 3, b) for i, (n, _, b) in enumerate(pictures.examples(6))]
+    words = {0: "tench", 1: "goldfish", 2: "dog"}
+    pictures.write_tar(tmp_path / "words", [(n, words[k], b) for n, k, b in named])
+    source = data.load("tar", path=str(tmp_path / "words" / "train-*.tar"))
+    assert source.label_names == ("dog", "goldfish", "tench")
+
+
+@pytest.mark.parametrize("name", ["folder/a.b.jpg", "a.b.jpeg", "x\\a.b.JPEG", "a.b", "é.b.png"])
+def test_the_stem_is_the_identity(name):
+    expected = {"a.b": "a", "é.b.png": "é.b"}.get(name, "a.b")
+    assert listing.stem(name.encode()) == expected
+    assert listing.stem(b"n01440764_10026_n01440764.JPEG") == "n01440764_10026"
+    assert listing.stem(b"n01440764.JPEG") == "n01440764"
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
+    photo = pictures.jpeg(0)
+    write(tmp_path / "flat" / "one.jpg", photo)
+    (tmp_path / "empty" / "cat").mkdir(parents=True)
+    write(tmp_path / "twice" / "cat" / "1.jpg", photo)
+    write(tmp_path / "twice" / "dog" / "1.png", photo)
+    pictures.write_tar(tmp_path / "bare", [("a.JPEG", 0, photo)], shards=1)
+    shard = tmp_path / "bare" / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"a.cls", b"a.txt"))
+    pictures.write_tar(tmp_path / "cut", pictures.examples(), shards=1)
+    shard = tmp_path / "cut" / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:20_000])
+    write(tmp_path / "parquet" / "train.parquet", b"PAR1 and no more")
+    write(tmp_path / "names" / "labels.txt", b"tench\ngoldfish\n")
+    pictures.write_tar(tmp_path / "names", pictures.examples())
+    cases = [
+        ("folder", {}, "path is missing"),
+        ("folder", {"path": tmp_path / "no"}, "no folder"),
+        ("folder", {"path": roots["folder"], "split": "val"}, "no subfolder 'val'; there is train"),
+        ("folder", {"path": tmp_path / "flat"}, "no labels: expected a subfolder"),
+        ("folder", {"path": tmp_path / "empty"}, "there is no image"),
+        ("folder", {"path": tmp_path / "twice"}, "cat/1.jpg and dog/1.png"),
+        ("tar", {"path": tmp_path / "no"}, "does not exist"),
+        ("tar", {"path": tmp_path / "flat"}, r"holds no \*.tar"),
+        ("tar", {"path": roots["tar"], "split": "val"}, "none of 3 files is of split 'val'"),
+        ("tar", {"path": tmp_path / "bare"}, "1 images have no label, as a.jpg; expected a.cls"),
+        ("tar", {"path": tmp_path / "cut"}, "no whole uncompressed tar"),
+        ("tar", {"path": tmp_path / "names"}, "8 labels are outside 0 … 1"),
+        ("parquet", {"path": tmp_path / "parquet"}, "no whole parquet"),
+        ("array_record", {"path": roots["tar"], "split": "train"}, "no finished split 'train'"),
+        ("array_record", {"path": roots["array_record"], "split": "val"}, "there is train"),
+        ("tfds:photos", {"path": roots["tfds:photos"]}, "split is missing; there is train"),
+        ("tfds:photos", {"path": roots["tfds:photos"], "split": "x"}, "Unknown split 'x'"),
+        ("tfds:cars", {"path": roots["tfds:photos"]}, "tools/prepare.py tfds:cars"),
+        ("folder", {"path": roots["folder"], "task": "gender"}, "no task"),
+        ("folder", {"path": roots["folder"], "split": "train", "canvas": 8}, "canvas ≥ size"),
+    ]
+    for name, options, words in cases:
+        options = {k: str(v) if k == "path" else v for k, v in options.items()}
+        with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
+            data.load(name, **options)
+        assert "\n" not in str(caught.value), words
+
+
+def test_evaluation_views_are_timms():
+    reference = np.load(REFERENCE)
+    views = [key for key in reference.files if key.startswith("view")]
+    assert len(views) == 7
+    for key in views:
+        file = reference[key.replace("view", "file")].tobytes()
+        assert np.array_equal(decode.evaluation_view(file, 64), reference[key]), key
+
+
+def test_random_boxes_are_timms():
+    reference = np.load(REFERENCE)
+    boxes = [
+        decode.random_box(int(height), int(width), draws)
+        for (height, width), draws in zip(reference["shapes"], reference["draws"], strict=True)
+    ]
+    assert np.array_equal(np.array(boxes), reference["boxes"])
+
+
+def test_draws_depend_on_seed_position_and_id():
+    base = decode.uniforms(1, 2, 3)
+    assert base.shape == (10, 4)
+    assert np.array_equal(base, decode.uniforms(1, 2, 3))
+    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
+        assert np.abs(base - decode.uniforms(*other)).min() > 1e-6
+    many = np.stack([decode.uniforms(0, p, 2**62 + 1) for p in range(2000)]).reshape(2000, -1)
+    assert abs(many.mean() - 0.5) < 0.005
+    assert np.abs(np.corrcoef(many.T) - np.eye(40)).max() < 0.12
+
+
+def draws_for(top, left, area, aspect=0.5):
+    return np.tile([area, aspect, top, left], (10, 1))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_partial_decoding_gives_the_pixels_of_pil(options, subsampling):
+    content = pictures.jpeg(3, 203, 157, subsampling=subsampling, **options)
+    whole = np.asarray(Image.open(io.BytesIO(content)))
+    assert np.array_equal(decode.decode(content), whole)
+    for i in range(40):
+        draws = decode.uniforms(0, i, 0)
+        box = decode.random_box(203, 157, draws)
+        out = np.zeros((210, 210, 3), np.uint8)
+        assert decode.random_crop(content, draws, out) == box[2:]
+        crop = whole[box.top : box.top + box.height, box.left : box.left + box.width]
+        assert np.array_equal(out[: box.height, : box.width], crop)
+        assert not out[box.height :].any()
+        assert not out[:, box.width :].any()
+
+
+def test_rows_below_the_crop_are_not_decoded():
+    content = pictures.jpeg(3, 400, 320)
+    frame = decode._frame(content)
+    assert (frame.height, frame.width, frame.sequential, frame.rows) == (400, 320, True, 16)
+    assert len(decode._decode_jpeg(content, frame, 100, 1)) == 116
+
+
+@pytest.mark.parametrize(("canvas", "factor"), [(150, 2), (75, 4), (38, 8), (20, 8)])
+def test_a_crop_larger_than_the_canvas_is_scaled_to_fit(canvas, factor):
+    content = pictures.jpeg(5, 300, 300)
+    draws = draws_for(0.8, 0.7, 0.65)
+    box = decode.random_box(300, 300, draws)
+    out = np.zeros((canvas, canvas, 3), np.uint8)
+    height, width = decode.random_crop(content, draws, out)
+    assert max(height, width) <= canvas
+    assert max(height, width) == min(canvas, round(max(box[2:]) / factor))
+    whole = decode.decode(content)
+    errors = []
+    for top, left in ((box.top, box.left), (0, 0)):
+        crop = whole[top : top + box.height, left : left + box.width]
+        expected = Image.fromarray(crop).resize((width, height), Image.Resampling.BOX)
+        errors.append(np.abs(np.asarray(expected).astype(int) - out[:height, :width]).mean())
+    assert errors[0] < 9
+    assert errors[0] < errors[1] / 4
+    assert not out[height:].any()
+
+
+def kinds():
+    rgb = Image.open(io.BytesIO(pictures.jpeg(1)))
+    alpha = rgb.convert("RGBA")
+    alpha.putalpha(Image.linear_gradient("L").resize(rgb.size))
+    deep = np.arange(96 * 128, dtype=np.uint16).reshape(96, 128) * 5
+    palette = rgb.quantize(16)
+    yield "grey jpeg", pictures.save(rgb.convert("L"), "JPEG")
+    yield "cmyk jpeg", pictures.save(rgb.convert("CMYK"), "JPEG")
+    yield "bytes after the end", pictures.jpeg(1) + b"\0\0"
+    yield (
+        "turned by exif",
+        pictures.save(
+            rgb,
+            "JPEG",
+            exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
+        ),
+    )
+    yield "png", pictures.save(rgb, "PNG")
+    yield "alpha", pictures.save(alpha, "PNG")
+    yield "palette", pictures.save(palette, "PNG", transparency=bytes(range(16)))
+    yield "webp", pictures.save(rgb, "WEBP", lossless=True)
+    yield "bits", pictures.save(rgb.convert("1"), "PNG")
+    yield "16 bits", pictures.save(Image.fromarray(deep), "PNG")
+
+
+@pytest.mark.parametrize("kind", [name for name, _ in kinds()])
+@pytest.mark.filterwarnings("ignore:Palette images:UserWarning")  # PIL's, in the reference
+def test_unusual_images_are_read_as_pil_reads_them(kind):
+    content = dict(kinds())[kind]
+    if kind == "16 bits":
+        grey = np.arange(96 * 128, dtype=np.uint16).reshape(96, 128) * 5 >> 8
+        expected = np.repeat(grey.astype(np.uint8)[..., None], 3, -1)
+    else:
+        expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert np.array_equal(decode.decode(content), expected)
+    out = np.zeros((128, 128, 3), np.uint8)
+    draws = draws_for(0.3, 0.6, 0.3)
+    box = decode.random_box(96, 128, draws)
+    decode.random_crop(content, draws, out)
+    crop = expected[box.top :, box.left :][: box.height, : box.width]
+    assert np.array_equal(out[: box.height, : box.width], crop)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", bytes(5000), pictures.jpeg(0)[:1500],
+     pictures.jpeg(0)[:40] + b"\xff\xd9", b"\xff\xd8" + bytes(range(256)) * 20 + b"\xff\xd9",
+     pictures.save(Image.new("RGB", (64, 64)), "PNG")[:60]],
+)  # fmt: skip
+def test_damaged_bytes_are_unreadable(content):
+    for read in (
+        decode.decode,
+        lambda data: decode.evaluation_view(data, 32),
+        lambda data: decode.random_crop(
+            data, draws_for(0, 0, 0.1), np.zeros((64, 64, 3), np.uint8)
+        ),
+    ):
+        with pytest.raises(decode.UnreadableError):
+            read(content)
+
+
+def test_taking_a_damaged_image_names_it(tmp_path):
+    pictures.write_folder(tmp_path, pictures.examples(6))
+    source = data.load("folder", path=str(tmp_path), split="train")
+    bad = tmp_path / "train" / source.storage.listing.names[2].decode()
+    bad.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{bad.name} cannot be read"):
+        source.take([1, 2])
+
+
+def test_reading_tfds_needs_no_tensorflow(roots):
+    code = (
+        "import sys; from noisy_fm import data; assert 'tensorflow_datasets' not in sys.modules;"
+        f"s = data.load('tfds:photos', path={str(roots['tfds:photos'])!r}, split='train[:50%]');"
+        "s.take([0]); print(len(s), 'tensorflow' in sys.modules, 'jax' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "12 False False"
