@@ -1,5 +1,7 @@
 """Losses against float64 evaluations of their definitions."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,3 +78,29 @@ def test_large_logits_and_half_precision_stay_finite():
 def test_wrong_labels_say_what_was_expected(labels):
     with pytest.raises(ValueError, match="expected integers"):
         losses.softmax_cross_entropy(LOGITS, labels)
+
+
+TIMM = np.load(Path(__file__).parent / "references/timm.npz")
+BCE, SOFTMAX = losses.binary_cross_entropy, losses.softmax_cross_entropy
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "labels", "arguments"),
+    [
+        ("bce", BCE, "labels", {}),
+        ("bce_smooth", BCE, "labels", {"label_smoothing": 0.1}),
+        ("bce_soft", BCE, "soft", {"label_smoothing": 0.1}),
+        ("bce_soft_threshold", BCE, "soft", {"label_smoothing": 0.1, "threshold": 0.2}),
+        ("bce_threshold", BCE, "labels", {"label_smoothing": 0.1, "threshold": 0.2}),
+        ("bce_sum", BCE, "labels", {"label_smoothing": 0.1, "sum_classes": True}),
+        ("bce_soft_sum", BCE, "soft", {"label_smoothing": 0.1, "sum_classes": True}),
+        ("softmax", SOFTMAX, "labels", {}),
+        ("softmax_smooth", SOFTMAX, "labels", {"label_smoothing": 0.1}),
+        ("softmax_soft", SOFTMAX, "soft", {}),
+    ],
+)
+def test_losses_are_timms(name, loss, labels, arguments):
+    logits, labels = np.float32(TIMM["loss/logits"]), TIMM[f"loss/{labels}"]
+    labels = labels if labels.ndim == 1 else np.float32(labels)
+    got = float(losses.mean(loss(logits, labels, **arguments)))
+    assert got == pytest.approx(TIMM[f"loss/{name}"], rel=1e-6)

@@ -1,6 +1,8 @@
+import ast
 import functools
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,12 @@ import numpy as np
 import pytest
 import scipy.special
 
-from noisy_fm import models
+from noisy_fm import config, models
 from noisy_fm.models.layers import DropPath, drop_rates
 from noisy_fm.models.resnet import BasicBlock, Bottleneck
 from noisy_fm.models.vit import Attention, Block, sincos2d
 
+TIMM = np.load(Path(__file__).parent / "references/timm.npz")
 # Small enough to run in a test, one a family.
 TINY = {
     "resnet10_narrow": {"width": 4, "stage_sizes": (1, 2)},
@@ -123,37 +126,137 @@ def test_stems_reduce_the_image_as_they_say(stem, side):
     assert kernel == ((7, 7) if stem == "imagenet" else (3, 3))
 
 
-def test_parameter_names_are_those_of_timm_but_for_separators():
-    names = {
-        name: {
-            "/".join(k.key for k in path)
-            for path, _ in jax.tree_util.tree_flatten_with_path(shapes_of(name, 224)[0]["params"])[
-                0
-            ]
-        }
-        for name in ("resnet50", "vit_b16")
+# (regex, replacement) in order: our paths in timm's words.
+TIMM_NAMES = {
+    "resnet50": (
+        (r"^stem/conv", "conv1"),
+        (r"^stem/norm", "bn1"),
+        (r"/block(\d+)/", r"/\1/"),
+        (r"downsample/conv", "downsample/0"),
+        (r"downsample/norm", "downsample/1"),
+        (r"/norm(\d)/", r"/bn\1/"),
+        (r"^head/", "fc/"),
+    ),
+    "vit_b16": ((r"^block(\d+)/", r"blocks/\1/"), (r"^patch_embed/", "patch_embed/proj/")),
+}
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+def in_timms_words(path, shape, rules):
+    """(timm's name, its shape there: PyTorch keeps the outputs first)."""
+    for regex, replacement in rules:
+        path = re.sub(regex, replacement, path)
+    *modules, leaf = path.split("/")
+    if leaf == "kernel":
+        shape = (shape[-1], shape[-2], *shape[:-2])
+    return ".".join([*modules, LEAVES.get(leaf, leaf)]), shape
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "overrides"),
+    [
+        ("resnet50", "resnet50", {}),
+        ("vit_b16", "vit_b16", {}),
+        ("vit_b16", "vit_b16_scaled", {"layer_scale": 1e-4, "scan": True, "remat": "full"}),
+    ],
+)
+def test_names_shapes_and_decay_are_those_of_timm(name, reference, overrides):
+    timm = {key: TIMM[f"model/{reference}/{key}"] for key in ("names", "shapes", "decayed")}
+    variables, _ = shapes_of(name, 224, **overrides)
+    flat = {
+        "/".join(k.key for k in path[1:]): leaf.shape
+        for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]
     }
-    assert {
-        "stem/conv/kernel",
-        "stem/norm/scale",
-        "layer1/block0/conv1/kernel",
-        "layer1/block0/norm3/bias",
-        "layer1/block0/downsample/conv/kernel",
-        "layer4/block2/conv3/kernel",
-        "head/kernel",
-    } < names["resnet50"]
-    assert not any("downsample" in n for n in names["resnet50"] if "block0" not in n)
-    assert {
-        "cls_token",
-        "pos_embed",
-        "patch_embed/kernel",
-        "block0/norm1/scale",
-        "block0/attn/qkv/kernel",
-        "block11/attn/proj/bias",
-        "block11/mlp/fc2/kernel",
-        "norm/scale",
-        "head/bias",
-    } < names["vit_b16"]
+    ours = dict(in_timms_words(path, shape, TIMM_NAMES[name]) for path, shape in flat.items())
+    assert ours == {
+        key: ast.literal_eval(shape)
+        for key, shape in zip(timm["names"], timm["shapes"], strict=True)
+    }
+    decayed = {
+        in_timms_words(path, shape, TIMM_NAMES[name])[0]
+        for path, shape in flat.items()
+        if re.search(config.train().decay, path)
+    }
+    assert decayed == set(timm["decayed"])
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    assert count == TIMM[f"model/{reference}/count"]
+
+
+@functools.cache
+def value_and_gradient(name, seed=3, **overrides):
+    """Logits in training, the gradient of their squares, and BatchNorm's new statistics."""
+    model, _ = make(name, **overrides)
+    _, variables = make(name)
+
+    @jax.jit
+    def run(params, state):
+        def loss(params):
+            (logits, _), new = model.apply(
+                {"params": params, **state},
+                random_images(),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(seed)},
+            )
+            return jnp.sum(logits**2), (logits, new)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    return run(variables["params"], {k: v for k, v in variables.items() if k != "params"})
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("vit_ti16", {"scan": True}),
+        ("vit_ti16", {"scan": True, "remat": "full"}),
+        ("vit_ti16", {"remat": "dots_with_no_batch_dims_saveable"}),
+        ("resnet50", {"remat": "dots"}),
+    ],
+)
+def test_loops_and_rematerialisation_change_nothing_but_the_program(name, overrides):
+    wanted = value_and_gradient(name, drop_path=0.4)
+    got = value_and_gradient(name, drop_path=0.4, **overrides)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, wanted)
+
+
+def test_a_scanned_model_is_one_loop_and_has_the_same_parameters():
+    model, variables = make("vit_ti16", scan=True, depth=5)
+    loop, same = make("vit_ti16", depth=5)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, same)
+    images = random_images()
+
+    def loops(model):
+        lowered = jax.jit(model.apply).lower(variables, images).as_text()
+        return lowered.count("stablehlo.while"), len(lowered)
+
+    assert loops(model)[0] == loops(loop)[0] + 1
+    assert loops(model)[1] < 0.7 * loops(loop)[1]
+    got, wanted = (forward(m, variables, images)[1] for m in (model, loop))
+    assert got.keys() == wanted.keys()
+    for key in wanted:
+        np.testing.assert_allclose(got[key], wanted[key], rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_ti16"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_rematerialisation_saves_what_its_name_says(name, scan):
+    if "resnet" in name and scan:
+        pytest.skip("a ResNet's blocks are not alike")
+
+    def saved(remat):
+        overrides = {"stage_sizes": (4, 4)} if "resnet" in name else {"depth": 6, "scan": scan}
+        model, variables = make(name, remat=remat, **overrides)
+
+        def loss(params):
+            state = {k: v for k, v in variables.items() if k != "params"}
+            logits = model.apply({"params": params, **state}, random_images(), train=False)[0]
+            return jnp.sum(logits**2)
+
+        residuals = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], variables["params"])
+        return sum(x.size for x in jax.tree.leaves(residuals))
+
+    assert saved("full") < saved("dots") < saved("none")
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -422,6 +525,11 @@ def test_initial_scale_is_that_of_he():
         (lambda: models.create("resnet18", 10, stem="cifer"), "stem is 'cifer'; expected one of"),
         (lambda: models.create("resnet18", 10, block="x"), "block is 'x'; expected one of basic"),
         (lambda: models.create("resnet18", 10, drop_path=1.0), "drop_path is 1.0; expected a rate"),
+        (
+            lambda: models.create("resnet18", 10, remat="dot"),
+            r"unknown remat 'dot'; did you mean 'dots'\?",
+        ),
+        (lambda: models.create("vit_tiny", 10, remat="all"), "unknown remat 'all'; .*known: none"),
         (lambda: models.create("vit_tiny", 10, pool="max"), "pool is 'max'; expected one of token"),
         (lambda: models.create("vit_tiny", 10, position="x"), "position is 'x'; expected one of"),
         (
