@@ -285,7 +285,8 @@ def head_fields(head: probe.Head) -> dict:
     return {
         "method": head.method,
         "preset": head.preset if head.layout != "linear" else None,
-        "weights": list(head.weights) if head.method == "nmtune" else None,  # λ of eqs. 4, 5, 6
+        # λ of eqs. 4, 5, 6
+        "weights": np.asarray(head.weights).tolist() if head.method == "nmtune" else None,
         "fraction": head.fraction,
         "label_noise": head.label_noise,
         "probe_seed": head.seed,

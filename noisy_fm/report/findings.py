@@ -94,6 +94,12 @@ class Finding:
             return f"p {p_value(self.p)}; a check of the set-up, outside the correction"
         return f"p {p_value(self.p)}, Holm-corrected p {p_value(self.p_holm)}"
 
+    def measured(self, found: paired.Test, **words) -> "Finding":
+        """The finding with its test's numbers, and the words about it."""
+        numbers = ("effect", "low", "high", "p", "attainable")
+        given = {name: getattr(found, name) for name in numbers}
+        return dataclasses.replace(self, **given, **words)
+
     def unavailable(self, reason: str) -> "Finding":
         """The finding as not tested, with the reason."""
         return dataclasses.replace(self, change=f"{self.change} ({reason})")

@@ -183,19 +183,14 @@ def spectrum_trend(records: pd.DataFrame, metric: str, name: str) -> Finding:
     if len(rates) < 2:
         return base.unavailable(f"{metric.upper()} of F is recorded at fewer than two γ")
     models = model_means(frame)
-    test = paired.kendall_in_blocks(blocks_of(models, ["model", "seed"], "noise_rate", "value"))
+    found = paired.kendall_in_blocks(blocks_of(models, ["model", "seed"], "noise_rate", "value"))
     change, low, high = end_to_end(frame, tables.SPECTRUM_UNIT, rates, scale=1)
     by_part = f"From γ = {tables.percent(rates[0])} to {tables.percent(rates[-1])} the mean changes"
     by_part += f" by {tables.signed(change, 3)} nats"
     if np.isfinite(low):
         by_part += f" [{tables.signed_interval(low, high, 3)}, from the sample of images alone]"
-    return dataclasses.replace(
-        base,
-        effect=test.effect,
-        low=test.low,
-        high=test.high,
-        p=test.p,
-        attainable=test.attainable,
+    return base.measured(
+        found,
         test=f"Exact permutation of Kendall's τ between γ and {metric.upper()} over {len(models)} "
         f"models within a pre-training seed, feature sets averaged",
         scope=scope_of_runs(models),
@@ -241,14 +236,9 @@ def lsvr_with_accuracy(records: pd.DataFrame, lp: pd.DataFrame) -> Finding:
         return base.unavailable("fewer than three models have both LSVR and OOD accuracy")
     models = models.reset_index()
     blocks = blocks_of(models, ["model", "seed"], "lsvr", "accuracy")
-    test = paired.kendall_in_blocks(blocks)
-    return dataclasses.replace(
-        base,
-        effect=test.effect,
-        low=test.low,
-        high=test.high,
-        p=test.p,
-        attainable=test.attainable,
+    found = paired.kendall_in_blocks(blocks)
+    return base.measured(
+        found,
         test=f"Exact permutation of Kendall's τ over {len(models)} models within "
         "a pre-training seed, feature sets and tasks averaged",
         scope=scope_of_runs(models) + "; a correlation along γ is not a cause",
@@ -276,15 +266,10 @@ def tested(base: Finding, difference: pd.Series) -> Finding:
         what = "pairs: trained heads of the same pre-training seed, task and source"
         once = f"; its {' and '.join(averaged)} count once" if averaged else ""
         scope = these_models(rows, f"trained heads (one task, one source domain{once})")
-    test = paired.signed_rank(pairs)
-    return dataclasses.replace(
-        base,
-        effect=test.effect,
-        low=test.low,
-        high=test.high,
-        p=test.p,
-        attainable=test.attainable,
-        test=f"Wilcoxon signed-rank, two-sided, Hodges–Lehmann effect; {test.n} {what} "
+    found = paired.signed_rank(pairs)
+    return base.measured(
+        found,
+        test=f"Wilcoxon signed-rank, two-sided, Hodges–Lehmann effect; {found.n} {what} "
         f"({', '.join([*averaged, 'probe seeds'])} averaged)",
         scope=scope,
         by_part=parts_of(runs, by_rate.groupby("noise_rate").mean()),

@@ -66,7 +66,8 @@ def method_labels(frame: pd.DataFrame) -> pd.Series:
 def is_sweep(frame: pd.DataFrame) -> pd.Series:
     """Which rows are NMTune at another λ than their preset's: a λ-sweep's, not the study's."""
     weights = frame["weights"].fillna("null").map(json.loads)
-    recipes = {name: [*about["weights"].values()] for name, about in nmtune.PRESETS.items()}
+    given: dict = {name: about["weights"] for name, about in nmtune.PRESETS.items()}
+    recipes = {name: [*weights.values()] for name, weights in given.items()}
     default = frame["preset"].map(recipes)
     return pd.Series(
         [w is not None and w != d for w, d in zip(weights, default, strict=True)], frame.index
