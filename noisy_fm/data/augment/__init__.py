@@ -3,12 +3,53 @@
 Each image has its own key, so the draw does not depend on how a batch is laid out over devices.
 """
 
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
 from noisy_fm.data.augment.flip_crop import MEAN, STD, flip_crop, normalize
+from noisy_fm.data.augment.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageNet, imagenet
+from noisy_fm.data.augment.mix import check_mix, mix
 
-# name → factory of a function of (key, batch) that gives the images to train on
-AUGMENTATIONS = {
-    "none": lambda: lambda key, batch: batch["image"],
-    "flip_crop": lambda pad=4: lambda key, batch: flip_crop(batch["image"], key, pad=pad),
+
+def _none():
+    """The images as they are."""
+    return lambda key, batch: _whole(batch).astype(jnp.float32)
+
+
+def _flip_crop(*, pad: int = 4):
+    """`flip_crop`."""
+    return lambda key, batch: flip_crop(_whole(batch), key, pad=pad).astype(jnp.float32)
+
+
+def _whole(batch):
+    if "extent" in batch:
+        raise ValueError(
+            "the batch holds crops to be resized (it has 'extent'); expected augment 'imagenet'"
+        )
+    return batch["image"]
+
+
+# name → factory(**arguments) → f(key, batch) → float32 images [n h w c] in 0..255. `batch` has
+# `image` uint8 [n s s c] and may have `extent` int32 [n 2]: the (h, w) of the crop at its top left.
+AUGMENTATIONS: dict[str, Callable] = {
+    "none": _none,
+    "flip_crop": _flip_crop,
+    "imagenet": imagenet,
 }
+AUGMENT = {"none": lambda images, key: images, "flip_crop": flip_crop}
 
-__all__ = ["AUGMENTATIONS", "MEAN", "STD", "flip_crop", "normalize"]
+__all__ = [
+    "AUGMENT",
+    "AUGMENTATIONS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "MEAN",
+    "STD",
+    "ImageNet",
+    "check_mix",
+    "flip_crop",
+    "imagenet",
+    "mix",
+    "normalize",
+]

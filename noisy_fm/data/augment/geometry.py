@@ -49,10 +49,11 @@ def _keys_kernel(x):
 
 
 def affine(image, shift, *, bicubic, fill):
-    """`Image.transform(AFFINE)`: output (x, y) is `image` at (x, y) + (a x + b y + c, d x + e y + f).
+    """`Image.transform(AFFINE)`: each pixel (x, y) is `image` displaced by `shift`.
 
-    image: uint8 [h w 3]; shift: float32 (a b c d e f) in pixels, whose centres are at halves;
-    bicubic: bool, else bilinear; fill: the colour of what lies outside, three integers. Pillow's
+    (x, y) is taken from (x, y) + (a x + b y + c, d x + e y + f), in pixels whose centres are at
+    halves. image: uint8 [h w 3]; shift: float32 (a b c d e f); bicubic: bool, else bilinear; fill:
+    the colour of what lies outside, three integers. Pillow's
     kernel here is a = −1, and it truncates; edges are repeated. With float32 coordinates a value
     differs by 1 from Pillow's where that one is all but a whole number.
     """
@@ -66,21 +67,18 @@ def affine(image, shift, *, bicubic, fill):
     part_x, part_y = by_x - jnp.floor(by_x), by_y - jnp.floor(by_y)
     nearest_x, nearest_y = left + (part_x >= 0.5), top + (part_y >= 0.5)
     inside = (nearest_x >= 0) & (nearest_x < w) & (nearest_y >= 0) & (nearest_y < h)
-    columns = [jnp.clip(left + k, 0, w - 1) for k in (-1, 0, 1, 2)]
-    rows = [jnp.clip(top + k, 0, h - 1) * w for k in (-1, 0, 1, 2)]
-    packed = _pack(image.astype(jnp.uint32)).reshape(-1)
-    taps = [[packed.at[r + c].get(mode="promise_in_bounds") for c in columns] for r in rows]
+    # Two pixels of border, so that the 4×4 pixels around any place inside are at fixed distances.
+    padded = jnp.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge").reshape(-1, 3)
+    corner = (jnp.clip(top, -1, h - 1) + 1) * (w + 4) + jnp.clip(left, -1, w - 1) + 1
 
-    def channel(shift):
-        across = [
-            _interpolate([((tap >> shift) & 255).astype(jnp.float32) for tap in row], part_x, bicubic)
-            for row in taps
-        ]
-        value = _interpolate(across, part_y, bicubic)
-        value = jnp.clip(value, 0, 255).astype(jnp.uint32)
-        return jnp.where(inside, value, jnp.uint32(fill[shift // 8])) << shift
+    def tap(y, x):
+        values = padded.at[corner + (y * (w + 4) + x)].get(mode="promise_in_bounds")
+        return values.astype(jnp.float32)
 
-    return _unpack(channel(0) | channel(8) | channel(16))
+    part_x, part_y = part_x[..., None], part_y[..., None]
+    rows = [_interpolate([tap(y, x) for x in range(4)], part_x, bicubic) for y in range(4)]
+    values = jnp.clip(_interpolate(rows, part_y, bicubic), 0, 255).astype(jnp.uint8)
+    return jnp.where(inside[..., None], values, jnp.array(fill, jnp.uint8))
 
 
 def _interpolate(values, part, bicubic):
@@ -91,15 +89,6 @@ def _interpolate(values, part, bicubic):
     cube = jnp.where(bicubic, v2 - v1 + v4 - v3, 0.0)
     # Horner's scheme, so that equal values give just that value, which truncating needs.
     return v2 + part * (linear + part * (square + part * cube))
-
-
-def _pack(image):
-    """[h w 3] as one uint32 a pixel: a third of the fetches, and the same for all channels."""
-    return image[..., 0] | image[..., 1] << 8 | image[..., 2] << 16
-
-
-def _unpack(packed):
-    return jnp.stack([packed & 255, (packed >> 8) & 255, packed >> 16], -1).astype(jnp.uint8)
 
 
 def flip(image, flipped):

@@ -32,7 +32,7 @@ def posterize_table(bits):
 
 def solarize_table(threshold):
     """v below the threshold, 255 − v from it on, as `ImageOps.solarize`."""
-    return jnp.where(VALUES < threshold, VALUES, 255 - VALUES)
+    return jnp.where(threshold > VALUES, VALUES, 255 - VALUES)
 
 
 def solarize_add_table(added):
@@ -40,14 +40,26 @@ def solarize_add_table(added):
     return jnp.where(VALUES < 128, jnp.minimum(VALUES + added, 255), VALUES)
 
 
-def autocontrast_table(image):
-    """Each channel's darkest value to 0 and brightest to 255 [3, 256], as `ImageOps.autocontrast`.
+def histogram(image):
+    """How many pixels have each value in each channel: int32 [3 256]."""
+    indices = image.astype(jnp.int32) + 256 * jnp.arange(3)
+    return jnp.zeros(768, jnp.int32).at[indices.reshape(-1)].add(1).reshape(3, 256)
+
+
+def _extremes(counts):
+    """The lowest and the highest value that occurs in each channel: int32 [3 1] each."""
+    occurs = counts > 0
+    low = jnp.argmax(occurs, axis=1, keepdims=True)
+    return low, 255 - jnp.argmax(occurs[:, ::-1], axis=1, keepdims=True)
+
+
+def autocontrast_table(counts):
+    """Each channel's lowest value to 0 and highest to 255 [3 256], as `ImageOps.autocontrast`.
 
     Pillow truncates v·s − low·s, s = 255/(high − low), in float64. Where that is a whole number by
     the exact product it is one less if the roundings of v·s and low·s differ by too much.
     """
-    low = image.min(axis=(0, 1)).astype(jnp.int32)[:, None]
-    high = image.max(axis=(0, 1)).astype(jnp.int32)[:, None]
+    low, high = _extremes(counts)
     span = jnp.maximum(high - low, 1)
     scaled = (VALUES - low) * 255
     table = jnp.clip(scaled // span, 0, 255)
@@ -61,7 +73,7 @@ def autocontrast_table(image):
 
 @cache
 def _scaling_errors() -> np.ndarray:
-    """span · 2⁵² · (float64 product v · (255/span) − 255 v/span), whole numbers, int32 [256 256]."""
+    """span · 2⁵² · (the float64 product v · (255/span) − 255 v/span): int32 [256 256]."""
     table = np.zeros((256, 256), np.int32)
     for span in range(1, 256):
         scale = 255.0 / span
@@ -69,15 +81,13 @@ def _scaling_errors() -> np.ndarray:
     return table
 
 
-def equalize_table(image):
+def equalize_table(counts):
     """Each channel's histogram made flat [3, 256], as `ImageOps.equalize`."""
-    indices = image.astype(jnp.int32) + 256 * jnp.arange(3)
-    counts = jnp.zeros(768, jnp.int32).at[indices.reshape(-1)].add(1).reshape(3, 256)
-    brightest = image.max(axis=(0, 1)).astype(jnp.int32)[:, None]
-    step = (counts.sum(1, keepdims=True) - jnp.take_along_axis(counts, brightest, axis=1)) // 255
+    _, highest = _extremes(counts)
+    step = (counts.sum(1, keepdims=True) - jnp.take_along_axis(counts, highest, axis=1)) // 255
     before = jnp.cumsum(counts, axis=1) - counts
     table = jnp.minimum((step // 2 + before) // jnp.maximum(step, 1), 255)
-    # No step: one value only, or too few pixels below the brightest.
+    # No step: one value only, or too few pixels below the highest.
     return jnp.where(step > 0, table, VALUES)
 
 
