@@ -13,15 +13,16 @@ all ids: `manifest.apply(labels, ids)`.
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import math
 import os
 import zipfile
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from noisy_fm.messages import unknown
 
@@ -104,13 +105,14 @@ class Manifest:
 
     def save(self, path) -> None:
         """Writes one .npz file (a JSON header and plain arrays), whole or not at all."""
-        path = Path(path)
+        path = epath.Path(path)
         header = json.dumps({**self._header(), "hash": self.hash}).encode()
+        file = io.BytesIO()
+        np.savez_compressed(file, header=np.frombuffer(header, np.uint8), **self._arrays())
         part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with open(part, "wb") as file:
-                np.savez_compressed(file, header=np.frombuffer(header, np.uint8), **self._arrays())
-            os.replace(part, path)
+            part.write_bytes(file.getvalue())
+            part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
@@ -118,8 +120,8 @@ class Manifest:
     def load(cls, path) -> "Manifest":
         """Reads what `save` wrote. Raises ValueError for a file that is not whole."""
         try:
-            # Opened here because np.load leaves a damaged file open.
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            content = io.BytesIO(epath.Path(path).read_bytes())
+            with np.load(content, allow_pickle=False) as file:
                 arrays = dict(file)
             header = json.loads(bytes(arrays.pop("header")))
             digest = header.pop("hash")
