@@ -79,6 +79,24 @@ def test_a_batch_is_crops_in_the_corner_of_a_canvas(source):
         assert not batch["image"][i, :, width:].any()
 
 
+def test_memory_is_used_again_but_never_a_batch_that_is_held(source):
+    kept = train(source, 0, 12)
+    copies = loader.train_batches(source, batch_size=6, seed=3, stop=12)
+    addresses = []
+    for batch, copy in zip(kept, copies, strict=True):
+        assert_same([copy], [batch])
+        addresses.append(copy["image"].ctypes.data)
+        row = copy["image"][0]  # a view holds its batch too
+        held = row.copy()
+        del copy
+        next_one = source.crops([1, 2], [0, 0], seed=9)
+        assert next_one["image"].any()
+        assert np.array_equal(row, held)
+        del row
+    assert len({batch["image"].ctypes.data for batch in kept}) == 12
+    assert len(set(addresses)) < 12
+
+
 def test_the_order_is_that_of_grain_and_every_epoch_is_a_permutation(source):
     ids = np.concatenate([batch["id"] for batch in train(source, 0, 10)])
     order = grain.MapDataset.range(20).shuffle(seed=3).repeat()

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,27 +95,31 @@ class ImageSource:
         seed: int,
         threads: int = 1,
         damaged: list[tuple[int, str]] | None = None,
+        memory: "Canvases | None" = None,
     ):
         """A random crop of each example at `indices` [b] as a batch: image, extent, label, id.
 
         The boxes depend on (seed, position, id) alone; `positions` [b] are the examples' places in
         the endless training order. An unreadable file raises ValueError, or, if there is a list
         `damaged`, (index, reason) is appended to it and the next readable example of the storage
-        stands in, with its own id and label.
+        stands in, with its own id and label. `memory` lends the canvases of batches long gone.
         """
+        shape = (len(indices), self.canvas, self.canvas, 3)
+        image, before = (memory or Canvases()).lend(shape)
+        extent = np.zeros((len(indices), 2), np.int32)
 
         def render(index, row, out):
             draws = decode.uniforms(seed, int(positions[row]), int(self.ids[index]))
-            out["extent"][row] = decode.random_crop(
-                self.storage.read(index), draws, out["image"][row], scale=self.scale,
-                ratio=self.ratio,
-            )  # fmt: skip
+            content = self.storage.read(index)
+            height, width = decode.random_crop(
+                content, draws, image[row], scale=self.scale, ratio=self.ratio
+            )
+            old_height, old_width = before[row]
+            image[row, height:old_height, :old_width] = 0
+            image[row, :height, width:old_width] = 0
+            before[row] = extent[row] = height, width
 
-        out = {
-            "image": np.zeros((len(indices), self.canvas, self.canvas, 3), np.uint8),
-            "extent": np.zeros((len(indices), 2), np.int32),
-        }
-        return self._fill(out, indices, render, threads, damaged)
+        return self._fill({"image": image, "extent": extent}, indices, render, threads, damaged)
 
     def _fill(self, out, indices: Sequence[int], render: Callable, threads: int, damaged):
         used = np.array(indices, np.int64)
@@ -145,6 +150,41 @@ class ImageSource:
             f"{MOST_IN_A_ROW} images in a row cannot be read, from {self.name(index)} on: "
             f"{damaged[-1][1]}"
         )
+
+
+class Canvases:
+    """Memory of batches that nobody holds any more, to write the next ones into.
+
+    Fresh pages cost about a third of decoding what goes there. A canvas is lent again only once
+    no one refers to it, so a batch that is kept never changes. Pickles as an empty one.
+    """
+
+    MOST = 8
+
+    def __init__(self):
+        self.kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self.lock = threading.Lock()
+
+    def __reduce__(self):
+        return Canvases, ()
+
+    def lend(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """(canvases uint8 of `shape`, the extents [b 2] outside which each is zero)."""
+        with self.lock:
+            for pair in self.kept:
+                if pair[0].shape == shape and _references(pair) == IDLE:
+                    return pair
+            pair = np.zeros(shape, np.uint8), np.zeros((shape[0], 2), np.int32)
+            if len(self.kept) < self.MOST:
+                self.kept.append(pair)
+            return pair
+
+
+def _references(pair: tuple) -> int:
+    return sys.getrefcount(pair[0])
+
+
+IDLE = _references((object(),))  # when the tuple alone holds it; Python versions count differently
 
 
 def open_images(

@@ -14,6 +14,8 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from noisy_fm.data.images import Canvases
+
 FEW = 3  # damaged examples that never stop a run, however small the data
 LISTED = 20  # damaged examples that are named as they are met
 
@@ -145,6 +147,7 @@ class _Fetch:
     def __init__(self, source, batch_size, seed, share, corrupt, repeats, threads):
         self.source, self.batch_size, self.seed, self.share = source, batch_size, seed, share
         self.corrupt, self.repeats, self.threads = corrupt, repeats, threads
+        self.canvases = Canvases()
         self.order = grain.MapDataset.range(len(source)).shuffle(seed=seed)
 
     def __call__(self, step: int) -> tuple[Mapping[str, np.ndarray], list]:
@@ -157,8 +160,9 @@ class _Fetch:
             batch = self.source.take(indices)
         else:
             batch = self.source.crops(
-                indices, positions, seed=self.seed, threads=self.threads, damaged=damaged
-            )
+                indices, positions, seed=self.seed, threads=self.threads, damaged=damaged,
+                memory=self.canvases,
+            )  # fmt: skip
         return (self.corrupt(batch) if self.corrupt else batch), damaged
 
 

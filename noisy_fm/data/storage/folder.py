@@ -39,4 +39,7 @@ class FolderStorage:
                     yield os.fsencode(f"{below}/{file}")
 
     def read(self, index: int) -> bytes:
-        return (self.root / os.fsdecode(self.listing.names[index])).read_bytes()
+        with open(
+            f"{self.where}/{os.fsdecode(self.listing.names[index])}", "rb", buffering=0
+        ) as file:
+            return file.read()
