@@ -116,8 +116,8 @@ class ViT(nn.Module):
     with need) or "sincos2d" (fixed). drop_path: stochastic depth's rate at the last block, rising
     linearly from 0. layer_scale: γ's initial value, 0 for no LayerScale.
 
-    scan: the blocks are one compiled loop over their parameters, which are stacked for it inside
-    the step and nowhere else: each keeps its own name, "block0/attn/qkv/kernel", so that what is
+    scan: one block is compiled, and looped over. The parameters are stacked for the loop inside the
+    step and nowhere else: each block's keep their names, "block0/attn/qkv/kernel", so that what is
     per layer (LAMB's ratio, freezing, sharding rules, checkpoints) is the same with and without.
     remat: "none" keeps a block's intermediate results for its gradient; "full" computes them again
     from the block's input, "dots" does so with all but matrix products (see `layers.REMAT`).
@@ -133,7 +133,7 @@ class ViT(nn.Module):
     position: str = "learned"
     layer_scale: float = 0.0
     drop_path: float = 0.0
-    scan: bool = True
+    scan: bool = False
     remat: str = "none"
     dtype: Any = jnp.float32
 
