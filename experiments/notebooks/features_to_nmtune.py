@@ -33,7 +33,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from noisy_fm import NMTuneClassifier, config, data, evaluate, features, probe, spectrum, train
+from noisy_fm import (
+    NMTuneClassifier,
+    config,
+    data,
+    diagnose,
+    evaluate,
+    features,
+    probe,
+    spectrum,
+    train,
+)
 
 FAST = os.environ.get("NOISY_FM_FAST") == "1"
 config.cache_compilations()
@@ -179,14 +189,25 @@ for name in models:
             print(f"{name}, {domain:8}: NMTune − {other.upper():3} = {found}")
 
 # %% [markdown]
+# ## Is it worth it? One call
+#
+# `diagnose` asks that of any features and labels: what the spectrum says, and LP, MLP and NMTune on
+# the same cross-validation folds. It needs no test set, so the answer is about this domain only.
+
+# %%
+noisy = list(models)[-1]
+names = np.array(learn.label_names)
+found = diagnose(x[noisy], names[learn.labels], repeats=1 if FAST else 2, epochs=3 if FAST else 30)
+print(found)
+found.plot()
+
+# %% [markdown]
 # ## In a scikit-learn workflow
 #
 # The same head as an estimator: it goes into pipelines, searches and cross-validation.
 
 # %%
-noisy = list(models)[-1]
 estimator = NMTuneClassifier(epochs=3 if FAST else 30, random_state=0)
-names = np.array(learn.label_names)
 estimator.fit(x[noisy], names[learn.labels])
 for domain, source in tests.items():
     print(f"{domain:8} {estimator.score(x_test[noisy][domain], names[source.labels]):.3f}")
