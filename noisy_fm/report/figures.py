@@ -120,6 +120,9 @@ class Studio:
             axes.vlines(at, mean - bars[0], mean + bars[1], color=colour, alpha=0.45, lw=1.4)
             ends.append((at[-1], mean[-1], label, colour))
         axes.set_xticks(list(places), [place.removesuffix(PERCENT) for place in places.values()])
+        for place in axes.get_xticklabels():
+            if len(place.get_text()) > 6:  # three λ in one label
+                place.set_fontsize(7)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         if labels[0] in self.colours:
