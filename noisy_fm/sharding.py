@@ -113,6 +113,9 @@ def _spec(shape: Sequence[int], rule, mesh: Mesh, name: str) -> PartitionSpec:
         fits = [i for i, n in enumerate(shape) if not axes[i] and n % mesh.shape["fsdp"] == 0]
         if fits:
             axes[max(fits, key=lambda i: shape[i])] = "fsdp"
+    for axis in _axes(axes):
+        if axis not in AXES:
+            raise ValueError(unknown(f"mesh axis in the rule {rule} of {name}", axis, AXES))
     for n, axis in zip(shape, axes, strict=True):
         ways = math.prod(mesh.shape[a] for a in _axes([axis]))
         if n % ways:
@@ -157,7 +160,7 @@ def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The `host_rows` of a batch, on each process its own, to arrays split over the batch's axes."""
+    """The `host_rows` of a batch, each process its own, to arrays split over the batch axes."""
     sharding = NamedSharding(mesh, BATCH)
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(value))

@@ -1,0 +1,164 @@
+"""Several processes joined into one run: real ones, on this machine."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import multihost
+import numpy as np
+import pytest
+
+from noisy_fm import hosts
+
+# Sums in another order, in float32, through ten Adam steps; seen: 2e-7 in the losses.
+RELATIVE = 5e-6
+CLUSTER = ("JAX_", "SLURM_", "OMPI_", "KUBERNETES_", "TPU_", "MEGASCALE_")
+
+
+def alone() -> dict[str, str]:
+    """This environment without what could be taken for a cluster."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(CLUSTER)} | {
+        "JAX_PLATFORMS": "cpu"
+    }
+
+
+def together(plan: list[dict], folder: Path, *, processes: int = 2) -> list[dict]:
+    """What process 0 says of `plan`, run by several processes of two devices each."""
+    file = folder / "plan.json"
+    file.write_text(json.dumps(plan))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, multihost.__file__, str(file)],
+            env=alone()
+            | {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(processes)
+    ]
+    try:
+        said = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, said, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    printed = [
+        [line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in said
+    ]
+    assert not any(printed[1:])  # one host speaks for all
+    return json.loads(printed[0][-1])
+
+
+def agree(ours, theirs) -> None:
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=RELATIVE, atol=1e-7)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=RELATIVE, atol=1e-7), ours, theirs
+    )
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Ten steps on one device of one process."""
+    return multihost.train_toy({"data": 1}, 10)
+
+
+def test_the_toy_draws_and_learns(reference):
+    assert reference["losses"][-1] < reference["losses"][0]
+    other = multihost.train_toy({"data": 1}, 2)
+    assert other["losses"] == reference["losses"][:2]
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"data": 2},
+        {"fsdp": 2, "tensor": 2},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ],
+    ids=str,
+)
+def test_one_process_gives_the_same_on_2_4_and_8_devices(reference, axes):
+    agree(multihost.train_toy(axes, 10), reference)
+
+
+def test_two_processes_give_the_same(reference, tmp_path):
+    """Their rows do not stand together, as on a TPU slice."""
+    plan = [{"axes": {"data": 2, "fsdp": 2}, "steps": 4, "order": [0, 2, 1, 3]}]
+    agree(together(plan, tmp_path)[0]["losses"], reference["losses"][:4])
+
+
+@pytest.mark.slow
+def test_two_processes_save_and_resume_across_meshes_and_processes(reference, tmp_path):
+    mixed = {"data": 2, "fsdp": 2}
+    multihost.train_toy({"data": 2, "fsdp": 4}, 6, save=str(tmp_path / "one"))
+    resumed, whole = together(
+        [
+            {"axes": mixed, "steps": 10, "restore": str(tmp_path / "one")},
+            {"axes": mixed, "steps": 6, "save": str(tmp_path / "two")},
+        ],
+        tmp_path,
+    )
+    agree(whole["losses"], reference["losses"][:6])
+    agree({**resumed, "losses": None}, {**reference, "losses": None})
+    agree(resumed["losses"], reference["losses"][6:])
+    back = multihost.train_toy({"data": 1, "fsdp": 8}, 10, restore=str(tmp_path / "two"))
+    agree({**back, "losses": whole["losses"] + back["losses"]}, reference)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_on_every_axis_and_any_order_of_devices(reference, tmp_path):
+    axes = [{"data": 4}, {"fsdp": 4}, {"tensor": 4}, {"data": 2, "tensor": 2}]
+    plan = [{"axes": a, "steps": 10} for a in axes]
+    plan.append({"axes": {"data": 4}, "steps": 10, "order": [0, 2, 1, 3]})
+    plan.append({"axes": {"data": 2, "tensor": 2}, "steps": 10, "order": [0, 2, 1, 3]})
+    for result in together(plan, tmp_path):
+        agree(result, reference)
+
+
+def connect(**variables) -> subprocess.CompletedProcess:
+    code = "import jax; from noisy_fm import hosts; hosts.connect(seconds=3); "
+    code += "print(jax.process_count(), hosts.first(), jax.distributed.is_initialized())"
+    return subprocess.run(
+        [sys.executable, "-c", code], env=alone() | variables, capture_output=True, text=True
+    )
+
+
+def test_alone_nothing_is_joined():
+    assert connect().stdout.split() == ["1", "True", "False"]
+
+
+def test_a_cluster_is_detected_without_being_told():
+    variables = {"JOB_ID": "77", "STEP_NODELIST": "localhost", "NTASKS": "1"}
+    variables |= {"PROCID": "0", "LOCALID": "0"}
+    joined = connect(**{f"SLURM_{name}": value for name, value in variables.items()})
+    assert joined.stdout.split() == ["1", "True", "True"], joined.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("count", "index", "message"),
+    [
+        ("2", "", "(missing: JAX_PROCESS_ID)"),
+        ("2", "one", "JAX_PROCESS_ID is 'one'; expected a whole number"),
+        ("2", "2", "JAX_PROCESS_ID is 2 and JAX_NUM_PROCESSES 2; expected ids from 0"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_one_line(count, index, message):
+    given = ("localhost:1", count, index)
+    said = connect(**dict(zip(hosts.VARIABLES, given, strict=True))).stderr.splitlines()[-1]
+    assert said.startswith("ValueError: ")
+    assert message in said
