@@ -65,8 +65,8 @@ def test_a_batch_is_crops_in_the_corner_of_a_canvas(source):
         row = rows[int(batch["id"][i])]
         assert batch["label"][i] == source.labels[row]
         content = source.storage.read(row)
-        # Box and pixels anew, by PIL: position 2 × 6 + i, and the example's own id.
-        box = decode.random_box(96, 128, decode.uniforms(3, 12 + i, int(batch["id"][i])))
+        # Box and pixels anew, by PIL: its place is 2 × 6 + i.
+        box = decode.random_box(96, 128, decode.uniforms(3, 12 + i, 1)[0])
         crop = Image.open(io.BytesIO(content)).crop(
             (box.left, box.top, box.left + box.width, box.top + box.height)
         )
@@ -89,7 +89,7 @@ def test_memory_is_used_again_but_never_a_batch_that_is_held(source):
         row = copy["image"][0]  # a view holds its batch too
         held = row.copy()
         del copy
-        next_one = source.crops([1, 2], [0, 0], seed=9)
+        next_one = source.crops([1, 2], 0, seed=9)
         assert next_one["image"].any()
         assert np.array_equal(row, held)
         del row
@@ -193,7 +193,7 @@ def test_unreadable_images_are_replaced_by_the_next_and_listed(own, workers):
             used = stands_in.get(row, row)
             assert batch["id"][i] == source.ids[used]
             assert batch["label"][i] == source.labels[used]
-            draws = decode.uniforms(3, 6 * step + i, int(source.ids[used]))
+            draws = decode.uniforms(3, 6 * step + i, 1)[0]
             out = np.zeros((48, 48, 3), np.uint8)
             extent = decode.random_crop(source.storage.read(used), draws, out)
             assert tuple(batch["extent"][i]) == extent

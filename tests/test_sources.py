@@ -190,13 +190,13 @@ def test_random_boxes_are_timms():
     assert np.array_equal(np.array(boxes), reference["boxes"])
 
 
-def test_draws_depend_on_seed_position_and_id():
-    base = decode.uniforms(1, 2, 3)
-    assert base.shape == (10, 4)
-    assert np.array_equal(base, decode.uniforms(1, 2, 3))
-    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
-        assert np.abs(base - decode.uniforms(*other)).min() > 1e-6
-    many = np.stack([decode.uniforms(0, p, 2**62 + 1) for p in range(2000)]).reshape(2000, -1)
+def test_draws_depend_on_seed_and_position_alone():
+    base = decode.uniforms(1, 20, 5)
+    assert base.shape == (5, 10, 4)
+    for i in range(5):
+        assert np.array_equal(base[i], decode.uniforms(1, 20 + i, 1)[0])
+    assert np.abs(base - decode.uniforms(2, 20, 5)).min() > 1e-6
+    many = decode.uniforms(0, 2**40, 2000).reshape(2000, -1)
     assert abs(many.mean() - 0.5) < 0.005
     assert np.abs(np.corrcoef(many.T) - np.eye(40)).max() < 0.12
 
@@ -212,7 +212,7 @@ def test_partial_decoding_gives_the_pixels_of_pil(options, subsampling):
     whole = np.asarray(Image.open(io.BytesIO(content)))
     assert np.array_equal(decode.decode(content), whole)
     for i in range(40):
-        draws = decode.uniforms(0, i, 0)
+        draws = decode.uniforms(0, i, 1)[0]
         box = decode.random_box(203, 157, draws)
         out = np.zeros((210, 210, 3), np.uint8)
         assert decode.random_crop(content, draws, out) == box[2:]
@@ -317,6 +317,18 @@ def test_taking_a_damaged_image_names_it(tmp_path):
     bad.write_bytes(b"")
     with pytest.raises(ValueError, match=f"{bad.name} cannot be read"):
         source.take([1, 2])
+
+
+def test_a_selection_is_a_source_of_its_own(roots):
+    source = open_one(roots, "tar")
+    rows = [7, 3, 20]
+    part = source.select(rows)
+    assert len(part) == 3
+    assert part.num_classes == 3
+    for name, value in source.take(rows).items():
+        assert np.array_equal(part.take([0, 1, 2])[name], value)
+    assert np.array_equal(part.ids, source.ids[rows])
+    assert part.name(1) == source.name(3)
 
 
 def test_reading_tfds_needs_no_tensorflow(roots):

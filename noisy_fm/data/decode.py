@@ -17,7 +17,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 TRIES = 10
-UNIFORMS = (TRIES, 4)  # what one random box is drawn from: area, ratio, top, left of each try
+STREAM = 0x63726F70  # keeps these numbers apart from others of the same seed
 END_OF_JPEG = b"\xff\xd9"
 # The sequential Huffman frames, whose rows come in order; a progressive one has them all in scans.
 SEQUENTIAL = (0xC0, 0xC1)
@@ -50,10 +50,13 @@ class Frame(NamedTuple):
     rows: int  # of a block row: 8 × the largest vertical sampling factor
 
 
-def uniforms(seed: int, position: int, id_: int) -> np.ndarray:
-    """Numbers in [0, 1) [10 4] that depend on the three alone (Philox, so on every machine)."""
-    bits = np.random.Philox(key=[seed % 2**64, id_], counter=[0, 0, 0, position])
-    return np.random.Generator(bits).random(UNIFORMS)
+def uniforms(seed: int, first: int, count: int) -> np.ndarray:
+    """Numbers in [0, 1) [count 10 4] for the positions from `first` on.
+
+    A position's are the same whatever it is drawn together with (Philox: the counter says where).
+    """
+    bits = np.random.Philox(key=[seed % 2**64, STREAM], counter=first * TRIES)  # 4 a step
+    return np.random.Generator(bits).random((count, TRIES, 4))
 
 
 def random_box(
@@ -64,7 +67,8 @@ def random_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """The random-resized-crop box of an image, from uniform `draws` [10 4].
+    """The random-resized-crop box of an image, from uniform `draws` [10 4]: a
+    row a try, of area, ratio, top, left.
 
     Area = `scale` × the image's, uniform; width/height log-uniform in `ratio`; place uniform. The
     first try that fits counts; after ten, the largest centred box within `ratio`. As Inception's

@@ -1,24 +1,24 @@
 """Encoded images on disk as a source: decoded when asked for, by several threads."""
 
+import dataclasses
 import functools
 import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
 from noisy_fm.data import decode
-from noisy_fm.data.storage import Storage, open_storage
+from noisy_fm.data.storage import Listing, Storage, open_storage
 from noisy_fm.data.storage.listing import ids_of
 
 MOST_IN_A_ROW = 100  # unreadable examples one after another
 ROWS_A_TASK = 4
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageSource:
     """Labelled images in a `Storage`; examples are {"image", "label", "id"}.
 
@@ -72,6 +72,11 @@ class ImageSource:
         """Where the example comes from, for a reader of messages."""
         return f"{self.storage.where}: {os.fsdecode(self.storage.listing.names[index])}"
 
+    def select(self, indices) -> "ImageSource":
+        """The examples at `indices` [m], in that order, as a source."""
+        rows = np.asarray(indices, np.int64)
+        return dataclasses.replace(self, storage=_Selection(self.storage, rows), ids=self.ids[rows])
+
     def take(self, indices, *, threads: int = 1, damaged: list[tuple[int, str]] | None = None):
         """The evaluation views at `indices` [b] as a batch: image, label, id.
 
@@ -90,7 +95,7 @@ class ImageSource:
     def crops(
         self,
         indices,
-        positions,
+        first: int,
         *,
         seed: int,
         threads: int = 1,
@@ -99,20 +104,20 @@ class ImageSource:
     ):
         """A random crop of each example at `indices` [b] as a batch: image, extent, label, id.
 
-        The boxes depend on (seed, position, id) alone; `positions` [b] are the examples' places in
-        the endless training order. An unreadable file raises ValueError, or, if there is a list
-        `damaged`, (index, reason) is appended to it and the next readable example of the storage
+        `first` is the place of the first in the endless training order; a box depends on (seed,
+        place) and the image's shape alone. An unreadable file raises ValueError, or, if there is a
+        list `damaged`, (index, reason) is appended to it and the storage's next readable example
         stands in, with its own id and label. `memory` lends the canvases of batches long gone.
         """
         shape = (len(indices), self.canvas, self.canvas, 3)
         image, before = (memory or Canvases()).lend(shape)
         extent = np.zeros((len(indices), 2), np.int32)
+        draws = decode.uniforms(seed, first, len(indices))
 
         def render(index, row, out):
-            draws = decode.uniforms(seed, int(positions[row]), int(self.ids[index]))
             content = self.storage.read(index)
             height, width = decode.random_crop(
-                content, draws, image[row], scale=self.scale, ratio=self.ratio
+                content, draws[row], image[row], scale=self.scale, ratio=self.ratio
             )
             old_height, old_width = before[row]
             image[row, height:old_height, :old_width] = 0
@@ -152,6 +157,18 @@ class ImageSource:
         )
 
 
+class _Selection:
+    """Some of a storage's images, as a storage."""
+
+    def __init__(self, storage: Storage, rows: np.ndarray):
+        self.storage, self.rows, self.where = storage, rows, storage.where
+        names, labels, label_names = storage.listing
+        self.listing = Listing(names[rows], labels[rows], label_names)
+
+    def read(self, index: int) -> bytes:
+        return self.storage.read(int(self.rows[index]))
+
+
 class Canvases:
     """Memory of batches that nobody holds any more, to write the next ones into.
 
@@ -161,7 +178,7 @@ class Canvases:
 
     MOST = 8
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.kept: list[tuple[np.ndarray, np.ndarray]] = []
         self.lock = threading.Lock()
 

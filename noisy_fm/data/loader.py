@@ -160,8 +160,8 @@ class _Fetch:
             batch = self.source.take(indices)
         else:
             batch = self.source.crops(
-                indices, positions, seed=self.seed, threads=self.threads, damaged=damaged,
-                memory=self.canvases,
+                indices, int(positions[0]), seed=self.seed, threads=self.threads,
+                damaged=damaged, memory=self.canvases,
             )  # fmt: skip
         return (self.corrupt(batch) if self.corrupt else batch), damaged
 

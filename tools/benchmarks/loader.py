@@ -30,7 +30,8 @@ LABELS = 10
 
 def run(measure, argv) -> list[Case]:
     parser = argparse.ArgumentParser(prog="bench.py loader")
-    parser.add_argument("--images", type=int, default=2048, help="files, each read once a round")
+    parser.add_argument("--images", type=int, default=2048, help="files")
+    parser.add_argument("--epochs", type=int, default=2, help="times each is read a round")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, default=0, help="decoding processes (0: threads)")
     args = parser.parse_args(argv)
@@ -38,10 +39,11 @@ def run(measure, argv) -> list[Case]:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(cores) as pool:
         make_photographs(Path(folder), args.images)
         source = data.load("folder", path=folder)
-        steps = args.images // args.batch
+        steps = args.images // args.batch * args.epochs
         count = steps * args.batch
-        files = [source.storage.read(i) for i in range(count)]
+        files = [source.storage.read(i) for i in range(len(source))] * args.epochs
         note = f"{count} images, {cores} cores, {args.workers} workers"
+        draws = decode.uniforms(0, 0, count)
         common = {"batch_size": args.batch, "seed": 0, "stop": steps, "workers": args.workers}
 
         def ours():
@@ -56,8 +58,7 @@ def run(measure, argv) -> list[Case]:
         def crops(rows):
             for row in rows:
                 frame = decode._frame(files[row])
-                draws = decode.uniforms(0, row, int(source.ids[row]))
-                box = decode.random_box(frame.height, frame.width, draws)
+                box = decode.random_box(frame.height, frame.width, draws[row])
                 factor = 1 + (max(box[2:]) > source.canvas)
                 decode._decode_jpeg(files[row], frame, box.top + box.height, factor)
 
@@ -70,7 +71,7 @@ def run(measure, argv) -> list[Case]:
             {
                 "decode": functools.partial(raw, whole),
                 "crop": functools.partial(raw, crops),
-                **_torch(source, args.batch, cores),
+                **_torch(source, args.batch, cores, args.epochs),
             },
             target={"decode": 0.9, "crop": 0.9, "DataLoader": 1.0},
             note=note,
@@ -82,15 +83,17 @@ def run(measure, argv) -> list[Case]:
 
         def views(rows):
             for row in rows:
-                decode.evaluation_view(files[row], source.size)
+                if row < len(source):
+                    decode.evaluation_view(files[row], source.size)
 
         evaluation = measure(
             "evaluation views", ours_evaluating, {"view": functools.partial(raw, views)},
             target={"view": 0.9}, repeats=3, note=note,
         )  # fmt: skip
     for case in (training, evaluation):
-        peers = {name: round(count / seconds) for name, seconds in case.peers.items()}
-        case.note += f"; images/s: ours {count / case.ours:.0f}, {peers}"
+        read = count if case is training else len(source)
+        peers = {name: round(read / seconds) for name, seconds in case.peers.items()}
+        case.note += f"; images/s: ours {read / case.ours:.0f}, {peers}"
     return [training, evaluation]
 
 
@@ -139,11 +142,11 @@ class _Crops:
         return len(self.source)
 
     def __getitem__(self, index):
-        batch = self.source.crops([index], [index], seed=0)
+        batch = self.source.crops([index], index, seed=0)
         return {name: value[0] for name, value in batch.items()}
 
 
-def _torch(source, batch: int, workers: int) -> dict:
+def _torch(source, batch: int, workers: int, epochs: int) -> dict:
     try:
         from torch.utils.data import DataLoader
     except ImportError:
@@ -154,7 +157,8 @@ def _torch(source, batch: int, workers: int) -> dict:
     )  # fmt: skip
 
     def consume():
-        for _ in batches:
-            pass
+        for _ in range(epochs):
+            for _ in batches:
+                pass
 
     return {"DataLoader": consume}

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from noisy_fm.data.storage.listing import IMAGE_SUFFIXES, make_listing
+from noisy_fm.data.storage.listing import IMAGE_SUFFIXES, make_listing, read_at
 
 
 class FolderStorage:
@@ -39,7 +39,4 @@ class FolderStorage:
                     yield os.fsencode(f"{below}/{file}")
 
     def read(self, index: int) -> bytes:
-        with open(
-            f"{self.where}/{os.fsdecode(self.listing.names[index])}", "rb", buffering=0
-        ) as file:
-            return file.read()
+        return read_at(f"{self.where}/{os.fsdecode(self.listing.names[index])}")

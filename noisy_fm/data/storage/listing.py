@@ -124,6 +124,19 @@ def label_names_beside(folder: Path) -> list[str] | None:
     return file.read_text().splitlines() if file.is_file() else None
 
 
+def read_at(path: str | os.PathLike, offset: int = 0, size: int | None = None) -> bytes:
+    """`size` bytes (None: all) of a file from `offset` on; fewer if it ends before."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(file).st_size if size is None else size
+        data = os.pread(file, size, offset)
+        while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
+            data += more  # some network file systems give less than asked for
+        return data
+    finally:
+        os.close(file)
+
+
 def cached_index(
     folder: Path, name: str, shards: Sequence[Path], build: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from noisy_fm.data.storage.listing import (
     find_shards,
     label_names_beside,
     make_listing,
+    read_at,
 )
 from noisy_fm.progress import Progress
 
@@ -55,11 +56,8 @@ class TarStorage:
         }
 
     def read(self, index: int) -> bytes:
-        file = os.open(self.shards[self.shard[index]], os.O_RDONLY)
-        try:
-            return os.pread(file, int(self.sizes[index]), int(self.offsets[index]))
-        finally:
-            os.close(file)
+        shard = self.shards[self.shard[index]]
+        return read_at(shard, int(self.offsets[index]), int(self.sizes[index]))
 
 
 def _members(shard: Path) -> list[tuple[bytes, int, int, str]]:
