@@ -5,6 +5,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
 from noisy_fm import probe
+from noisy_fm.probe import fit as engine
 from noisy_fm.probe import heads as recipes
 from noisy_fm.probe import plan
 
@@ -338,6 +339,41 @@ def test_features_beyond_the_budget_stream_from_a_mapped_file(tmp_path):
         assert_same(result, alone, atol=2e-6, rtol=1e-5)
     (resident,) = fit(heads[-1:], train=(mapped, TRAIN[1]))
     assert streamed[-1].losses[-1] == pytest.approx(resident.losses[-1], abs=1e-3)
+
+
+def test_several_windows_of_a_stream_train_as_the_same_order_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "BLOCK", 8)
+    monkeypatch.setattr(plan, "WINDOW", 4)
+    np.save(tmp_path / "features.npy", TRAIN[0])
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
+    chunks, windows = [], engine._windows
+
+    def spied(f, sharding):
+        read = windows(f, sharding)
+
+        def recorded(rows):
+            chunks.append(np.unique(rows // 8))
+            return read(rows)
+
+        return recorded
+
+    monkeypatch.setattr(engine, "_windows", spied)
+    head = probe.Head("lp", epochs=2, batch_size=8)
+    budget = 8 * 4 * 8 * TRAIN[0][0].nbytes  # four batches a chunk
+    (streamed,) = fit([head], train=(mapped, TRAIN[1]), memory_budget=budget)
+    # No chunk reads further than two windows of the file (and row 0, the padding); all do.
+    assert len(chunks) >= 10
+    assert max(map(len, chunks)) <= 2 * 4 + 1
+    assert len(np.unique(np.concatenate(chunks))) == 19
+    p = plan.make_plan(head, TRAIN[1], CLASSES, np.arange(150), block=8)
+    (resident,) = engine.fit_plans(TRAIN[0], [p], num_classes=CLASSES)
+    assert_same(streamed, resident, atol=1e-7, rtol=1e-6)
+    np.testing.assert_allclose(streamed.losses, resident.losses, rtol=1e-6)
+
+
+def test_selection_refuses_features_that_would_stream():
+    with pytest.raises(ValueError, match="7,200 bytes are more than half of memory_budget=9,000"):
+        probe.select(*TRAIN, GRID[:1], num_classes=CLASSES, memory_budget=9000)
 
 
 def test_streamed_order_visits_every_row_and_only_a_window_of_blocks_at_a_time():

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from noisy_fm.probe import check
-from noisy_fm.probe.fit import Result, fit_heads
+from noisy_fm.probe.fit import MEMORY_BUDGET, Result, fit_heads, streams
 from noisy_fm.probe.heads import Head
 from noisy_fm.probe.plan import subset
 
@@ -39,7 +39,8 @@ def select(
     The part is a share of each class (at least one example), or of the `groups` [n] where related
     examples must stay together. `metric` is one of `evaluate.classification_metrics`; ties go to
     the earlier head. Label noise of a head falls on the part it trains on, never on the
-    validation labels. Other settings are those of `fit_heads`.
+    validation labels. Other settings are those of `fit_heads`. Raises ValueError for features that
+    would stream: their two parts are read into memory.
     """
     heads = check.checked_heads(heads)
     if not 0 < validation < 1:
@@ -47,6 +48,12 @@ def select(
     if metric not in ("accuracy", "balanced_accuracy", "macro_f1"):
         raise ValueError(f"metric must be accuracy, balanced_accuracy or macro_f1, got {metric!r}")
     features = check.checked_features(features, "features")
+    budget = settings.get("memory_budget", MEMORY_BUDGET)
+    if streams(features, budget):
+        raise ValueError(
+            f"select reads the features into memory, and these {features.nbytes:,} bytes are more"
+            f" than half of memory_budget={budget:,}: raise it, or choose on a part of the rows"
+        )
     labels = check.checked_labels(labels, len(features), num_classes, "labels", train=True)
     ids = check.checked_ids(ids, len(features))
     held = _held_out(labels, validation, seed, ids, groups)
