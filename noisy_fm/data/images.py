@@ -15,7 +15,7 @@ from noisy_fm.data.storage import Listing, Storage, open_storage
 from noisy_fm.data.storage.listing import ids_of
 
 MOST_IN_A_ROW = 100  # unreadable examples one after another
-ROWS_A_TASK = 4
+ROWS_A_TASK = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -30,8 +30,8 @@ LABELS = 10
 
 def run(measure, argv) -> list[Case]:
     parser = argparse.ArgumentParser(prog="bench.py loader")
-    parser.add_argument("--images", type=int, default=2048, help="files")
-    parser.add_argument("--epochs", type=int, default=2, help="times each is read a round")
+    parser.add_argument("--images", type=int, default=1536, help="files")
+    parser.add_argument("--epochs", type=int, default=6, help="times each is read a round")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, default=0, help="decoding processes (0: threads)")
     args = parser.parse_args(argv)
