@@ -62,12 +62,12 @@ def predictor(
     batch_size = -(-batch_size // ways) * ways
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = jax.jit(step, out_shardings=everywhere)
-    process = (jax.process_index(), jax.process_count())
+    rows = sharding.host_rows(mesh, batch_size)
 
     def run(variables, source) -> dict[str, np.ndarray]:
         chunks: dict[str, list] = {name: [] for name in keep}
         with jax.set_mesh(mesh):
-            for batch in loader.eval_batches(source, batch_size=batch_size, process=process):
+            for batch in loader.eval_batches(source, batch_size=batch_size, rows=rows):
                 out = step(variables, sharding.to_global(batch, mesh))
                 for name in keep:
                     chunks[name].append(np.asarray(out[name]))

@@ -138,7 +138,7 @@ def make_task(config: ConfigDict, num_classes: int) -> tasks.Task:
 
 
 def train_batches(config: ConfigDict, made: Setup, *, start: int, stop: int):
-    """This host's share of the global batches `start … stop − 1`, with the wrong labels."""
+    """This host's rows of the global batches `start … stop − 1`, with the wrong labels."""
     return loader.train_batches(
         made.source,
         batch_size=config.batch_size,
@@ -146,7 +146,7 @@ def train_batches(config: ConfigDict, made: Setup, *, start: int, stop: int):
         start=start,
         stop=stop,
         corrupt=loader.relabel(made.source.ids, made.labels),
-        process=(jax.process_index(), jax.process_count()),
+        rows=sharding.host_rows(made.mesh, config.batch_size),
         repeats=config.repeats,
         workers=config.loader.workers,
         threads=config.loader.threads or None,

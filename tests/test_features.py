@@ -132,7 +132,7 @@ class Layered(nn.Module):
 def layered(source, **options):
     """(tracker, variables) of the layered toy on one device."""
     one = toy.one_device()
-    task = tasks.classify(Layered())
+    task = tasks.classify(Layered(), 4)
     variables = task.init_fn(jax.random.key(0), source.take(np.arange(2)))
     options = {"batch_size": 16, "mesh": one, **options}
     names = options.pop("names", ("stem", "pre_logits"))

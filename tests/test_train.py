@@ -185,7 +185,7 @@ def test_batches_are_a_function_of_seed_and_step():
     whole = ids()
     np.testing.assert_array_equal(whole[17:], ids(start=17))
     np.testing.assert_array_equal(whole, ids(threads=3))
-    halves = [ids(process=(i, 2)) for i in range(2)]
+    halves = [ids(rows=np.arange(8)[4 * i : 4 * i + 4]) for i in range(2)]
     np.testing.assert_array_equal(
         whole, [np.concatenate(pair) for pair in zip(*halves, strict=True)]
     )
@@ -197,7 +197,10 @@ def test_batches_are_a_function_of_seed_and_step():
 
 def test_eval_batches_hold_every_example_once():
     source = toy.ToySource(13)
-    parts = [list(loader.eval_batches(source, batch_size=4, process=(i, 2))) for i in range(2)]
+    parts = [
+        list(loader.eval_batches(source, batch_size=4, rows=np.array([2 * i, 2 * i + 1])))
+        for i in range(2)
+    ]
     ids = [
         np.concatenate([b["id"][b["mask"] > 0] for b in pair]) for pair in zip(*parts, strict=True)
     ]

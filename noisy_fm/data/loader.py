@@ -88,7 +88,7 @@ def train_batches(
     start: int = 0,
     stop: int,
     corrupt: Callable[[Mapping], Mapping] | None = None,
-    process: tuple[int, int] = (0, 1),
+    rows: np.ndarray | None = None,
     threads: int | None = None,
     buffer: int = 4,
     workers: int = 0,
@@ -100,8 +100,8 @@ def train_batches(
     Each epoch is a new permutation of the examples; epochs run into one another, so every batch
     has the same size. With `repeats` r an epoch is as long, of the permutation's first 1/r, each
     r times in a row (repeated augmentation, Hoffer et al. 2020, in DeiT's form). `corrupt` maps a
-    batch to a batch (noise). `process` is this host's (index, count): it gets its equal share of
-    each global batch.
+    batch to a batch (noise). `rows` are the positions in each global batch that this host reads
+    (None: all).
 
     Images on disk are decoded by `threads` (None: one a core) in this process or, with
     `workers`, in each of so many others, which share nothing with it and start afresh; `buffer`
@@ -110,7 +110,7 @@ def train_batches(
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; expected at least 1")
     fetch = _Fetch(
-        source, batch_size, seed, _share(batch_size, process), corrupt, repeats,
+        source, batch_size, seed, _rows(batch_size, rows), corrupt, repeats,
         _threads(source, threads, workers),
     )  # fmt: skip
     dataset = grain.MapDataset.range(start, stop).map(fetch)
@@ -121,7 +121,7 @@ def eval_batches(
     source,
     *,
     batch_size: int,
-    process: tuple[int, int] = (0, 1),
+    rows: np.ndarray | None = None,
     threads: int | None = None,
     buffer: int = 4,
     workers: int = 0,
@@ -133,7 +133,7 @@ def eval_batches(
     """
     steps = -(-len(source) // batch_size)
     fetch = _FetchInOrder(
-        source, batch_size, _share(batch_size, process), _threads(source, threads, workers)
+        source, batch_size, _rows(batch_size, rows), _threads(source, threads, workers)
     )
     if not _on_disk(source):
         return Batches((fetch(step) for step in range(steps)), source, damage)
@@ -142,16 +142,16 @@ def eval_batches(
 
 
 class _Fetch:
-    """step → (this host's share of the training batch, the damaged), as a value to pickle."""
+    """step → (this host's rows of the training batch, the damaged), as a value to pickle."""
 
-    def __init__(self, source, batch_size, seed, share, corrupt, repeats, threads):
-        self.source, self.batch_size, self.seed, self.share = source, batch_size, seed, share
+    def __init__(self, source, batch_size, seed, rows, corrupt, repeats, threads):
+        self.source, self.batch_size, self.seed, self.rows = source, batch_size, seed, rows
         self.corrupt, self.repeats, self.threads = corrupt, repeats, threads
         self.canvases = Canvases()
         self.order = grain.MapDataset.range(len(source)).shuffle(seed=seed)
 
     def __call__(self, step: int) -> tuple[Mapping[str, np.ndarray], list]:
-        positions = step * self.batch_size + np.arange(*self.share)
+        positions = step * self.batch_size + self.rows
         epochs, places = np.divmod(positions, len(self.source))
         places = epochs * len(self.source) + places // self.repeats
         indices = np.array([self.order[int(place)] for place in places])
@@ -167,14 +167,14 @@ class _Fetch:
 
 
 class _FetchInOrder:
-    """step → (this host's share of the evaluation batch, the damaged)."""
+    """step → (this host's rows of the evaluation batch, the damaged)."""
 
-    def __init__(self, source, batch_size, share, threads):
-        self.source, self.batch_size, self.share = source, batch_size, share
+    def __init__(self, source, batch_size, rows, threads):
+        self.source, self.batch_size, self.rows = source, batch_size, rows
         self.threads = threads
 
     def __call__(self, step: int) -> tuple[Mapping[str, np.ndarray], list]:
-        indices = step * self.batch_size + np.arange(*self.share)
+        indices = step * self.batch_size + self.rows
         real = indices < len(self.source)
         indices = np.where(real, indices, 0)
         damaged: list[tuple[int, str]] = []
@@ -190,12 +190,12 @@ def _on_disk(source) -> bool:
     return hasattr(source, "crops")
 
 
-def _share(batch_size: int, process: tuple[int, int]) -> tuple[int, int]:
-    """(first, end) of this host's rows in a global batch."""
-    index, count = process
-    if batch_size % count:
-        raise ValueError(f"batch_size is {batch_size}; expected a multiple of {count} hosts")
-    return index * batch_size // count, (index + 1) * batch_size // count
+def _rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
+    """The positions in a global batch that this host reads, checked."""
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if not len(rows) or rows.min() < 0 or rows.max() >= batch_size:
+        raise ValueError(f"rows are {rows}; expected positions in a batch of {batch_size}")
+    return rows
 
 
 def _threads(source, threads: int | None, workers: int) -> int:
