@@ -43,12 +43,12 @@ class ImageNet:
     size: int
     policy: RandAugment | ThreeAugment | None
     flip: float
-    color_jitter: tuple[float, float, float]
+    color_jitter: tuple[float, ...]
     erase: float
     erase_mode: str
     erase_count: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def draw(self, key) -> Draw:
         """Everything random for one image."""
@@ -68,7 +68,7 @@ class ImageNet:
             whole = jnp.array(image.shape[:2])
             image = resize_crop(image, whole if extent is None else extent, self.size)
         image = flip(image, draw.flipped)
-        if draw.layers is not None:
+        if self.policy is not None and draw.layers is not None:
             image = apply_layers(draw.layers, image, ops=self.policy.ops, fill=self.fill)
         if draw.jitter is not None:
             image = apply_jitter(draw.jitter, image)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from noisy_fm.data.augment.erase import erase_noise
+from noisy_fm.data.augment.erase import Erase, erase_noise
 from noisy_fm.data.augment.imagenet import Draw, ImageNet
 from noisy_fm.data.augment.policies import OPS
 
@@ -31,12 +31,17 @@ def apply(augment: ImageNet, draw: Draw, image, extent=None) -> np.ndarray:
             factor = float(draw.jitter.factors[kind])
             picture = ENHANCERS[kind](picture).enhance(factor)
     pixels = np.array(picture, np.float32)
-    for index, (top, left, height, width) in enumerate(draw.erase.boxes if draw.erase else ()):
-        noise = erase_noise(draw.erase.key, index, mode=augment.erase_mode, shape=pixels.shape)
+    if draw.erase is not None:
+        _erase(augment, draw.erase, pixels)
+    return pixels
+
+
+def _erase(augment: ImageNet, drawn: Erase, pixels: np.ndarray) -> None:
+    for index, (top, left, height, width) in enumerate(drawn.boxes):
+        noise = erase_noise(drawn.key, index, mode=augment.erase_mode, shape=pixels.shape)
         filling = 255 * (np.array(augment.mean) + np.array(augment.std) * np.asarray(noise))
         box = np.s_[top : top + height, left : left + width]
         pixels[box] = np.broadcast_to(filling, pixels.shape)[box]
-    return pixels
 
 
 def apply_op(name: str, argument, bicubic, picture: Image.Image, *, fill) -> Image.Image:
@@ -71,6 +76,8 @@ def apply_op(name: str, argument, bicubic, picture: Image.Image, *, fill) -> Ima
         case "Invert":
             return ImageOps.invert(picture)
         case "Posterize":
+            if int(argument) == 0:  # Pillow 13 refuses, where earlier ones give black
+                return Image.new("RGB", picture.size)
             return ImageOps.posterize(picture, int(argument))
         case "Solarize":
             return ImageOps.solarize(picture, int(argument))

@@ -122,7 +122,8 @@ def gaussian_blur(image, radius):
     """`ImageFilter.GaussianBlur(radius)`: three box blurs each way; radius at most `MAX_BLUR`.
 
     The box of radius r has weights 1/(2r + 1) and the remainder at its two ends, in 24-bit fixed
-    point. r is chosen for the variance radius²/3: Gwosdek et al., SSVM 2011.
+    point. r is chosen for the variance radius²/3: Gwosdek et al., SSVM 2011. r in float32 can be
+    one rounding away from Pillow's, and a value in some thousands then differs by 1.
     """
     box = _box_radius(jnp.float32(radius))
     whole = box.astype(jnp.int32)
