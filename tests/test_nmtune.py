@@ -72,7 +72,7 @@ def test_values_and_gradients_match_float64(shape):
             value, gradient = jax.jit(jax.value_and_grad(loss))(z)
             assert relative(value, svd(z, k)) < 2e-6
             # Singular values 2 % apart turn rounding of the Gram matrix into 1e-5 of a vector.
-            assert relative(gradient, svd_gradient(z, k)) < (1e-5 if method == "eigh" else 2e-4)
+            assert relative(gradient, svd_gradient(z, k)) < (1e-5 if method == "eigh" else 4e-5)
 
 
 @pytest.mark.parametrize("top_k", TOP_KS)
@@ -81,6 +81,16 @@ def test_methods_agree_within_the_stated_tolerance(decay, tolerance, top_k):
     z = features(128, 512, decay=decay)
     values = [nmtune.singular_value_loss(z, top_k, method=method) for method in METHODS]
     np.testing.assert_allclose(values, svd(z, top_k), rtol=tolerance)
+
+
+@pytest.mark.parametrize("top_k", TOP_KS)
+def test_a_dominant_direction_does_not_hide_the_others(top_k):
+    """σ_1 at 50 times σ_2, as with features that have a mean; float32's Gram matrix knows ~1e-4."""
+    z = features(96, 200, decay=0.2) + np.float32(50 / np.sqrt(96 * 200))
+    loss = functools.partial(nmtune.singular_value_loss, top_k=top_k, method="matmul")
+    value, gradient = jax.jit(jax.value_and_grad(loss))(z)
+    assert relative(value, svd(z, top_k)) < 2e-5
+    assert relative(gradient, svd_gradient(z, top_k)) < 2e-2
 
 
 @pytest.mark.parametrize("method", METHODS)
