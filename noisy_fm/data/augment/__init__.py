@@ -37,10 +37,8 @@ AUGMENTATIONS: dict[str, Callable] = {
     "flip_crop": _flip_crop,
     "imagenet": imagenet,
 }
-AUGMENT = {"none": lambda images, key: images, "flip_crop": flip_crop}
 
 __all__ = [
-    "AUGMENT",
     "AUGMENTATIONS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
