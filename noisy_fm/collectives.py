@@ -23,6 +23,7 @@ _OPCODE = re.compile(r" ([\w\-]+)(?=\()")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?(%?[\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
 
 
@@ -85,10 +86,31 @@ def read(hlo: str, *, devices: int) -> list[Collective]:
     known, else once. An all-reduce that the TPU compiler fused with the slice of its result is
     listed as the reduce-scatter that it is.
     """
-    computations = _computations(hlo)
-    entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
-    found: list[Collective] = []
-    _walk(entry, 1, computations, devices, found)
+    found = []
+    for operation, times, inside, results in _run(hlo):
+        _, result, opcode, operands, rest = operation
+        kind = opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        arrays = _larger(result, [results.get(name, "") for name in operands], opcode)
+        if kind == "all-reduce" and inside.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
+        group = _group(rest, devices)
+        if group > 1 or kind == "collective-permute":
+            found.append(Collective(kind, arrays, group, times, _source(rest)))
+    return found
+
+
+def cycles(hlo: str) -> int:
+    """The TPU compiler's own estimate of a program's clock cycles; 0 if it gives none.
+
+    Its cost model's, without waiting for other chips; loops count as often as they run.
+    """
+    found = 0
+    for operation, times, inside, _ in _run(hlo):
+        estimate = _CYCLES.search(operation[-1])
+        if estimate and "fused" not in inside:  # a fusion's own is that of all in it
+            found += times * int(estimate.group(1))
     return found
 
 
@@ -107,27 +129,28 @@ def _computations(hlo: str) -> dict[str, tuple[bool, list[str]]]:
     return computations
 
 
-def _walk(name, times, computations, devices, found) -> None:
-    results = {}
-    scatters = name.startswith("all-reduce-scatter")
-    for line in computations[name][1]:
+def _run(hlo: str) -> Iterator[tuple[tuple, int, str, dict[str, str]]]:
+    """(operation, how often it runs, its computation, types of results so far) of a program."""
+    computations = _computations(hlo)
+    entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
+    yield from _walk(entry, 1, computations)
+
+
+def _walk(inside: str, times: int, computations) -> Iterator[tuple[tuple, int, str, dict]]:
+    results: dict[str, str] = {}
+    for line in computations[inside][1]:
         operation = _operation(line)
         if not operation:
             continue
-        own, result, opcode, operands, rest = operation
+        own, result, opcode, _, rest = operation
         results[own] = result
-        kind = opcode.removesuffix("-start")
-        if kind in KINDS:
-            arrays = _larger(result, [results.get(name, "") for name in operands], opcode)
-            kind = "reduce-scatter" if kind == "all-reduce" and scatters else kind
-            group = _group(rest, devices)
-            if group > 1 or kind == "collective-permute":
-                found.append(Collective(kind, arrays, group, times, _source(rest)))
+        yield operation, times, inside, results
+        if opcode.removesuffix("-start") in KINDS:
             continue  # what it calls is the addition it reduces with
         runs = times * (_trips(rest, computations) if opcode == "while" else 1)
         for called in _called(rest):
             if called in computations:
-                _walk(called, runs, computations, devices, found)
+                yield from _walk(called, runs, computations)
 
 
 def _operation(line: str) -> tuple[str, str, str, list[str], str] | None:

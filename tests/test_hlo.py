@@ -210,7 +210,7 @@ TPU = """HloModule jit_step
 %body (p: (s32[], bf16[64,64])) -> (s32[], bf16[64,64]) {
   %p = (s32[]{:T(128)}, bf16[64,64]{1,0:T(8,128)(2,1)S(1)}) parameter(0)
   %x = bf16[64,64]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
-  %permute = (bf16[64,64]{1,0:T(8,128)(2,1)}, bf16[64,64]{1,0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}, metadata={op_name="jit(f)/shift"}
+  %permute = (bf16[64,64]{1,0:T(8,128)(2,1)}, bf16[64,64]{1,0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}, metadata={op_name="jit(f)/shift"}, backend_config={"estimated_cycles":"10"}
   %done = bf16[64,64]{1,0:T(8,128)(2,1)} collective-permute-done(%permute)
   ROOT %out = (s32[]{:T(128)}, bf16[64,64]{1,0:T(8,128)(2,1)S(1)}) tuple(%i, %done)
 }
@@ -226,7 +226,7 @@ ENTRY %main (a: f32[256,128], b: bf16[64,64]) -> f32[32,128] {
   %start = (s32[]{:T(128)}, bf16[64,64]{1,0:T(8,128)(2,1)S(1)}) tuple(%zero, %b)
   %loop = (s32[]{:T(128)}, bf16[64,64]{1,0:T(8,128)(2,1)S(1)}) while(%start), condition=%condition, body=%body
   %alone = f32[4]{0} all-reduce(%c), replica_groups={{0},{1}}, to_apply=%add
-  ROOT %scattered = f32[32,128]{1,0:T(8,128)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %scattered = f32[32,128]{1,0:T(8,128)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1, backend_config={"estimated_cycles":"7"}
 }
 """  # noqa: E501
 
@@ -238,6 +238,7 @@ def test_a_tpu_program_is_read():
     assert (scatter.kind, scatter.group) == ("reduce-scatter", 8)
     assert scatter.arrays == (collectives.Array("f32", (256, 128)),)
     assert scatter.sent == 256 * 128 * 4 * 7 / 8
+    assert collectives.cycles(TPU) == 12 * 10 + 7
     with pytest.raises(ValueError, match="no ENTRY"):
         collectives.read("HloModule x", devices=1)
 
