@@ -1,7 +1,7 @@
 """What is measured on a model while it trains: evaluators, (step, state) → {name: value}."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,29 +10,11 @@ from noisy_fm import features
 Evaluator = Callable[[int, Any], dict[str, float]]
 
 
-class Subset(NamedTuple):
-    """The examples of `source` at `indices`, as a source."""
-
-    source: Any
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.source.labels[self.indices]
-
-    def take(self, rows):
-        return self.source.take(self.indices[rows])
-
-
-def sample(source, most: int, *, among: np.ndarray | None = None) -> Subset:
-    """At most `most` examples of `source` (of the indices `among`), the same ones every time."""
-    indices = np.arange(len(source)) if among is None else np.asarray(among)
-    if len(indices) > most:
-        indices = np.sort(np.random.default_rng(0).choice(indices, most, replace=False))
-    return Subset(source, indices)
+def sample(indices: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of `indices`, the same ones every time, in order."""
+    if len(indices) <= most:
+        return indices
+    return np.sort(np.random.default_rng(0).choice(indices, most, replace=False))
 
 
 def validation(task, source, **layout) -> Evaluator:
@@ -55,15 +37,16 @@ def memorised(task, source, given: np.ndarray, *, most: int, **layout) -> Evalua
     `given` [n] are the labels trained on, `source.labels` the true ones. Of (a sample of) the
     examples where they differ, `memorised` is the share predicted as given, `resisted` as true.
     """
-    chosen = sample(source, most, among=np.flatnonzero(given != source.labels))
+    rows = sample(np.flatnonzero(given != source.labels), most)
+    chosen = source.select(rows)
     predict = features.predictor(task, keep=("prediction",), **layout)
 
     def evaluate(step, state):
-        if not len(chosen):
+        if not len(rows):
             return {}
         prediction = predict(state.variables, chosen)["prediction"]
         return {
-            "memorised": float(np.mean(prediction == given[chosen.indices])),
+            "memorised": float(np.mean(prediction == given[rows])),
             "resisted": float(np.mean(prediction == chosen.labels)),
         }
 
@@ -78,7 +61,7 @@ def probe(task, train, test, *, feature: str, most: int, **layout) -> Evaluator:
     """
     name = f"features/{feature}"
     predict = features.predictor(task, keep=(name,), pooled=True, **layout)
-    fitted, tested = sample(train, most), sample(test, most)
+    fitted, tested = (s.select(sample(np.arange(len(s)), most)) for s in (train, test))
 
     def evaluate(step, state):
         from sklearn.linear_model import RidgeClassifierCV

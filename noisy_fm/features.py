@@ -115,7 +115,7 @@ def spectrum_tracker(
     chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:rows])
     keep = [f"features/{name}" for name in names]
     extract = predictor(task, keep=keep, batch_size=batch_size, mesh=mesh, pooled=True)
-    sample = _Rows(source, chosen)
+    sample = source.select(chosen)
 
     def evaluate(step: int, state) -> dict[str, float]:
         found = extract(state.variables, sample)
@@ -123,19 +123,6 @@ def spectrum_tracker(
         return spectrum.track(named, center=center, normalize=normalize)
 
     return evaluate
-
-
-class _Rows:
-    """A source's examples at `rows`, in that order."""
-
-    def __init__(self, source, rows: np.ndarray):
-        self.source, self.rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, indices):
-        return self.source.take(self.rows[indices])
 
 
 def _pooled(x: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from noisy_fm import config as config_lib
 from noisy_fm import sharding
+from noisy_fm.data import loader
 from noisy_fm.progress import Progress
 from noisy_fm.state import TrainState, shardings
 
@@ -53,8 +54,11 @@ def fit(
     start = int(state.step)
     in_flight: collections.deque = collections.deque()
     skips = Skips(int(state.skipped), max_skipped, on_skip)
-    clock, batches = Clock(save_minutes), iter(batches)
+    clock = Clock(save_minutes)
+    # Batches are read and sent to the device ahead, while it computes.
+    feed = loader.to_device(batches, lambda batch: (batch, sharding.to_global(batch, mesh)))
     with (
+        contextlib.closing(feed),
         jax.set_mesh(mesh),
         StopSignals() as signals,
         Watchdog(stall_seconds) as watchdog,
@@ -64,11 +68,11 @@ def fit(
         for step in range(start + 1, steps + 1):
             watchdog.waits_for("input", step)
             with clock:
-                batch = next(batches)
+                batch, on_device = next(feed)
             watchdog.waits_for("the device, or another host" if step > start + 1 else "", step)
             if profile:
                 profile.at(step, state)
-            state, loss = step_fn(state, sharding.to_global(batch, mesh))
+            state, loss = step_fn(state, on_device)
             in_flight.append((step, loss, batch))
             last, logs = step == steps, not step % log_every
             evaluates = last or (eval_every and not step % eval_every)

@@ -1,5 +1,7 @@
 """A small labelled image set and model for the tests of training; not the thing under test."""
 
+import copy
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,12 @@ class ToySource:
 
     def __len__(self):
         return len(self.labels)
+
+    def select(self, indices):
+        chosen = copy.copy(self)
+        chosen.images, chosen.labels = self.images[indices], self.labels[indices]
+        chosen.ids = self.ids[indices]
+        return chosen
 
     def take(self, indices):
         return {

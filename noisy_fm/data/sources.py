@@ -4,11 +4,11 @@ This is the only file that knows data set names. A source is images with labels 
 """
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
 import os
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -119,7 +119,7 @@ TASKS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
     """Labelled images in memory; an example is {"image", "label", "id"}."""
 
@@ -145,6 +145,20 @@ class ArraySource:
     def take(self, indices):
         """The examples at `indices` [b] as one batch: image [b h w c], label [b], id [b]."""
         return self[np.asarray(indices)]
+
+    def select(self, indices) -> "ArraySource":
+        """The examples at `indices` [m], in that order, as a source."""
+        rows = np.asarray(indices, np.int64)
+        captions = None if self.captions is None else tuple(self.captions[i] for i in rows)
+        return dataclasses.replace(
+            self,
+            images=self.images[rows],
+            labels=self.labels[rows],
+            ids=self.ids[rows],
+            captions=captions,
+            groups=self.groups[rows],
+            meta={name: column[rows] for name, column in self.meta.items()},
+        )
 
 
 def load(
