@@ -55,13 +55,14 @@ def train() -> ConfigDict:
             "loss": {"name": "softmax", "label_smoothing": 0.0},
             "normalize": {"mean": 0.5, "std": 0.5},  # of pixels in [0, 1]; one number or three
             "augment": {"name": "flip_crop"},
-            # Probability-free knobs of `augment.mix`: the Beta parameters; 0 switches one off.
+            # Arguments of `augment.mix`; `mixup` and `cutmix` are their Beta parameters, 0 is off.
             "mix": {
                 "mixup": 0.0,
                 "cutmix": 0.0,
                 "mode": "batch",
                 "probability": 1.0,
                 "switch_probability": 0.5,
+                "groups": 1,  # runs of rows that mix among themselves; see `augment.mix`
             },
             "repeats": 1,  # copies of an example, differently augmented, in an epoch
             "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4},
@@ -220,6 +221,11 @@ def check_train(config: ConfigDict) -> None:
             f"config.batch_size is {config.batch_size}; expected a multiple of "
             f"config.microbatches ({config.microbatches})"
         )
+    if config.batch_size % config.mix.groups:
+        raise ValueError(
+            f"config.batch_size is {config.batch_size}; expected a multiple of config.mix.groups "
+            f"({config.mix.groups})"
+        )
     first, last = config.profile or (1, 1)
     if not 0 < first <= last:
         raise ValueError(f"config.profile is {config.profile}; expected (first, last) step")
@@ -235,7 +241,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
     (("epochs",), lambda v: v > 0, "a positive number"),
     (
         ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "repeats",
-         "microbatches", "evaluators.examples", "loader.buffer"),
+         "microbatches", "evaluators.examples", "loader.buffer", "mix.groups"),
         lambda v: isinstance(v, int) and v > 0,
         "a positive whole number",
     ),

@@ -24,7 +24,7 @@ from noisy_fm.models import efficientnet, torch_file
 from noisy_fm.models.efficientnet import EfficientNetLite, StageSpec
 
 HERE = Path(__file__).parent
-REFERENCE = HERE / "reference" / "efficientnet_lite0.json"
+REFERENCE = HERE / "references" / "efficientnet_lite0.json"
 STAGES = (StageSpec(1, 3, 1, 1, 4), StageSpec(2, 5, 2, 2, 6))
 tiny = functools.partial(EfficientNetLite, stages=STAGES, stem_width=4, top_width=8)
 

@@ -1,4 +1,4 @@
-"""Writes tests/reference/efficientnet_lite0.json: logits of the PyTorch EfficientNet-Lite0.
+"""Writes tests/references/efficientnet_lite0.json: logits of the PyTorch EfficientNet-Lite0.
 
     python -m venv /tmp/reference
     /tmp/reference/bin/pip install numpy scikit-learn torch efficientnet-lite-pytorch \
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import sklearn.datasets
 
-OUT = Path(__file__).parents[1] / "tests/reference/efficientnet_lite0.json"
+OUT = Path(__file__).parents[1] / "tests/references/efficientnet_lite0.json"
 
 
 def inputs() -> np.ndarray:
