@@ -158,7 +158,7 @@ def write_json(path, value) -> None:
 def write_arrays(path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a .npz file of named arrays."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
     epath.Path(path).write_bytes(buffer.getvalue())
 
 

@@ -10,8 +10,6 @@ import inspect
 import json
 import os
 import re
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -348,93 +346,3 @@ def cache_compilations() -> None:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     jax.config.update("jax_compilation_cache_dir", os.path.join(home, "noisy_fm", "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def run_app(main: Callable, *, config_file: str | None = None, workdir: str | None = None) -> None:
-    """Parses `--config` and `--workdir`, runs `main(config, workdir)`, and words its failures.
-
-    A user's mistake is one line on stderr and exit code 2 (its traceback with `--traceback`);
-    Ctrl-C ends with 130 and SIGTERM with 143, after what was running has been saved.
-    """
-    from absl import app, flags, logging
-    from ml_collections import config_flags
-
-    from noisy_fm import hosts
-
-    flags.DEFINE_bool("traceback", False, "show where an error was raised")
-    flags.DEFINE_string("workdir", workdir, "folder for results; a run found there is resumed")
-    config_flags.DEFINE_config_file(
-        "config", config_file, "config file, `:arguments` after it; override with --config.KEY=…"
-    )
-    app.usage = lambda *args, **kwargs: _usage(main)  # type: ignore[assignment]
-
-    def parse(argv):
-        for path in (a.split("=", 1)[1].split(":")[0] for a in argv if a.startswith("--config=")):
-            if not os.path.isfile(path):
-                fail(f"there is no config file {path}")
-        try:
-            return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
-        except (flags.Error, *MISTAKES, AttributeError, TypeError, KeyError, ImportError) as error:
-            fail(_cause(error))
-
-    def wrapped(argv):
-        if len(argv) > 1:
-            fail(f"unexpected argument {argv[1]!r}; expected --config=FILE --workdir=DIR")
-        for name in ("config", "workdir"):
-            if not flags.FLAGS[name].value:
-                fail(f"--{name} is missing; see --help")
-        logging.set_verbosity(logging.WARNING)
-        signal.signal(signal.SIGTERM, _terminate)  # of several hosts JAX's own service takes it
-        try:
-            hosts.connect()
-            main(flags.FLAGS.config, flags.FLAGS.workdir)
-        except KeyboardInterrupt:
-            fail("interrupted; run the same line again to go on", 130)
-        except Terminated:
-            fail("terminated; run the same line again to go on", 143)
-        except MISTAKES as error:
-            if flags.FLAGS.traceback:
-                raise
-            fail(error)
-
-    app.run(wrapped, flags_parser=parse)
-
-
-class Terminated(BaseException):
-    """SIGTERM: the machine is being taken away."""
-
-
-# What a user can cause; anything else is a fault of ours and keeps its traceback.
-MISTAKES = (ValueError, OSError, FloatingPointError)
-
-
-def _cause(error: BaseException) -> object:
-    """What a config file raised, under the flag errors that wrap it with a traceback."""
-    while "Error whilst parsing config file" in str(error) and error.__context__ is not None:
-        error = error.__context__
-    inner = error.args[0] if error.args else None
-    if isinstance(inner, KeyError):  # how ml_collections says that a key does not exist
-        name, _, hint = str(inner.args[0]).partition("\n")
-        hint = f"{hint}; " if hint else ""
-        return (
-            f"the config has no key {name.strip(chr(39))!r}; {hint}extra arguments of model, "
-            "optimizer or noise are set in a config file"
-        )
-    return error
-
-
-def _terminate(signum, frame):
-    raise Terminated
-
-
-def _usage(main: Callable) -> None:
-    module = sys.modules[main.__module__]
-    print(inspect.getdoc(module))
-    print("\nflags: --config=FILE[:ARG=VALUE,…] --config.KEY=VALUE … --workdir=DIR --traceback")
-
-
-def fail(error: object, code: int = 2) -> None:
-    """Prints one line to stderr and ends the process."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code) if code in (130, 143) else sys.exit(code)

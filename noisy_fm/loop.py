@@ -13,8 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from noisy_fm import config as config_lib
-from noisy_fm import sharding
+from noisy_fm import app, sharding
 from noisy_fm.data import loader
 from noisy_fm.progress import Progress
 from noisy_fm.state import TrainState, shardings
@@ -192,7 +191,7 @@ class StopSignals:
         return self.caught is not None
 
     def error(self) -> BaseException:
-        return KeyboardInterrupt() if self.caught == signal.SIGINT else config_lib.Terminated()
+        return KeyboardInterrupt() if self.caught == signal.SIGINT else app.Terminated()
 
 
 class Watchdog:

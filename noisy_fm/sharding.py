@@ -116,12 +116,12 @@ def _spec(shape: Sequence[int], rule, mesh: Mesh, name: str) -> PartitionSpec:
     for axis in _axes(axes):
         if axis not in AXES:
             raise ValueError(unknown(f"mesh axis in the rule {rule} of {name}", axis, AXES))
-    for n, axis in zip(shape, axes, strict=True):
-        ways = math.prod(mesh.shape[a] for a in _axes([axis]))
+    for n, names in zip(shape, axes, strict=True):
+        ways = math.prod(mesh.shape[axis] for axis in _axes([names]))
         if n % ways:
             raise ValueError(
                 f"sharding rule {rule!r} splits {n} of {name} {tuple(shape)} into {ways} "
-                f"({axis}); expected a multiple"
+                f"({names}); expected a multiple"
             )
     return PartitionSpec(*axes)
 

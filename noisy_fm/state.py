@@ -1,6 +1,6 @@
 """What a training step changes, and the step itself: pure, jitted, laid out by rules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -47,7 +47,15 @@ class StatePlan(NamedTuple):
 
 
 def plan_state(
-    task: tasks.Task, make_tx: Callable, example: dict, *, mesh, trainable, rules, seeds, ema=False
+    task: tasks.Task,
+    make_tx: Callable,
+    example: Mapping,
+    *,
+    mesh,
+    trainable,
+    rules,
+    seeds,
+    ema=False,
 ) -> StatePlan:
     """How a fresh state looks on `mesh` by `rules`; nothing is computed, no device is touched.
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, evaluate, features, probe, records, report, spectrum, train
+from noisy_fm import app, checkpoint, evaluate, features, probe, records, report, spectrum, train
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
 
@@ -369,4 +369,4 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    config_lib.run_app(main)
+    app.run_app(main)

@@ -19,6 +19,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from noisy_fm import (
+    app,
     checkpoint,
     evaluators,
     features,
@@ -209,6 +210,7 @@ class Run:
             self.folder / "checkpoints", keep=config.keep_checkpoints, best=config.keep_best
         )
         found = self.saver.restore(abstract(made.state))
+        self.state: TrainState
         self.state, before = found or (made.state, self.meta)
         if before["manifest_hash"] != made.manifest.hash:
             raise ValueError(
@@ -275,12 +277,12 @@ class Run:
         batches.close()
         batch = {name: value[:PREVIEW] for name, value in batch.items()}
         shown = made.task.prepare_fn(batch, jax.random.key(config.seeds.dropout))["image"]
-        rows = dict(zip(made.source.ids.tolist(), made.source.labels.tolist(), strict=True))
-        captions = []
-        for example, label in zip(batch["id"].tolist(), batch["label"].tolist(), strict=True):
-            names, true = made.source.label_names, rows[example]
-            wrong = () if label == true else (f"is {names[true]}",)
-            captions.append((names[label], *wrong))
+        truth = loader.relabel(made.source.ids, made.source.labels)(batch)["label"]
+        names = made.source.label_names
+        captions = [
+            (names[given],) if given == true else (names[given], f"is {names[true]}")
+            for given, true in zip(batch["label"], truth, strict=True)
+        ]
         self.writers.image(
             self.start, "train/examples", pictures.contact_sheet(np.asarray(shown), captions)
         )
@@ -352,6 +354,7 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
 
 
 def main(config: ConfigDict, workdir: str) -> None:
+    config_lib.cache_compilations()
     _, made, result = run(config, workdir)
     if not hosts.first():
         return
@@ -363,4 +366,4 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    config_lib.run_app(main)
+    app.run_app(main)

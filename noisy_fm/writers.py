@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -104,7 +104,11 @@ class MLflow:
         self.client.set_terminated(self.id)
 
 
-WRITERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+WRITERS: dict[str, Callable[..., Writer]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+}
 
 
 class Writers:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "noisy_fm"
 LAYERS = (
     {"noise", "spectrum", "nmtune", "losses", "progress", "messages"},
     {"data", "models"},
-    {"config", "hosts", "sharding", "collectives", "optim", "checkpoint", "tasks"},
+    {"config", "app", "hosts", "sharding", "collectives", "optim", "checkpoint", "tasks"},
     {
         "state",
         "loop",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import toy
 
-from noisy_fm import checkpoint, config, optim, sharding, train
+from noisy_fm import app, checkpoint, config, optim, sharding, train
 from noisy_fm.data import loader
 
 
@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_saved_after_it()
 
 
 @pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGTERM, config.Terminated), (signal.SIGINT, KeyboardInterrupt)]
+    ("number", "error"), [(signal.SIGTERM, app.Terminated), (signal.SIGINT, KeyboardInterrupt)]
 )
 def test_a_signal_saves_the_step_it_came_at_and_then_stops(number, error):
     source, saved = toy.ToySource(), []

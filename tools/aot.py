@@ -30,6 +30,7 @@ from ml_collections import ConfigDict, config_flags
 
 from noisy_fm import checkpoint, collectives, flops, sharding, train
 from noisy_fm import config as config_lib
+from noisy_fm.app import fail
 
 GIB = 2**30
 
@@ -227,10 +228,10 @@ def main(argv) -> None:
         print(markdown([checkpoint.read_json(file) for file in files]))
         return
     if given.config is None:
-        config_lib.fail("--config is missing; expected --config=FILE, or --table=FOLDER")
+        fail("--config is missing; expected --config=FILE, or --table=FOLDER")
     generation = given.topology.partition(":")[0]
     if generation not in CHIPS:
-        config_lib.fail(f"--topology={given.topology}; expected v5e:16x16, v5p:4x4x8, v6e:16x16, …")
+        fail(f"--topology={given.topology}; expected v5e:16x16, v5p:4x4x8, v6e:16x16, …")
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=given.topology).devices
         config_lib.check_train(given.config)
@@ -243,7 +244,7 @@ def main(argv) -> None:
             utilization=given.utilization,
         )
     except ValueError as error:
-        config_lib.fail(error)
+        fail(error)
     out = {
         "topology": given.topology,
         "model": given.config.model.name,

@@ -7,7 +7,7 @@ whatever the number of hosts, threads, workers or restarts, so resuming is start
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -224,7 +224,7 @@ def _stream(dataset, source, damage, *, buffer, workers, threads) -> Batches:
 
 def to_device(
     batches: Iterable[Mapping[str, np.ndarray]], put: Callable[[Mapping], Any], *, ahead: int = 2
-) -> Iterator:
+) -> Generator:
     """Yields `put(batch)` for each batch, `ahead` of them on the device before they are asked for.
 
     A thread of its own reads and transfers, so both happen while the device computes. What it
