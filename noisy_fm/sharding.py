@@ -113,9 +113,9 @@ def _spec(shape: Sequence[int], rule, mesh: Mesh, name: str) -> PartitionSpec:
         fits = [i for i, n in enumerate(shape) if not axes[i] and n % mesh.shape["fsdp"] == 0]
         if fits:
             axes[max(fits, key=lambda i: shape[i])] = "fsdp"
-    for axis in _axes(axes):
-        if axis not in AXES:
-            raise ValueError(unknown(f"mesh axis in the rule {rule} of {name}", axis, AXES))
+    for given in _axes(axes):
+        if given not in AXES:
+            raise ValueError(unknown(f"mesh axis in the rule {rule} of {name}", given, AXES))
     for n, names in zip(shape, axes, strict=True):
         ways = math.prod(mesh.shape[axis] for axis in _axes([names]))
         if n % ways:
