@@ -96,10 +96,10 @@ def infer(tree, mesh: Mesh, rules: Sequence[tuple]):
 def _spec(shape: Sequence[int], rule, mesh: Mesh, name: str) -> PartitionSpec:
     axes: list = [None] * len(shape)
     if rule in ("column", "row"):
-        axis = len(shape) - (1 if rule == "column" else 2)
-        if axis < 0:
+        place = len(shape) - (1 if rule == "column" else 2)
+        if place < 0:
             raise ValueError(f"sharding rule {rule!r} is for matrices; {name} has shape {shape}")
-        axes[axis] = "tensor"
+        axes[place] = "tensor"
     elif isinstance(rule, str):
         if rule not in ("replicate", "fsdp"):
             raise ValueError(unknown("sharding rule", rule, NAMED))
