@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ import pytest
 
 from noisy_fm import hosts
 
+ROOT = Path(__file__).parent.parent
 # Sums in another order, in float32, through ten Adam steps; seen: 2e-7 in the losses.
 RELATIVE = 5e-6
 CLUSTER = ("JAX_", "SLURM_", "OMPI_", "KUBERNETES_", "TPU_", "MEGASCALE_")
@@ -26,16 +29,15 @@ def alone() -> dict[str, str]:
     }
 
 
-def together(plan: list[dict], folder: Path, *, processes: int = 2) -> list[dict]:
-    """What process 0 says of `plan`, run by several processes of two devices each."""
-    file = folder / "plan.json"
-    file.write_text(json.dumps(plan))
+def joined(command: list[str], *, processes: int = 2) -> list[subprocess.Popen]:
+    """Several processes of one run, started."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    started = [
+    return [
         subprocess.Popen(
-            [sys.executable, multihost.__file__, str(file)],
+            [sys.executable, *command],
+            cwd=ROOT,
             env=alone()
             | {
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
@@ -48,6 +50,13 @@ def together(plan: list[dict], folder: Path, *, processes: int = 2) -> list[dict
         )
         for index in range(processes)
     ]
+
+
+def together(plan: list[dict], folder: Path) -> list[dict]:
+    """What process 0 says of `plan`, run by two processes of two devices each."""
+    file = folder / "plan.json"
+    file.write_text(json.dumps(plan))
+    started = joined([multihost.__file__, str(file)])
     try:
         said = [process.communicate(timeout=300) for process in started]
     finally:
@@ -136,6 +145,34 @@ def connect(**variables) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code], env=alone() | variables, capture_output=True, text=True
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_preempted_host_stops_all_at_one_saved_step_and_they_go_on(told, tmp_path):
+    workdir = tmp_path / "run"
+    command = [
+        *("-m", "noisy_fm.train", "--config=configs/pretrain/emoji.py:noise_rate=0.2"),
+        *(f"--workdir={workdir}", "--config.data.domain=('noto',)", "--config.epochs=3.0"),
+        "--config.checkpoint_every=20",
+    ]
+
+    def steps():
+        names = [path.name for path in (workdir / "checkpoints").glob("*")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    started = joined(command)
+    while not steps() and all(process.poll() is None for process in started):
+        time.sleep(0.05)
+    started[told].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [143, 143], said
+    assert 20 <= steps()[-1] < 78
+    saved = steps()[-1]
+    started = joined(command)
+    said = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert json.loads((workdir / "result.json").read_text())["resumed_at"] == saved
 
 
 def test_alone_nothing_is_joined():
