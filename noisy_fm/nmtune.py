@@ -237,7 +237,9 @@ def _off_diagonal(matrix):
 def _svd_by_eigh(gram, top_k, k, mask):
     """L_SVD and W with dL_SVD/dZ = W Z (or Z W), from the eigenvectors of the Gram matrix."""
     eigenvalues, vectors = jnp.linalg.eigh(gram)
-    inverse = _inverse_sqrt(eigenvalues, eigenvalues[-1])
+    # Each masked row adds a null vector, whose eigenvalue is rounding: the smallest do not count.
+    live = jnp.arange(len(gram)) >= jnp.sum(1 - mask)
+    inverse = jnp.where(live, _inverse_sqrt(eigenvalues, eigenvalues[-1]), 0)
     sigma = eigenvalues * inverse
     total = jnp.maximum(jnp.sum(sigma), _tiny(gram))
     ratio = jnp.minimum(jnp.sum(sigma[-top_k:]) / (k * total), 1)

@@ -235,6 +235,12 @@ def test_mask_is_removal_of_rows(preset, shape, method):
     assert not np.any(gradient[~keep])
 
 
+def test_masked_rows_add_nothing_to_the_sum_of_singular_values():
+    z, mask = features(24, 300, mean=0), np.arange(24) % 3 > 0
+    value = nmtune.singular_value_loss(z, mask=mask, method="eigh")
+    assert relative(value, svd(z[mask], 1)) < 2e-6
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_too_few_rows_that_count(rows):
     z = features(8, 12)
