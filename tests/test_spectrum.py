@@ -220,6 +220,14 @@ def test_masked_rows_do_not_count_whatever_is_in_them():
     )
 
 
+def test_masked_rows_do_not_enter_the_class_alignment():
+    x = np.random.default_rng(0).normal(size=(30, 4))
+    labels, mask = np.arange(30) % 2, np.arange(30) > 1
+    x[0], x[1] = np.nan, np.inf
+    found = spectrum.summary(x, labels=labels, mask=mask)["class_alignment"]
+    assert found == spectrum.summary(x[2:], labels=labels[2:])["class_alignment"]
+
+
 def test_half_precision_is_raised_before_it_is_squared():
     x = (power_law(100, 16) * 1e4).astype(np.float16)
     np.testing.assert_allclose(spectrum.singular_values(x), by_hand(x, False, False), rtol=1e-10)
@@ -528,6 +536,14 @@ def test_every_format_gives_the_same_features(tmp_path):
     x = power_law(40, 7).astype(np.float32)
     for source in write_all(tmp_path, x):
         np.testing.assert_array_equal(spectrum.load_features(source), x)
+
+
+def test_large_lists_in_parquet_are_features(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    column = pa.array(list(x), pa.large_list(pa.float64()))
+    pq.write_table(pa.table({"features": column}), tmp_path / "x.parquet")
+    np.testing.assert_array_equal(spectrum.load_features(tmp_path / "x.parquet"), x)
 
 
 def test_damaged_and_wrong_files_get_one_line(tmp_path):

@@ -76,9 +76,9 @@ def summary(
         count = len(np.unique(labels)) if top_k is None else top_k
         if count < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        left = state.left_vectors(x, top_k=count)
         keep = slice(None) if mask is None else np.asarray(mask).astype(bool)
-        alignment = class_alignment(left[keep], np.asarray(labels)[keep])
+        left = state.left_vectors(np.asarray(x)[keep], top_k=count)
+        alignment = class_alignment(left, np.asarray(labels)[keep])
         result["class_alignment"] = float(alignment.mean())
     return result
 

@@ -143,7 +143,9 @@ def _read_parquet(path, key=None):
     lists = [
         field.name
         for field in table.schema
-        if pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+        if pa.types.is_list(field.type)
+        or pa.types.is_large_list(field.type)
+        or pa.types.is_fixed_size_list(field.type)
     ]
     if len(lists) > 1:
         raise _FormatError(f"expected one column of lists, it has {', '.join(lists)}")
