@@ -546,6 +546,35 @@ def test_large_lists_in_parquet_are_features(tmp_path):
     np.testing.assert_array_equal(spectrum.load_features(tmp_path / "x.parquet"), x)
 
 
+def test_a_column_of_lists_is_picked_by_name_and_has_no_gaps(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    a, tags = pa.array(list(x), pa.list_(pa.float32(), 3)), pa.array([["t"]] * 5)
+    gaps = pa.array([*x[:2].tolist(), None, None, [1, 2, 3]])
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"a": a, "b": list(2 * x), "gaps": gaps, "tags": tags}), path)
+    np.testing.assert_array_equal(spectrum.load_features(f"{path}:b"), 2 * x)
+    for source, message in {
+        path: "name one as FILE:NAME; it has a, b, gaps$",
+        f"{path}:c": "no column of lists 'c': it has a, b, gaps$",
+        f"{path}:gaps": r"'gaps' has no list \(null\) in 2 of 5 rows, the first at row 2",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            spectrum.load_features(source)
+    pq.write_table(pa.table({"a": a, "tags": tags}), path)
+    np.testing.assert_array_equal(spectrum.load_features(path), x)
+
+
+def test_command_says_which_plain_columns_are_features(tmp_path, capsys):
+    frame = pd.DataFrame(power_law(60, 7), columns=[f"f{i}" for i in range(7)])
+    frame.assign(label="cat").to_parquet(tmp_path / "x.parquet")
+    assert main(["--no-intervals", str(tmp_path / "x.parquet")]) == 0
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "x.parquet: no column of lists; features are all 7 floating-point columns (f0 … f6); "
+        "left out: label"
+    )
+
+
 def test_damaged_and_wrong_files_get_one_line(tmp_path):
     x = power_law(400, 7)
     for source in write_all(tmp_path, x):
@@ -625,6 +654,30 @@ def test_command_checks_the_page_before_the_work(tmp_path, capsys):
         assert "missing.npy" not in error
         assert error.startswith(f"error: {out}")
         assert error.count("\n") == 1
+
+
+def test_a_page_overwrites_no_features_and_a_failed_run_leaves_none(tmp_path, capsys):
+    x = power_law(60, 7)
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", x)
+    a, b = str(tmp_path / "a.npy"), str(tmp_path / "b.npy")
+    for sources, message in {(b,): "ends in .html or .htm", (a, b): "is one of the inputs"}.items():
+        assert main([*sources, "--out", a]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {a}")
+        assert message in error
+        assert error.count("\n") == 1
+    (tmp_path / "link.html").symlink_to(a)
+    with pytest.raises(ValueError, match="is one of the inputs"):
+        spectrum.report({"a": spectrum.load_features(a)}, tmp_path / "link.html")
+    with pytest.raises(ValueError, match=r"ends in \.html or \.htm"):
+        spectrum.report(x, a)
+    np.testing.assert_array_equal(np.load(a), x)
+    assert main([str(tmp_path / "missing.npy"), "--out", str(tmp_path / "r.html")]) == 1
+    assert not (tmp_path / "r.html").exists()
+    (tmp_path / "r.html").write_text("an earlier page")
+    assert main([str(tmp_path / "missing.npy"), "--out", str(tmp_path / "r.html")]) == 1
+    assert (tmp_path / "r.html").read_text() == "an earlier page"
 
 
 def test_command_gives_intervals_and_says_that_features_are_constant(tmp_path, capsys):

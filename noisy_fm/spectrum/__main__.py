@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from noisy_fm.spectrum.files import load_features
+from noisy_fm.spectrum.files import columns_taken, load_features, split_key
 from noisy_fm.spectrum.moments import CONVENTIONS
 from noisy_fm.spectrum.report import measure, page, prepare_page, table
 
@@ -25,9 +25,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="FEATURES",
         help=".npy, .npz, .parquet, .safetensors or a feature-store folder, [n d]; FILE:KEY picks "
-        "an array of an .npz or .safetensors; NAME=FILE names it in the report",
+        "an array of an .npz or .safetensors, or a column of lists of a .parquet; NAME=FILE names "
+        "it in the report",
     )
-    parser.add_argument("--out", metavar="HTML", help="write the page here; its folder is made")
+    parser.add_argument("--out", metavar="HTML", help="write the page here, a name in .html")
     parser.add_argument(
         "--convention",
         choices=sorted(CONVENTIONS),
@@ -55,6 +56,9 @@ def load_named(sources: list[str]) -> dict:
         if name in named:
             raise ValueError(f"{name}: given twice; name them apart as NAME=FILE")
         named[name] = load_features(file)
+        taken = columns_taken(file)
+        if taken:
+            print(f"{name}: {taken}", file=sys.stderr)
     return named
 
 
@@ -84,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         if args.out:
-            prepare_page(args.out)
+            prepare_page(args.out, [split_key(_split(s)[1])[0] for s in args.features])
         features = load_named(args.features)
         measured = measure(
             features,

@@ -19,14 +19,15 @@ def load_features(source: str | Path) -> np.ndarray:
     """The [n d] features in a file or feature-store folder; memory-mapped where the format allows.
 
     `.npy`; `.npz` and `.safetensors`: their one 2-D array, or the one named after a colon
-    (`file.npz:train`); `.parquet`: a column of lists if there is one, else all columns of floating
-    point; a folder with `features.npy` and `meta.json` (of [n v d] views, the first).
+    (`file.npz:train`); `.parquet`: its one column of lists of numbers, or the one named after a
+    colon, or else all columns of floating point; a folder with `features.npy` and `meta.json`
+    (of [n v d] views, the first).
 
     Raises:
       FileNotFoundError: no such file. ValueError: not of these, unreadable, truncated, or no
       (single) 2-D array in it.
     """
-    path, key = _split(str(source))
+    path, key = split_key(str(source))
     if not path.exists():
         raise FileNotFoundError(f"no such features: {path}")
     try:
@@ -52,9 +53,10 @@ class _FormatError(Exception):
     """A readable file with the wrong thing in it."""
 
 
-def _split(source: str) -> tuple[Path, str | None]:
+def split_key(source: str) -> tuple[Path, str | None]:
+    """(FILE, KEY) of FILE:KEY, for the formats that have keys."""
     path, colon, key = source.rpartition(":")
-    if colon and Path(path).suffix in (".npz", ".safetensors"):
+    if colon and Path(path).suffix in (".npz", ".parquet", ".safetensors"):
         return Path(path), key
     return Path(source), None
 
@@ -136,26 +138,68 @@ def _numbers(arrays, name) -> np.ndarray:
 
 
 def _read_parquet(path, key=None):
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
-    lists = [
-        field.name
-        for field in table.schema
-        if pa.types.is_list(field.type)
-        or pa.types.is_large_list(field.type)
-        or pa.types.is_fixed_size_list(field.type)
-    ]
-    if len(lists) > 1:
-        raise _FormatError(f"expected one column of lists, it has {', '.join(lists)}")
+    lists, floats, _ = _columns(pq.read_schema(path))
+    if key is not None and key not in lists:
+        raise _FormatError(f"no column of lists {key!r}: it has {', '.join(lists) or 'none'}")
+    if key is None and len(lists) > 1:
+        raise _FormatError(
+            f"expected one column of lists, or name one as FILE:NAME; it has {', '.join(lists)}"
+        )
     if lists:
-        column = table[lists[0]].combine_chunks()
-        if table.num_rows and len({*column.value_lengths().to_pylist()}) != 1:
-            raise _FormatError(f"the lists in column {lists[0]!r} differ in length")
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-    names = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    if not names:
-        raise _FormatError("no column of lists and no floating-point columns")
-    columns = [table[name].to_numpy() for name in names]
-    return np.column_stack(columns)
+        name = lists[0] if key is None else key
+        return _list_column(pq.read_table(path, columns=[name])[name].combine_chunks(), name)
+    if not floats:
+        raise _FormatError("no column of lists of numbers and no floating-point columns")
+    table = pq.read_table(path, columns=floats)
+    return np.column_stack([table[name].to_numpy() for name in floats])
+
+
+def _columns(schema) -> tuple[list[str], list[str], list[str]]:
+    """Names of the columns of lists of numbers, of floating point, and of anything else."""
+    import pyarrow as pa
+
+    def of_numbers(kind) -> bool:
+        is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        if not any(test(kind) for test in is_list):
+            return False
+        return pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+
+    lists = [field.name for field in schema if of_numbers(field.type)]
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    return lists, floats, [name for name in schema.names if name not in {*lists, *floats}]
+
+
+def _list_column(column, name: str) -> np.ndarray:
+    """[n d] of n lists of d numbers, an Arrow array."""
+    if column.null_count:
+        first = column.is_null().index(True).as_py()
+        raise _FormatError(
+            f"column {name!r} has no list (null) in {column.null_count} of {len(column)} rows, "
+            f"the first at row {first}: leave those rows out"
+        )
+    if not len(column):
+        raise _FormatError(f"column {name!r} has no rows")
+    if len({*column.value_lengths().to_pylist()}) != 1:
+        raise _FormatError(f"the lists in column {name!r} differ in length")
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def columns_taken(source: str | Path) -> str:
+    """Which columns of a .parquet without lists are the features, in a line; "" for all else."""
+    path, key = split_key(str(source))
+    if path.suffix != ".parquet" or key is not None:
+        return ""
+    import pyarrow.parquet as pq
+
+    lists, floats, others = _columns(pq.read_schema(path))
+    if lists:
+        return ""
+    several = len(floats) > 1
+    which = f"{floats[0]} … {floats[-1]}" if several else floats[0]
+    left = f"; left out: {', '.join(others[:5])}{', …' * (len(others) > 5)}" if others else ""
+    return (
+        f"no column of lists; features are {'all ' * several}{len(floats)} floating-point "
+        f"column{'s' * several} ({which}){left}"
+    )

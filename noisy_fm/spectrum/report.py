@@ -3,7 +3,7 @@
 import html
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -73,12 +73,15 @@ def report(features: Mapping[str, object] | object, path: str | Path, **options)
     `options` as in `measure` (intervals, groups, center, normalize, convention, progress).
 
     Raises:
-      ValueError: as `summary`, with the name of the features at fault.
-      OSError: `path` cannot be written, before anything is computed. Its folder is made.
+      ValueError: as `summary`, with the name of the features at fault; `path` does not end in
+        .html or .htm, or is the file of memory-mapped features.
+      OSError: `path` cannot be written. Both are told before anything is computed; its folder is
+        made.
     """
     if not isinstance(features, Mapping):
         features = {"features": features}
-    path = prepare_page(path)
+    mapped = [file for x in features.values() if (file := getattr(x, "filename", None))]
+    path = prepare_page(path, mapped)
     measured = measure(features, **options)
     path.write_text(page(*measured), encoding="utf-8")
     return measured[1]
@@ -129,16 +132,28 @@ def page(spectra, summaries, bounds, bands) -> str:
 """
 
 
-def prepare_page(path: str | Path) -> Path:
-    """The path of a page to be, its folder made; OSError, in one line, if it cannot be written."""
+def prepare_page(path: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
+    """The path of a page to be, its folder made; nothing else is written.
+
+    Raises, in one line: ValueError for one of `inputs` or a name that is not of an HTML file,
+    OSError for a place that cannot be written.
+    """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected the page's file, as in report.html")
+    target = path.resolve()
+    if any(target == Path(source).resolve() for source in inputs):
+        raise ValueError(f"{path} is one of the inputs: the page would overwrite it")
+    if not {path.suffix.lower(), target.suffix.lower()} <= {".html", ".htm"}:
+        raise ValueError(f"{path}: the page is HTML; expected a name that ends in .html or .htm")
+    new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a", encoding="utf-8").close()
     except OSError as error:
         raise OSError(f"{path}: cannot write the page there ({error.strerror})") from None
+    if new:  # an empty page would outlive a run that fails
+        path.unlink()
     return path
 
 
