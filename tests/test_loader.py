@@ -89,7 +89,7 @@ def test_memory_is_used_again_but_never_a_batch_that_is_held(source):
         row = copy["image"][0]  # a view holds its batch too
         held = row.copy()
         del copy
-        next_one = source.crops([1, 2], 0, seed=9)
+        next_one = source.crops([1, 2], [0, 1], seed=9)
         assert next_one["image"].any()
         assert np.array_equal(row, held)
         del row
@@ -121,6 +121,12 @@ def test_resuming_on_other_hosts_and_threads_gives_the_same_batches(source, host
             for h in range(hosts)
         ]
         assert_same(side_by_side(shares), expected[start:])
+
+
+def test_rows_that_do_not_stand_together_are_cropped_as_in_the_whole_batch(source):
+    rows = np.array([0, 2, 5])
+    share = [{name: value[rows] for name, value in batch.items()} for batch in train(source)]
+    assert_same(train(source, rows=rows), share)
 
 
 def test_resuming_with_other_workers_gives_the_same_batches(source):

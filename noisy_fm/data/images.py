@@ -95,7 +95,7 @@ class ImageSource:
     def crops(
         self,
         indices,
-        first: int,
+        places,
         *,
         seed: int,
         threads: int = 1,
@@ -104,15 +104,16 @@ class ImageSource:
     ):
         """A random crop of each example at `indices` [b] as a batch: image, extent, label, id.
 
-        `first` is the place of the first in the endless training order; a box depends on (seed,
-        place) and the image's shape alone. An unreadable file raises ValueError, or, if there is a
+        `places` [b] are theirs in the endless training order; a box depends on (seed, place) and
+        the image's shape alone. An unreadable file raises ValueError, or, if there is a
         list `damaged`, (index, reason) is appended to it and the storage's next readable example
         stands in, with its own id and label. `memory` lends the canvases of batches long gone.
         """
         shape = (len(indices), self.canvas, self.canvas, 3)
         image, before = (memory or Canvases()).lend(shape)
         extent = np.zeros((len(indices), 2), np.int32)
-        draws = decode.uniforms(seed, first, len(indices))
+        first, last = int(np.min(places)), int(np.max(places))  # of one batch: near each other
+        draws = decode.uniforms(seed, first, last + 1 - first)[np.asarray(places) - first]
 
         def render(index, row, out):
             content = self.storage.read(index)
@@ -190,11 +191,13 @@ class Canvases:
         with self.lock:
             for pair in self.kept:
                 if pair[0].shape == shape and _references(pair) == IDLE:
-                    return pair
-            pair = np.zeros(shape, np.uint8), np.zeros((shape[0], 2), np.int32)
-            if len(self.kept) < self.MOST:
-                self.kept.append(pair)
-            return pair
+                    break
+            else:
+                pair = np.zeros(shape, np.uint8), np.zeros((shape[0], 2), np.int32)
+                if len(self.kept) < self.MOST:
+                    self.kept.append(pair)
+            image, extent = pair  # referred to before another thread may look
+        return image, extent
 
 
 def _references(pair: tuple) -> int:

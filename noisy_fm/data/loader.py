@@ -160,7 +160,7 @@ class _Fetch:
             batch = self.source.take(indices)
         else:
             batch = self.source.crops(
-                indices, int(positions[0]), seed=self.seed, threads=self.threads,
+                indices, positions, seed=self.seed, threads=self.threads,
                 damaged=damaged, memory=self.canvases,
             )  # fmt: skip
         return (self.corrupt(batch) if self.corrupt else batch), damaged

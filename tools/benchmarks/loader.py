@@ -142,7 +142,7 @@ class _Crops:
         return len(self.source)
 
     def __getitem__(self, index):
-        batch = self.source.crops([index], index, seed=0)
+        batch = self.source.crops([index], [index], seed=0)
         return {name: value[0] for name, value in batch.items()}
 
 
