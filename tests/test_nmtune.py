@@ -320,3 +320,15 @@ def test_neither_a_wide_covariance_nor_a_wide_decomposition_is_formed():
 def test_mistakes_get_one_line(call, message):
     with pytest.raises(ValueError, match=message):
         call(features(6, 8))
+
+
+@pytest.mark.parametrize("method", ["eigh", "matmul"])
+@pytest.mark.parametrize("scale", [1e-12, 1e-5, 1e5, 1e10])
+def test_the_singular_value_term_does_not_depend_on_the_scale(method, scale):
+    z = np.random.default_rng(0).standard_normal((96, 128)).astype(np.float32)
+    loss = jax.value_and_grad(lambda z: nmtune.singular_value_loss(z, 5, method=method))
+    value, gradient = loss(jnp.asarray(z * np.float32(scale)))
+    sigma = np.linalg.svd(z.astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(value, -sigma[:5].mean() / sigma.sum(), rtol=1e-5)
+    whole = loss(jnp.asarray(z))[1]
+    np.testing.assert_allclose(gradient * np.float32(scale), whole, rtol=1e-3, atol=1e-8)
