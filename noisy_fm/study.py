@@ -211,7 +211,9 @@ def spectrum_row(x: np.ndarray, groups, config: ConfigDict) -> dict:
         "n": len(x),
         "singular_values": [float(v) for v in spectrum.singular_values(x, **settings)],
         "metrics": {
-            name: {"value": i.value, "low": i.low, "high": i.high} for name, i in intervals.items()
+            name: {"value": i.value, "low": i.low, "high": i.high}
+            for name, i in intervals.items()
+            if np.isfinite([i.value, i.low, i.high]).all()  # α of a spectrum too short for it
         },
     }
 

@@ -1,4 +1,5 @@
 import jax
+import jax.flatten_util
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -402,3 +403,30 @@ def test_selection_uses_a_part_of_the_training_set_only():
     assert not set(groups[by_group.validation]) & set(np.delete(groups, by_group.validation))
     with pytest.raises(ValueError, match=r"validation must lie in \(0, 1\)"):
         probe.select(*TRAIN, candidates, num_classes=CLASSES, validation=1.5)
+
+
+def test_a_head_that_diverges_is_told_and_never_chosen():
+    rng = np.random.default_rng(0)
+    features = (1e18 * rng.standard_normal((60, 8))).astype(np.float32)
+    labels = np.arange(60) % 2
+    heads = [
+        probe.Head("lp", learning_rate=1e30, epochs=2),
+        probe.Head("lp", learning_rate=1e-12, epochs=2),
+    ]
+    with pytest.warns(RuntimeWarning, match="1 of 2 heads diverged.*learning_rate"):
+        chosen = probe.select(features, labels, heads, num_classes=2)
+    assert chosen.scores[0] == -np.inf
+    assert chosen.best.head is heads[1]
+
+
+def test_every_seed_that_scikit_learn_takes_is_taken():
+    features = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    heads = [probe.Head("lp", seed=s, epochs=1) for s in (2**31 - 1, 2**31, 2**32 - 1)]
+    results = probe.fit_heads(features, np.arange(20) % 2, heads, num_classes=2)
+    kernels = [
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(r.parameters)]) for r in results
+    ]
+    assert not np.allclose(kernels[0], kernels[1])
+    assert not np.allclose(kernels[1], kernels[2])
+    with pytest.raises(ValueError, match="seed must lie in"):
+        probe.Head("lp", seed=2**32)

@@ -6,6 +6,7 @@ run in one compiled loop, and the features are gathered from one resident copy.
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -44,6 +45,11 @@ class Result:
     losses: np.ndarray
     examples: int
     steps: int
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the training loss was not finite, so that the predictions mean nothing."""
+        return not np.isfinite(self.losses).all()
 
     def transform(self, features) -> np.ndarray:
         """Z [n d] of features [n d] (the first view of [n v d]); F itself for a linear head."""
@@ -145,6 +151,14 @@ def fit_plans(
                 members, fit(features, chosen, key, num_classes, **options), strict=True
             ):
                 results[i] = result
+    diverged = [r.head for r in results if r is not None and r.diverged]
+    if diverged:
+        warnings.warn(
+            f"{len(diverged)} of {len(plans)} heads diverged: their loss is not finite. The first: "
+            f"{diverged[0]}. A lower learning_rate or standardised features usually help",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return results  # type: ignore[return-value]  # every place is filled
 
 
@@ -290,7 +304,7 @@ def _placement(devices):
 
 def _lanes_within(budget: int, start, rows: int, layout: str, width: int) -> int:
     """How many lanes fit: parameters, gradient and two moments, and the activations of a batch."""
-    shapes = jax.tree.leaves(jax.eval_shape(start, seed=0)["params"])
+    shapes = jax.tree.leaves(jax.eval_shape(start, seed=np.uint32(0))["params"])
     hidden = 0 if layout == "linear" else 8 * width
     each = 4 * (5 * sum(a.size for a in shapes) + rows * (4 * width + 2 * hidden))
     return max(1, int(budget // each))

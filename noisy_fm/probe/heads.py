@@ -71,6 +71,7 @@ class Head:
         _between("fraction", self.fraction, 0, 1, above=True)
         _between("label_noise", self.label_noise, 0, 1, below=True)
         _whole("seed", self.seed, 0)
+        _between("seed", self.seed, 0, 2**32 - 1)
         _whole("epochs", self.epochs, int(trained))
         _whole("batch_size", self.batch_size, 1)
         _whole("neighbors", self.neighbors, 1)

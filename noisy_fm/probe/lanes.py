@@ -25,8 +25,9 @@ class Lanes:
     def active(self) -> list[int]:
         return [lane for lane, queue in enumerate(self.queues) if queue]
 
-    def seed(self, lane: int) -> int:
-        return self.plans[self.queues[lane][0]].head.seed if self.queues[lane] else 0
+    def seed(self, lane: int) -> np.uint32:
+        # Unsigned: JAX takes a plain int for a signed one, and half of the seeds do not fit.
+        return np.uint32(self.plans[self.queues[lane][0]].head.seed if self.queues[lane] else 0)
 
     def chunk(self) -> int:
         """Steps until the next head is done, at most `most`."""

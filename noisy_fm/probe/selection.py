@@ -68,7 +68,7 @@ def select(
         keep_parameters=False,
         **settings,
     )
-    scores = np.array([result.metrics["validation"][metric] for result in tried])
+    scores = np.array([-np.inf if r.diverged else r.metrics["validation"][metric] for r in tried])
     best: Head = heads[int(scores.argmax())]
     (final,) = fit_heads(
         features, labels, [best], num_classes=num_classes, test_sets=test_sets, ids=ids, **settings
