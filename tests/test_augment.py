@@ -202,6 +202,7 @@ def test_the_pipeline_gives_pillows_images(canvases, name):
         np.testing.assert_array_equal(ours, np.round(ours))
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch_or_on_the_devices(canvases):
     images, extents = canvases
     pipeline = augment.imagenet(size=48, policy=RAND, erase=0.5)

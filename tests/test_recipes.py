@@ -122,6 +122,7 @@ def ten_losses(recipe, monkeypatch):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_ten_steps_have_the_recorded_losses(recipe, monkeypatch):
     losses = ten_losses(recipe, monkeypatch)
