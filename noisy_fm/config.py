@@ -195,6 +195,8 @@ def check_arguments(
 
 def check_train(config: ConfigDict) -> None:
     """Raises one clear line for a training config that cannot run."""
+    from noisy_fm.spectrum import METRICS
+
     check_keys(config, train())
     choices = {
         "loss.name": (config.loss.name, LOSSES),
@@ -224,6 +226,14 @@ def check_train(config: ConfigDict) -> None:
             f"config.batch_size is {config.batch_size}; expected a multiple of config.mix.groups "
             f"({config.mix.groups})"
         )
+    measured = [
+        *("loss", "accuracy"),
+        *(("memorised", "resisted") if config.evaluators.memorised else ()),
+        *(("probe",) if config.evaluators.probe else ()),
+        *(f"spectrum/{name}/{m}" for name in config.evaluators.spectrum for m in METRICS),
+    ]
+    if config.keep_best and config.keep_best not in measured:
+        raise ValueError(unknown("config.keep_best", config.keep_best, measured))
     first, last = config.profile or (1, 1)
     if not 0 < first <= last:
         raise ValueError(f"config.profile is {config.profile}; expected (first, last) step")

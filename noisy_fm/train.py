@@ -176,6 +176,13 @@ def make_evaluators(config: ConfigDict, made: Setup) -> dict[str, evaluators.Eva
             **layout,
         )
     if wanted.probe:
+        features.check_names(
+            made.task,
+            made.state.variables,
+            made.eval_source,
+            [wanted.probe],
+            where="config.evaluators.probe",
+        )
         chosen["probe"] = evaluators.probe(
             made.task, made.source, made.eval_source, feature=wanted.probe, most=most, **layout
         )
@@ -196,10 +203,6 @@ class Run:
         self.evaluators = make_evaluators(config, made)  # may find a mistake
         plain = config_lib.plain(config)
         checkpoint.claim(self.folder, "config.json", plain, differences=config_lib.differences)
-        if hosts.first():
-            made.manifest.save(self.folder / "noise.npz")
-            overview = parameter_overview.get_parameter_overview(made.state.variables[0])
-            (self.folder / "parameters.txt").write_text(f"{overview}\n")
         self.meta = {
             "config": plain,
             "config_hash": config_lib.hash_of(config),
@@ -209,7 +212,10 @@ class Run:
         self.saver = checkpoint.Checkpointer(
             self.folder / "checkpoints", keep=config.keep_checkpoints, best=config.keep_best
         )
-        found = self.saver.restore(abstract(made.state))
+        target = abstract(made.state)
+        if self.saver.steps:  # there may be no room for two states
+            jax.tree.map(lambda leaf: leaf.delete(), made.state)
+        found = self.saver.restore(target)
         self.state: TrainState
         self.state, before = found or (made.state, self.meta)
         if before["manifest_hash"] != made.manifest.hash:
@@ -217,6 +223,13 @@ class Run:
                 f"{workdir} was trained under other noise (manifest {before['manifest_hash']}, now "
                 f"{made.manifest.hash}): the data changed; choose another --workdir"
             )
+        if hosts.first():
+            made.manifest.save(self.folder / "noise.npz")
+            # No values: this process may hold but a part of them.
+            overview = parameter_overview.get_parameter_overview(
+                self.state.variables[0], include_stats="sharding"
+            )
+            (self.folder / "parameters.txt").write_text(f"{overview}\n")
         self.start = int(self.state.step)
         self.began = time.perf_counter() - before.get("seconds", 0.0)
         self.writers = writers.Writers(config.writers, self.folder, start=self.start, config=plain)
@@ -229,7 +242,7 @@ class Run:
         """Three times the forward pass of a batch (see `flops.count`)."""
         example = self.made.eval_source.take(np.zeros(1, int))
         predict = functools.partial(self.made.task.predict_fn, batch=example)
-        one = flops.count(lambda v: predict(*v)["logits"], abstract(self.made.state.variables))
+        one = flops.count(lambda v: predict(*v)["logits"], abstract(self.state.variables))
         return 3 * one * self.config.batch_size
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -293,7 +306,7 @@ class Run:
             **self.meta,
             "steps": self.made.steps,
             "num_params": optim.count(state.params) + optim.count(state.frozen),
-            "eval": self.metrics,
+            "eval": {k: v if np.isfinite(v) else None for k, v in self.metrics.items()},
             "skipped": int(state.skipped),
             "unreadable": self.batches.damage.ids,
             "duration_s": round(time.perf_counter() - self.began, 2),

@@ -29,7 +29,7 @@ class TensorBoard:
     """Event files; on resume, what was written past `start` is dropped."""
 
     def __init__(self, folder, start: int, config: Mapping):
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def scalars(self, step, values):
         for key, value in values.items():

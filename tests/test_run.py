@@ -46,21 +46,24 @@ def done(tmp_path_factory):
     return folder, cfg, state, made, result
 
 
-def events(folder):
-    """{tag: [(step, value), …]} of a TensorBoard folder; of pictures the value is their PNG."""
-    found = {}
+def records(folder):
+    """The events in a TensorBoard folder, oldest first."""
     for file in sorted((folder / "tensorboard").glob("events.*")):
         data, at = file.read_bytes(), 0
         while at < len(data):  # length, its checksum, record, its checksum
             length = int.from_bytes(data[at : at + 8], "little")
-            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
-            for value in event.summary.value:
-                kind = value.WhichOneof("value")
-                content = (
-                    value.image.encoded_image_string if kind == "image" else value.simple_value
-                )
-                found.setdefault(value.tag, []).append((event.step, content))
+            yield event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
             at += length + 16
+
+
+def events(folder):
+    """{tag: [(step, value), …]} of a TensorBoard folder; of pictures the value is their PNG."""
+    found = {}
+    for event in records(folder):
+        for value in event.summary.value:
+            kind = value.WhichOneof("value")
+            content = value.image.encoded_image_string if kind == "image" else value.simple_value
+            found.setdefault(value.tag, []).append((event.step, content))
     return found
 
 
@@ -177,8 +180,11 @@ def test_a_run_stopped_with_an_average_and_microbatches_resumes_to_the_same_bits
         patch.setattr(train.Run, "evaluate", stop_at_20)
         with pytest.raises(StoppedError):
             train.run(cfg, str(tmp_path))
-    state, _, result = train.run(cfg, str(tmp_path))
+    state, made, result = train.run(cfg, str(tmp_path))
     assert result["resumed_at"] == 20
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(made.state.params))
+    # TensorBoard forgets what the stopped run logged from here on: not the values of step 20.
+    assert [event.step for event in records(tmp_path) if event.HasField("session_log")] == [1, 21]
     jax.tree.map(np.testing.assert_array_equal, toy.host(whole), toy.host(state))
 
 
@@ -229,6 +235,8 @@ def test_writers_that_cannot_write_are_named(names, message):
         ({"ema": 1.5}, r"config\.ema is 1\.5"),
         ({"mix__mode": "pair"}, "mix.mode"),
         ({"evaluators__spectrum": ("pre_logit",)}, "did you mean 'pre_logits'"),
+        ({"evaluators__probe": "pre_logit"}, "did you mean 'pre_logits'"),
+        ({"keep_best": "acuracy"}, "did you mean 'accuracy'"),
         ({"augment__padding": 3}, "config.augment.padding"),
     ],
 )
