@@ -87,12 +87,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_is_an_error(tmp_pat
     saver = checkpoint.Checkpointer(tmp_path / "ckpt")
     state, _ = saver.restore(train.abstract(fresh))
     assert int(state.step) == 2
+    saver.save(3, state, {})  # the damaged one is newer, and yet not in the way
     saver.save(4, state, {"again": True})  # takes the damaged one's place
     saver.wait()
+    assert saver.steps == [3, 4]
     assert saver.restore(train.abstract(fresh), step=4)[1]["again"]
     saver.close()
     damage(4)
-    damage(2)
+    damage(3)
     saver = checkpoint.Checkpointer(tmp_path / "ckpt")
     with pytest.raises(ValueError, match="can be read"):
         saver.restore(train.abstract(fresh))
