@@ -147,7 +147,8 @@ def make_step(
         )
         if state.ema is not None:
             now = {"params": new.params, "model_state": new.model_state}
-            new = new.replace(ema=optim.ema_update(state.ema, now, ema, state.step + 1))
+            updates_made = state.step + 1 - state.skipped
+            new = new.replace(ema=optim.ema_update(state.ema, now, ema, updates_made))
         # The key does not change, and selects cannot take one.
         old, new = state.replace(key=None), new.replace(key=None)
         new = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, old)

@@ -95,6 +95,13 @@ def test_the_average_follows_the_parameters_and_is_what_is_used():
     np.testing.assert_array_equal(trained, state.params["head/kernel"])
 
 
+def test_the_average_begins_with_the_first_step_that_is_not_skipped():
+    state, _ = toy.fit(toy.one_device(), 2, poison=(1,), max_skipped=1, ema=0.9)
+    ema, params = toy.host(state.ema["params"]), toy.host(state.params)
+    assert int(state.skipped) == 1
+    np.testing.assert_allclose(ema["head/kernel"], params["head/kernel"], atol=1e-6)
+
+
 def test_a_save_is_made_when_its_minutes_have_passed():
     saved = []
 
