@@ -18,15 +18,19 @@ def sample(indices: np.ndarray, most: int) -> np.ndarray:
 
 
 def validation(task, source, **layout) -> Evaluator:
-    """Mean loss and accuracy over the whole of `source`.
+    """Mean loss and accuracy over the whole of `source`, unreadable images left out.
 
     `layout` here and below: the `mesh` and `batch_size` of `features.predictor`.
     """
-    predict = features.predictor(task, keep=("loss", "correct"), **layout)
+    predict = features.predictor(task, keep=("loss", "correct", "mask"), **layout)
 
     def evaluate(step, state):
         out = predict(state.variables, source)
-        return {"loss": float(out["loss"].mean()), "accuracy": float(out["correct"].mean())}
+        read = out["mask"] != 0  # where not, another image stands in
+        return {
+            "loss": float(out["loss"][read].mean()),
+            "accuracy": float(out["correct"][read].mean()),
+        }
 
     return evaluate
 
