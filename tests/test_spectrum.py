@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 from PIL import Image
 from safetensors.numpy import save_file
+from scipy import sparse
 
 from noisy_fm import spectrum
 from noisy_fm.spectrum import device
@@ -338,6 +339,23 @@ def test_compare_finds_the_direction_that_grew():
     assert same["sve_change"] == pytest.approx(0, abs=1e-12)
 
 
+def test_compare_takes_features_with_the_settings_of_a_spectrum():
+    a, b = power_law(60, 7), power_law(60, 7, seed=1)
+    release = [spectrum.Spectrum(convention="release").update(x) for x in (a, b)]
+    plain = [spectrum.Spectrum().update(x) for x in (a, b)]
+    for mixed, made in (((a, b), plain), ((release[0], b), release), ((a, release[1]), release)):
+        found, expected = (spectrum.compare(*s, top_k=3) for s in (mixed, made))
+        assert found["sve_change"] == expected["sve_change"]
+        np.testing.assert_array_equal(found["angles"], expected["angles"])
+
+
+def test_a_spectrum_says_what_it_is_and_merges_only_its_like():
+    state = spectrum.Spectrum(center="columns").update(power_law(60, 7))
+    assert repr(state) == "Spectrum(60 rows, d=7, center='columns', normalize=False)"
+    with pytest.raises(TypeError, match="merge takes a Spectrum, got ndarray: give rows to upd"):
+        state.merge(np.ones((3, 7)))
+
+
 def test_compare_of_few_rows_completes_the_directions():
     a = spectrum.Spectrum().update(power_law(5, 9, seed=0))
     b = spectrum.Spectrum().update(power_law(5, 9, seed=1))
@@ -471,6 +489,65 @@ def test_bad_features_get_one_line(x, error, message):
     assert "\n" not in str(caught.value)
 
 
+TABLE = pd.DataFrame({"a": [1.0, 2, 3], "name": list("xyz"), "b": [1, 0, 1]})
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (sparse.csr_matrix(np.eye(4)), r"must be dense, got a sparse csr_matrix: x\.toarray"),
+        ("a.npy", r"got the path 'a\.npy': read it with spectrum\.load_features"),
+        (TABLE, "not so in column name:"),
+        ([np.eye(3), np.eye(3)], r"one matrix, got a list of 2: .*\{\"a\": X, \"b\": Y\}"),
+        (pd.Series([[1, 2], [3, 4], [5]]), "rows of one length, got list at row 2 of length 1, "),
+        (pd.Series([[1, 2], None]), "rows of one length, got NoneType at row 1$"),
+    ],
+)
+@pytest.mark.parametrize("call", [spectrum.summary, spectrum.jackknife, spectrum.plot])
+def test_what_is_no_matrix_gets_one_line(x, message, call):
+    if call is spectrum.plot and isinstance(x, list):
+        message = "plot takes several spectra by name, got a list of 2"
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        call(x)
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_and_columns_of_lists_are_features():
+    x = power_law(12, 10)
+    found = spectrum.summary(x)
+    assert spectrum.summary(pd.DataFrame(x)) == found
+    assert spectrum.summary(pd.DataFrame(x).convert_dtypes()) == found
+    assert spectrum.summary(pd.Series(list(x))) == found
+    assert spectrum.summary(pd.Series(x.tolist()), labels=[0, 1] * 6) == (
+        spectrum.summary(x, labels=pd.Series(["a", "b"] * 6, dtype="category"))
+    )
+    missing = pd.DataFrame(x, dtype="Float64")
+    missing.iloc[3, 1] = pd.NA
+    with pytest.raises(ValueError, match="in 1 of 12 rows, the first at row 3"):
+        spectrum.summary(missing)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0.0, 1.0, np.nan] * 4,
+        ["a", "b", None] * 4,
+        ["a", "b", np.nan] * 4,
+        pd.array([0, 1, None] * 4, dtype="Int64"),
+        np.array(["2020-01-01", "2020-01-02", "NaT"] * 4, "datetime64[D]"),
+    ],
+)
+def test_missing_labels_are_counted_unless_masked(labels):
+    x, mask = power_law(12, 10), [1, 1, 0] * 4
+    with pytest.raises(
+        ValueError, match=r"labels are missing .* in 4 of 12 rows, the first at row 2"
+    ):
+        spectrum.summary(x, labels=labels)
+    assert spectrum.summary(x, labels=labels, mask=mask) == (
+        spectrum.summary(x, labels=[5, 6, 7] * 4, mask=mask)
+    )
+
+
 def test_an_overflow_of_float16_is_said():
     x = np.ones((5, 3), np.float32)
     x[2, 1] = 1e5
@@ -501,6 +578,9 @@ def test_constant_features_have_one_direction_or_none_when_centred():
         (lambda x: spectrum.summary(x, convention="paper", center=True), "not both"),
         (lambda x: spectrum.summary(x, center="rows"), "'columns'"),
         (lambda x: spectrum.summary(x, labels=[0, 1]), r"labels must be \[12\]"),
+        (lambda x: spectrum.summary(x, labels=["a", 1] * 6), "of one type, got int, str"),
+        (lambda x: spectrum.compare(x, x[:, 1:], top_k=2), "of 4 and 3 features"),
+        (lambda x: spectrum.plot([spectrum.Spectrum().update(x)]), "by name, got a list of 1"),
         (lambda x: spectrum.summary(x, labels=np.zeros(12)), "got 1 class in 12 rows"),
         (lambda x: spectrum.singular_values(x, mask=[True]), r"mask must be \[12\]"),
         (lambda x: spectrum.Spectrum().update(x).update(x[:, 1:]), "batch has 3 features"),

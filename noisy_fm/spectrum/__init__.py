@@ -18,8 +18,8 @@ from noisy_fm.spectrum.compare import compare
 from noisy_fm.spectrum.draw import plot, plot_track
 from noisy_fm.spectrum.files import load_features
 from noisy_fm.spectrum.intervals import Interval, band, bootstrap, jackknife
-from noisy_fm.spectrum.metrics import METRICS, class_alignment, from_singular_values
-from noisy_fm.spectrum.moments import CONVENTIONS, Spectrum
+from noisy_fm.spectrum.metrics import METRICS, as_labels, class_alignment, from_singular_values
+from noisy_fm.spectrum.moments import CONVENTIONS, Spectrum, as_array, as_features, as_mask
 from noisy_fm.spectrum.report import report
 
 __all__ = [
@@ -67,18 +67,27 @@ def summary(
     left singular vectors (default: as many as there are classes).
 
     Raises:
-      ValueError: as `singular_values`; all values zero; labels of another length or one class.
+      ValueError: as `singular_values`; all values zero; labels of another length, of one class,
+        or missing (NaN, None) in rows that count.
     """
     state = Spectrum(center=center, normalize=normalize, convention=convention)
+    x = as_features(x)
+    keep = slice(None) if mask is None else as_mask(mask, len(x))
+    if labels is not None:
+        labels = np.asarray(labels) if hasattr(labels, "dtype") else np.asarray(labels, object)
+        if labels.shape != x.shape[:1]:
+            raise ValueError(
+                f"labels must be [{len(x)}], one a row of the features, got {labels.shape}"
+            )
+        labels = as_labels(labels[keep])
     state.update(x, mask=mask)
     result = state.summary()
     if labels is not None:
         count = len(np.unique(labels)) if top_k is None else top_k
         if count < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        keep = slice(None) if mask is None else np.asarray(mask).astype(bool)
-        left = state.left_vectors(np.asarray(x)[keep], top_k=count)
-        alignment = class_alignment(left, np.asarray(labels)[keep])
+        left = state.left_vectors(x[keep], top_k=count)
+        alignment = class_alignment(left, labels)
         result["class_alignment"] = float(alignment.mean())
     return result
 
@@ -92,7 +101,7 @@ def track(features, *, center=False, normalize=False, convention=None) -> dict[s
     """
     values: dict[str, float] = {}
     for layer, x in features.items():
-        x = np.asarray(x)
+        x = as_array(x)
         if x.ndim > 2:
             x = x.astype(np.float64).mean(axis=tuple(range(1, x.ndim - 1)))
         try:

@@ -5,8 +5,11 @@ import numpy as np
 from noisy_fm.spectrum.moments import Spectrum
 
 
-def compare(before: Spectrum, after: Spectrum, *, top_k: int = 10) -> dict:
+def compare(before, after, *, top_k: int = 10) -> dict:
     """How the right singular directions and energies of two spectra [d] differ.
+
+    Either may be features [n d] instead of a `Spectrum`: one is made of them, with the other's
+    settings if that is one.
 
     Energies are shares: σᵢ²/Σσ², so that neither scale nor the number of rows matters.
 
@@ -23,6 +26,11 @@ def compare(before: Spectrum, after: Spectrum, *, top_k: int = 10) -> dict:
     Raises:
       ValueError: different d or settings (center, normalize), or top_k out of 1 … d.
     """
+    given = next((s for s in (before, after) if isinstance(s, Spectrum)), Spectrum())
+    before, after = (
+        s if isinstance(s, Spectrum) else Spectrum(**given.settings).update(s)
+        for s in (before, after)
+    )
     if before.d != after.d:
         raise ValueError(f"cannot compare spectra of {before.d} and {after.d} features")
     if before.settings != after.settings:

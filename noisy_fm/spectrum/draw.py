@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from noisy_fm.spectrum.intervals import Interval
-from noisy_fm.spectrum.moments import Spectrum
+from noisy_fm.spectrum.moments import Spectrum, as_array
 
 # Okabe & Ito's colours: told apart in any colour vision, and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -34,6 +34,13 @@ def plot(
     """
     from noisy_fm.spectrum.figure import Figure
 
+    if isinstance(spectra, list | tuple) and any(
+        isinstance(part, Spectrum) or getattr(part, "ndim", 0) == 2 for part in spectra
+    ):
+        raise ValueError(
+            f"plot takes several spectra by name, got a {type(spectra).__name__} of "
+            f'{len(spectra)}: as in {{"a": X, "b": Y}}'
+        )
     if not isinstance(spectra, Mapping):
         spectra = {"": spectra}
     if not spectra:
@@ -147,8 +154,8 @@ def _colours(count: int) -> list:
 
 def _values(spectrum) -> np.ndarray:
     if not isinstance(spectrum, Spectrum):
-        array = np.asarray(spectrum)
-        if array.ndim == 1:
+        array = as_array(spectrum)
+        if array.ndim == 1 and array.dtype.kind in "fiub":
             return _positive(np.sort(array.astype(np.float64))[::-1])
         spectrum = Spectrum().update(array)
     return _positive(spectrum.singular_values())

@@ -78,10 +78,11 @@ def class_alignment(left, labels) -> np.ndarray:
     every class is one point. A direction that does not vary counts 0.
 
     Raises:
-      ValueError: labels of another length, fewer than two classes, or a class for every row.
+      ValueError: labels of another length, missing ones, fewer than two classes, or a class for
+        every row.
     """
     left = np.asarray(left, np.float64)
-    labels = np.asarray(labels)
+    labels = as_labels(labels)
     if labels.shape != left.shape[:1]:
         raise ValueError(
             f"labels must be [{len(left)}], one a row of the features, got {labels.shape}"
@@ -101,3 +102,34 @@ def class_alignment(left, labels) -> np.ndarray:
     explained = np.where(varies, between / np.where(varies, total, 1), 0)
     adjusted = 1 - (1 - explained) * (len(labels) - 1) / (len(labels) - len(counts))
     return np.where(varies, adjusted, 0)
+
+
+def as_labels(labels, *, where: str = "labels") -> np.ndarray:
+    """`labels` as an array; ValueError for missing ones (NaN, None, …) and types without an order.
+
+    A list is read entry by entry: NumPy would make the text "nan" of a NaN among texts.
+    """
+    array = np.asarray(labels)
+    if not hasattr(labels, "dtype") and array.dtype.kind in "US":
+        array = np.asarray(labels, object)
+    if array.dtype != object:
+        bad = (array != array).ravel()  # NaN, NaT
+    else:
+        bad = np.array([_missing(entry) for entry in array.ravel()], bool)
+    if bad.any():
+        raise ValueError(
+            f"{where} are missing (NaN or None) in {bad.sum()} of {len(array)} rows, "
+            f"the first at row {bad.argmax()}: leave those rows out"
+        )
+    if array.dtype == object:
+        try:
+            np.unique(array)
+        except TypeError:
+            kinds = sorted({type(entry).__name__ for entry in array.ravel()})
+            raise ValueError(f"{where} must be of one type, got {', '.join(kinds)}") from None
+    return array
+
+
+def _missing(entry) -> bool:
+    # pandas' NA has no truth value when compared.
+    return entry is None or type(entry).__name__ == "NAType" or bool(np.any(entry != entry))

@@ -9,6 +9,7 @@ are kept until their block is certified, so nothing is lost by finding out late.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,11 @@ def resolve(center, normalize, convention) -> dict:
 
 
 def as_features(x, *, where: str = "features") -> np.ndarray:
-    """`x` as a real [n d] array, not copied; one clear line if it is not one."""
-    x = np.asarray(x)
+    """`x` as a real [n d] array, not copied; one clear line if it is not one.
+
+    A vector of n lists or arrays (a table's column of embeddings) is stacked.
+    """
+    x = as_array(x, where=where)
     if x.ndim != 2:
         raise ValueError(f"{where} must be 2-D [n, d], got shape {x.shape}")
     if x.shape[1] == 0:
@@ -52,6 +56,55 @@ def as_features(x, *, where: str = "features") -> np.ndarray:
     if x.dtype.kind not in "fiub" and "float" not in x.dtype.name:
         raise TypeError(f"{where} must be real numbers, got dtype {x.dtype}")
     return x
+
+
+def as_array(x, *, where: str = "features") -> np.ndarray:
+    """`x` as an array of any shape; one line for what people give that NumPy would misread."""
+    if isinstance(x, str | Path):
+        raise TypeError(
+            f"{where} must be an array [n, d], got the path {str(x)!r}: read it with "
+            "spectrum.load_features"
+        )
+    if hasattr(x, "nnz") and hasattr(x, "toarray"):
+        raise TypeError(f"{where} must be dense, got a sparse {type(x).__name__}: x.toarray()")
+    if hasattr(x, "columns") and hasattr(x, "iloc"):  # a pandas table, which this never imports
+        others = [
+            str(name)
+            for name, dtype in zip(x.columns, x.dtypes, strict=True)
+            if dtype.kind not in "fiub"
+        ]
+        if others:
+            raise TypeError(
+                f"{where} must be real numbers, not so in column{'s' * (len(others) > 1)} "
+                f"{', '.join(others[:5])}{', …' * (len(others) > 5)}: leave out what is no number; "
+                "of a column of lists give that column alone"
+            )
+        if any(type(dtype).__module__.startswith("pandas") for dtype in x.dtypes):
+            return x.to_numpy(np.float64, na_value=np.nan)
+    if isinstance(x, list | tuple) and any(getattr(part, "ndim", 0) == 2 for part in x):
+        raise ValueError(
+            f"{where} must be one matrix, got a {type(x).__name__} of {len(x)}: give them one by "
+            'one, or by name where several are taken, as in {"a": X, "b": Y}'
+        )
+    x = np.asarray(x)
+    if x.dtype == object and x.ndim == 1 and len(x):
+        sizes = [np.size(row) if np.ndim(row) == 1 else -1 for row in x]
+        if min(sizes) >= 0 and len({*sizes}) == 1:
+            return np.stack([np.asarray(row) for row in x])
+        first = next((i for i, size in enumerate(sizes) if size != sizes[0] or size < 0))
+        raise ValueError(
+            f"{where} must be rows of one length, got {type(x[first]).__name__} at row {first}"
+            + f" of length {sizes[first]}, not {sizes[0]}" * (sizes[first] >= 0)
+        )
+    return x
+
+
+def as_mask(mask, rows: int) -> np.ndarray:
+    """`mask` as truth values [rows]; ValueError for another shape."""
+    mask = np.asarray(mask).astype(bool)
+    if mask.shape != (rows,):
+        raise ValueError(f"mask must be [{rows}], one a row, got {mask.shape}")
+    return mask
 
 
 def require_finite(x: np.ndarray, *, first_row: int = 0, where: str = "features") -> None:
@@ -192,6 +245,10 @@ class Spectrum:
         self._moments: Any = None  # Moments, once there are rows
         self._pending: list[np.ndarray] = []  # prepared rows not yet in the moments
 
+    def __repr__(self) -> str:
+        how = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"Spectrum({self.n} rows, d={self.d}, {how})"
+
     def update(self, batch, *, mask=None) -> "Spectrum":
         """Adds the rows of `batch` [m d], of any real dtype, and returns itself.
 
@@ -203,10 +260,7 @@ class Spectrum:
         """
         batch = as_features(batch)
         if mask is not None:
-            mask = np.asarray(mask).astype(bool)
-            if mask.shape != batch.shape[:1]:
-                raise ValueError(f"mask must be [{len(batch)}], one a row, got {mask.shape}")
-            batch = batch[mask]
+            batch = batch[as_mask(mask, len(batch))]
         if batch.shape[1] != (self.d or batch.shape[1]):
             raise ValueError(f"batch has {batch.shape[1]} features, the rows so far {self.d}")
         self.d = batch.shape[1]
@@ -253,8 +307,12 @@ class Spectrum:
         """Adds what `other` saw, as if its rows had been given here; `other` is unchanged.
 
         Raises:
-          ValueError: other settings or another d.
+          ValueError: other settings or another d. TypeError: not a Spectrum.
         """
+        if not isinstance(other, Spectrum):
+            raise TypeError(
+                f"merge takes a Spectrum, got {type(other).__name__}: give rows to update"
+            )
         if other.settings != self.settings:
             raise ValueError(f"cannot merge a spectrum with {other.settings} into {self.settings}")
         if other.n == 0:
