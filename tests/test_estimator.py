@@ -181,6 +181,69 @@ print(m.random_state, m.standardize, m.epochs, *m.classes_)
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), getattr(model, method)(frame))
 
 
+def test_a_search_is_saved_with_its_results(digits, tmp_path):
+    x, y = digits
+    model = NMTuneClassifierCV(
+        weights=(0.0, (0.1, 0.0, 0.0)), cv=2, epochs=1, min_steps=0, random_state=0
+    )
+    model.fit(x, y).save(tmp_path / "m.safetensors")
+    found = NMTuneClassifierCV.load(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(found.predict(x), model.predict(x))
+    for name in ("best_score_", "best_index_", "n_splits_"):
+        assert getattr(found, name) == getattr(model, name)
+    assert found.best_params_ == found.cv_results_["params"][found.best_index_]
+    assert found.best_params_["learning_rate"] == model.best_params_["learning_rate"]
+    assert list(found.cv_results_) == list(model.cv_results_)
+    for name, values in model.cv_results_.items():
+        if isinstance(values, np.ndarray):
+            np.testing.assert_array_equal(found.cv_results_[name], values)
+            assert found.cv_results_[name].dtype == values.dtype
+    model.set_params(cv=[(np.arange(600), np.arange(600))])
+    with pytest.raises(ValueError, match=r"^cv=.* cannot be stored: set a plain") as error:
+        model.save(tmp_path / "m.safetensors")
+    assert len(str(error.value)) < 300
+    assert "\n" not in str(error.value)
+
+
+def test_dates_as_labels_are_saved(tmp_path):
+    x, path = np.random.default_rng(0).normal(size=(20, 3)), tmp_path / "m.safetensors"
+    y = np.array(["2020-01-01", "2021-01-01"], "datetime64[D]")[np.arange(20) % 2]
+    model = LinearProbe(epochs=1, min_steps=0).fit(x, y)
+    model.save(path)
+    np.testing.assert_array_equal(LinearProbe.load(path).predict(x), model.predict(x))
+    with pytest.raises(ValueError, match="Unknown label type"):  # Python's own dates: no training
+        LinearProbe().fit(x, y.astype(object))
+
+
+@pytest.mark.parametrize("cv", [0, 1, True])
+def test_a_search_has_two_folds_at_least(cv):
+    with pytest.raises(ValueError, match="cv must be a whole number ≥ 2, got"):
+        NMTuneClassifierCV(cv=cv).fit(np.eye(8), np.arange(8) % 2)
+
+
+@pytest.mark.parametrize("estimator", [LinearProbe, NMTuneClassifierCV])
+def test_batches_beyond_the_rows_take_no_memory(estimator, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(300, 4))
+    arguments = {"epochs": 2, "min_steps": 0, "random_state": 0}
+    arguments |= {"cv": 2, "weights": (0.0,)} if estimator is NMTuneClassifierCV else {}
+    sizes = []
+    monkeypatch.setattr(Plan, "masks", watched(Plan.masks, sizes))
+    found = estimator(batch_size=10**6, **arguments).fit(x, x[:, 0] > 0)
+    assert sizes
+    assert set(sizes) == {512}
+    whole = estimator(batch_size=600, **arguments).fit(x, x[:, 0] > 0)
+    np.testing.assert_allclose(found.predict_proba(x), whole.predict_proba(x), atol=1e-6)
+
+
+def watched(method, sizes):
+    def masks(plan, *span):
+        result = method(plan, *span)
+        sizes.append(result.shape[1])
+        return result
+
+    return masks
+
+
 def test_files_that_cannot_be_loaded(digits, tmp_path):
     x, y = digits
     path = tmp_path / "m.safetensors"
@@ -291,6 +354,11 @@ def test_bad_arguments_are_one_line(arguments, message):
         (np.full((4, 2), np.nan), [0, 1, 0, 1], "4 of 4 rows have NaN or inf, the first is nan"),
         (np.full((4, 2), 1e300), [0, 1, 0, 1], "X must fit float32"),
         (np.ones((4, 2)), [1, 1, 1, 1], "got 1 class"),
+        (np.ones((4, 2)), ["a", "b", None, "a"], "y are missing .* in 1 of 4 rows, the first at r"),
+        (np.ones((4, 2)), ["a", "b", np.nan, "a"], "y are missing .* in 1 of 4 rows"),
+        (np.ones((4, 2)), [0.0, 1.0, np.nan, 0.0], "y are missing .* in 1 of 4 rows"),
+        (np.ones((4, 2)), pd.Series([0, 1, None, 0], dtype="Int64"), "y are missing"),
+        (np.ones((4, 2)), ["a", 1, "b", 1], "y must be of one type, got int, str"),
         (np.ones((4, 2)), [0, 1, 0], "inconsistent numbers of samples"),
         (np.ones((4, 2)), [0.1, 0.2, 0.3, 0.4], "Unknown label type"),
     ],

@@ -3,6 +3,8 @@
 import numpy as np
 from sklearn.utils import check_random_state
 
+from noisy_fm.spectrum.metrics import as_labels
+
 
 def single(X: np.ndarray, *, name: str = "X") -> np.ndarray:
     """X [n d] in float32, C-ordered; ValueError for NaN, infinity, and what float32 cannot hold."""
@@ -27,6 +29,12 @@ def require_finite(X: np.ndarray, *, name: str = "X") -> None:
             f"{name} must be finite: {bad.any(axis=1).sum()} of {len(X)} rows have NaN or inf, "
             f"the first is {X[row, column]} at row {row}, column {column}"
         )
+
+
+def require_labels(y, *, name: str = "y") -> None:
+    """ValueError for labels that are missing (NaN, None) or of types without an order."""
+    if getattr(y, "nnz", None) is None and y is not None:  # a sparse y is scikit-learn's to refuse
+        as_labels(y, where=name)
 
 
 def check_flag(name: str, value) -> None:

@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from noisy_fm import spectrum
 from noisy_fm.estimator import folds
-from noisy_fm.estimator.check import check_flag, check_whole, seed_of, single
+from noisy_fm.estimator.check import check_flag, check_whole, require_labels, seed_of, single
 from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head
 from noisy_fm.spectrum.draw import COLOURS, FAINT, INK
@@ -172,6 +172,7 @@ def diagnose(
       ValueError: NaN or infinity (or beyond float32), lengths that differ, one class, or a class
         with fewer rows than `cv`.
     """
+    require_labels(y)
     X, y = check_X_y(X, y, dtype=(np.float32, np.float64), ensure_all_finite=False)
     check_classification_targets(y)
     check_flag("standardize", standardize)

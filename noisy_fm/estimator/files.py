@@ -1,6 +1,7 @@
 """Estimators in safetensors files: arrays as tensors, all else as JSON in the header."""
 
 import json
+import reprlib
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,18 @@ def save(estimator, path) -> None:
     if estimator.mean_ is not None:
         tensors |= {"mean": estimator.mean_, "scale": estimator.scale_}
     arguments = {name: _stored(name, v) for name, v in estimator.get_params(deep=False).items()}
+    classes = estimator.classes_
+    if classes.dtype.kind in "mM":  # dates and durations: their counts since the epoch
+        classes = classes.astype(np.int64)
     header = {
         "format": FORMAT,
         "version": __version__,
         "estimator": type(estimator).__name__,
         "arguments": arguments,
-        "classes": estimator.classes_.tolist(),
+        "classes": classes.tolist(),
         "classes_dtype": str(estimator.classes_.dtype),
         "fitted": {name: getattr(estimator, name) for name in _SCALARS},
+        "search": {name: _packed(name, getattr(estimator, name)) for name in estimator._found},
     }
     if hasattr(estimator, "feature_names_in_"):
         header["feature_names"] = list(estimator.feature_names_in_)
@@ -49,15 +54,38 @@ def save(estimator, path) -> None:
 
 
 def _stored(name: str, value):
-    """An argument as JSON holds it; ValueError for one that it cannot."""
+    """A value as JSON holds it; ValueError for one that it cannot."""
     value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
     try:
         json.dumps(value)
     except TypeError:
+        shown = reprlib.repr(value).replace("\n", " ")
         raise ValueError(
-            f"{name}={value!r} cannot be stored: set a plain number, text or None first"
+            f"{name}={shown} cannot be stored: set a plain number, text or None first"
         ) from None
     return value
+
+
+def _packed(name: str, value):
+    """A search's result as JSON: an array as {"array": list, "dtype": name}, others as they are."""
+    if isinstance(value, dict):
+        return {key: _packed(f"{name}[{key!r}]", entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_packed(name, entry) for entry in value]
+    if isinstance(value, np.ndarray):
+        return {"array": value.tolist(), "dtype": str(value.dtype)}
+    return _stored(name, value)
+
+
+def _unpacked(value):
+    """What `_packed` packed (tuples come back as lists)."""
+    if isinstance(value, list):
+        return [_unpacked(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"array", "dtype"}:
+        return np.array(value["array"], dtype=value["dtype"])
+    return {key: _unpacked(entry) for key, entry in value.items()}
 
 
 def load(cls, path):
@@ -85,6 +113,8 @@ def load(cls, path):
     estimator = cls(**header["arguments"])
     for name, value in header["fitted"].items():
         setattr(estimator, name, value)
+    for name, value in header.get("search", {}).items():
+        setattr(estimator, name, _unpacked(value))
     estimator.classes_ = np.array(header["classes"], dtype=header["classes_dtype"])
     if "feature_names" in header:
         estimator.feature_names_in_ = np.array(header["feature_names"], dtype=object)

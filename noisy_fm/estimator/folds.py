@@ -20,6 +20,7 @@ def accuracies(
     Raises ValueError for a fold without two classes to train on, or nothing to test on.
     """
     training.keep_programs()
+    heads = [training.clipped(head, len(X)) for head in heads]
     copies, plans = [], []
     for number, (train, test) in enumerate(folds):
         kept, strength = rows.merge(X[train], labels[train], weights[train])

@@ -17,6 +17,7 @@ from noisy_fm.estimator.check import (
     check_share,
     check_whole,
     require_finite,
+    require_labels,
     seed_of,
     single,
 )
@@ -31,6 +32,7 @@ class HeadEstimator(BaseEstimator):
     """What all of them share: a `probe.Head`, trained on frozen features as the paper does."""
 
     _method: str
+    _found: tuple[str, ...] = ()  # attributes of a search, which a file keeps too
 
     def fit(self, X, y, sample_weight=None):
         """Trains from a fresh start on features X [n d] and labels y [n] of any type.
@@ -73,6 +75,7 @@ class HeadEstimator(BaseEstimator):
 
     def _examples(self, X, y, sample_weight, *, classes=None):
         """Checked float32 X, labels 0…C−1 and weights; sets `classes_`."""
+        require_labels(y)
         X, y = validate_data(
             self, X, y, dtype=PRECISIONS, reset=classes is None, ensure_all_finite=False
         )

@@ -8,6 +8,7 @@ from scipy.stats import rankdata
 from sklearn.model_selection import check_cv
 
 from noisy_fm.estimator import folds
+from noisy_fm.estimator.check import check_whole
 from noisy_fm.estimator.heads import HeadClassifier
 
 
@@ -22,8 +23,8 @@ class NMTuneClassifierCV(HeadClassifier):
       weights: candidates for λ, each a number, (MSE, COV, SVD) or None for the preset's; 0 is
         MLP tuning.
       learning_rates: candidates for AdamW's learning rate.
-      cv: number of stratified folds (fewer where the smallest class has fewer rows), a splitter,
-        or (training rows, validation rows) pairs.
+      cv: number of stratified folds, at least 2 (fewer where the smallest class has fewer rows), a
+        splitter, or (training rows, validation rows) pairs.
       others: as in `LinearProbe`.
 
     Fitted attributes, besides `LinearProbe`'s: best_params_, best_score_ (mean accuracy over the
@@ -31,6 +32,7 @@ class NMTuneClassifierCV(HeadClassifier):
     """
 
     _method = "nmtune"
+    _found = ("best_params_", "best_score_", "best_index_", "n_splits_", "cv_results_")
     early_stopping = False
     validation_fraction = 0.1
     n_iter_no_change = 1
@@ -67,19 +69,18 @@ class NMTuneClassifierCV(HeadClassifier):
         candidate wins.
         """
         X, labels, weights = self._examples(X, y, sample_weight)
-        candidates = self._candidates()
+        candidates, splitter = self._candidates(), self._splitter(labels)
         seeded = self._head(weights=None)
         heads = [self._head(seed=seeded.seed, **candidate) for candidate in candidates]
-        splits = [
-            (np.asarray(a), np.asarray(b)) for a, b in self._splitter(labels).split(X, labels)
-        ]
+        splits = [(np.asarray(a), np.asarray(b)) for a, b in splitter.split(X, labels)]
         scores = folds.accuracies(
             X, labels, weights, splits, heads,
             num_classes=len(self.classes_), standardize=self.standardize, min_steps=self.min_steps,
         )  # fmt: skip
         mean = scores.mean(axis=1)
         self.best_index_ = int(np.flatnonzero(mean >= mean.max() - 1e-9)[0])
-        self.best_params_, self.best_score_ = candidates[self.best_index_], mean[self.best_index_]
+        self.best_params_ = candidates[self.best_index_]
+        self.best_score_ = float(mean[self.best_index_])
         self.n_splits_ = len(splits)
         self.cv_results_ = {
             "params": candidates,
@@ -108,5 +109,6 @@ class NMTuneClassifierCV(HeadClassifier):
     def _splitter(self, labels):
         cv = self.cv
         if isinstance(cv, (int, np.integer)):
+            check_whole("cv", cv, 2)
             cv = max(2, min(cv, np.bincount(labels).min()))
         return check_cv(cv, labels, classifier=True)

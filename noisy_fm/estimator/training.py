@@ -37,7 +37,17 @@ def keep_programs() -> None:
 
 def plan_of(head: Head, labels, weights) -> Plan:
     """The batches of a head that trains on all rows, in their order."""
-    return Plan(head, np.arange(len(labels), dtype=np.int32), labels.astype(np.int32), weights)
+    return Plan(
+        clipped(head, len(labels)),
+        np.arange(len(labels), dtype=np.int32),
+        labels.astype(np.int32),
+        weights,
+    )
+
+
+def clipped(head: Head, count: int) -> Head:
+    """The head with no batch much larger than `count` rows: all beyond them would be padding."""
+    return dataclasses.replace(head, batch_size=min(head.batch_size, bucket(count)))
 
 
 def stretched(plan: Plan, min_steps: int) -> Plan:
