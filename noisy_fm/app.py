@@ -69,7 +69,7 @@ def _cause(error: BaseException) -> object:
     """What a config file raised, under the flag errors that wrap it with a traceback."""
     while "Error whilst parsing config file" in str(error) and error.__context__ is not None:
         error = error.__context__
-    inner = error.args[0] if error.args else None
+    inner = error if isinstance(error, KeyError) else error.args[0] if error.args else None
     if isinstance(inner, KeyError):  # how ml_collections says that a key does not exist
         name, _, hint = str(inner.args[0]).partition("\n")
         hint = f"{hint}; " if hint else ""

@@ -14,6 +14,7 @@ KINDS = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
+NO_ESTIMATE = 2**63 - 1
 BITS = {"pred": 8, "token": 0, "opaque": 0}  # others end in their number of bits
 
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
@@ -104,13 +105,16 @@ def read(hlo: str, *, devices: int) -> list[Collective]:
 def cycles(hlo: str) -> int:
     """The TPU compiler's own estimate of a program's clock cycles; 0 if it gives none.
 
-    Its cost model's, without waiting for other chips; loops count as often as they run.
+    Its cost model's, without waiting for other chips; loops count as often as they run, operations
+    that it cannot estimate not at all.
     """
     found = 0
     for operation, times, inside, _ in _run(hlo):
         estimate = _CYCLES.search(operation[-1])
-        if estimate and "fused" not in inside:  # a fusion's own is that of all in it
-            found += times * int(estimate.group(1))
+        if not estimate or "fused" in inside:  # a fusion's own is that of all in it
+            continue
+        if (count := int(estimate.group(1))) < NO_ESTIMATE:
+            found += times * count
     return found
 
 

@@ -205,7 +205,7 @@ def _gram_terms_forward(wanted, z, mask):
         small = min(m, d) < 64 or z.dtype == jnp.float64
         method = method or ("eigh" if small else "matmul")
         term = _svd_by_eigh if method == "eigh" else _svd_by_matmul
-        # L_SVD does not depend on the scale of Z; products of a tiny or huge K leave float32's range.
+        # L_SVD has no scale; the products of a tiny or huge K would leave float32's range.
         unit = jnp.trace(raw)
         unit = jnp.where(unit > 0, unit, 1)
         svd, polar = term(raw / unit, min(top_k, m, d), k, mask if wide else jnp.ones(d, z.dtype))

@@ -63,6 +63,17 @@ def setup(config: ConfigDict) -> Setup:
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size // config.microbatches, mesh)
     source, eval_source = (load_split(config, s) for s in (config.split, config.eval_split))
+    if source.label_names != eval_source.label_names:
+        raise ValueError(
+            f"config.split {config.split!r} has {len(source.label_names)} classes and config."
+            f"eval_split {config.eval_split!r} has {len(eval_source.label_names)}, or others; "
+            "expected the same classes in both"
+        )
+    if hasattr(source, "crops") and config.augment.name != "imagenet":
+        raise ValueError(
+            f"config.augment.name is {config.augment.name!r}; images on disk come as crops to be "
+            "resized, so expected 'imagenet' (start from a config in configs/pretrain/*_in1k.py)"
+        )
     labels, manifest = corrupted(config, source)
     task = make_task(config, source.num_classes)
     example = eval_source.take(np.zeros(1, int))
@@ -125,7 +136,9 @@ def make_task(config: ConfigDict, num_classes: int) -> tasks.Task:
     )
     arguments = dict(config.augment)
     make_augment = augment.AUGMENTATIONS[arguments.pop("name")]
-    config_lib.check_arguments(make_augment, arguments, where="config.augment")
+    config_lib.check_arguments(make_augment, arguments, where="config.augment", given=("size",))
+    if config.augment.name == "imagenet":
+        arguments["size"] = config.data.size
     return tasks.classify(
         model,
         num_classes,
@@ -325,6 +338,10 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
     made = setup(config)
     here = Run(config, made, workdir)
     state = here.state
+    stored = here.folder / "result.json"
+    if here.start >= made.steps and stored.exists():  # there is nothing left to do
+        here.close()
+        return state, made, checkpoint.read_json(stored)
     profile = None
     if config.profile:
         profile = loop.Profile(here.folder / "profile", *config.profile)

@@ -103,9 +103,16 @@ def test_collectives_and_the_step_time_follow_from_their_parts(report):
     assert moved["all-gather"]["sent"] == pytest.approx(moved["all-gather"]["bytes"] * 3 / 4)
     assert times["collectives"] == sum(kind["sent"] for kind in moved.values()) / 2e9
     assert times["arithmetic"] == report["model_flops"] / 0.5e12
+    assert times["compiler"] == 0  # the CPU's compiler does not say
     assert times["step"] == times["arithmetic"] + times["collectives"]
     assert times["mfu"] < 0.5
     assert times["images_per_second"] == 32 / times["step"]
+
+
+def test_the_compilers_estimate_counts_where_it_is_more(aot, report):
+    chip = aot.Chip(memory=2**30, peak=1e12, clock=1e9, link=1e9)
+    slow = aot.projection({**report, "compiler_cycles": 3_000_000_000}, chip, utilization=0.5)
+    assert slow["step"] == 3 + slow["collectives"]
 
 
 def test_the_table_has_every_part(aot, report):

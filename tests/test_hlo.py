@@ -225,7 +225,7 @@ ENTRY %main (a: f32[256,128], b: bf16[64,64]) -> f32[32,128] {
   %a = f32[256,128]{1,0:T(8,128)} parameter(0)
   %start = (s32[]{:T(128)}, bf16[64,64]{1,0:T(8,128)(2,1)S(1)}) tuple(%zero, %b)
   %loop = (s32[]{:T(128)}, bf16[64,64]{1,0:T(8,128)(2,1)S(1)}) while(%start), condition=%condition, body=%body
-  %alone = f32[4]{0} all-reduce(%c), replica_groups={{0},{1}}, to_apply=%add
+  %alone = f32[4]{0} all-reduce(%c), replica_groups={{0},{1}}, to_apply=%add, backend_config={"estimated_cycles":"9223372036854775807"}
   ROOT %scattered = f32[32,128]{1,0:T(8,128)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1, backend_config={"estimated_cycles":"7"}
 }
 """  # noqa: E501

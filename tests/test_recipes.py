@@ -30,7 +30,6 @@ TABLE = {
     "mix.mixup": (0.2, 0.8),
     "mix.cutmix": (1.0, 1.0),
     "augment.policy": ("rand-m7-mstd0.5-inc1", "3a"),
-    "augment.size": (224, 224),
     "data.size": (224, 224),
     "precision": ("bfloat16", "bfloat16"),
 }
@@ -82,7 +81,8 @@ def test_values_are_those_of_the_table(recipe):
     }
     assert cfg.noise.to_dict() == {"kind": "symmetric", "rate": 0.2}
     assert set(cfg.seeds.values()) == {3}
-    assert augment.imagenet(**{k: v for k, v in cfg.augment.items() if k != "name"}).size == 224
+    given = {k: v for k, v in cfg.augment.items() if k != "name"}
+    assert augment.imagenet(size=cfg.data.size, **given).size == 224
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -100,7 +100,7 @@ def test_asymmetric_noise_names_the_synonyms(recipe):
 def test_the_shrunken_recipe_keeps_what_makes_it_one(recipe):
     full, small = (config.flatten(get_config(recipe, arg)) for arg in ("", "debug"))
     changed = {key for key in TABLE if full[key] != small[key]}
-    assert changed <= {"epochs", "batch_size", "data.size", "augment.size", "precision",
+    assert changed <= {"epochs", "batch_size", "data.size", "precision",
                        "schedule.warmup_epochs", "model.drop_path"}  # fmt: skip
 
 

@@ -244,3 +244,49 @@ def test_mistakes_are_found_before_anything_is_written(changes, message, tmp_pat
     with pytest.raises(ValueError, match=message):
         train.run(small(**changes), str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def folder_of_images(root, names):
+    for split, classes in names.items():
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(8):
+                shade = np.full((20, 20, 3), 30 * i, np.uint8)
+                Image.fromarray(shade).save(root / split / name / f"{split}_{name}_{i}.png")
+
+
+def on_disk(path, **changes):
+    data = {**config.train().data, "name": "folder", "path": str(path), "task": "", "domain": ()}
+    cfg = small(split="train", eval_split="val", augment__name="imagenet", **changes)
+    cfg.data = {**data, "size": 16}
+    cfg.batch_size = 8
+    return cfg
+
+
+def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_path):
+    classes = ("cat", "dog")
+    folder_of_images(tmp_path / "data", {"train": classes, "val": classes})
+    (tmp_path / "data/train/cat/train_cat_3.png").write_bytes(b"no image")
+    cfg = on_disk(tmp_path / "data", evaluators__memorised=True)
+    _, _, result = train.run(cfg, str(tmp_path / "run"))
+    assert result["unreadable"]
+    before = (tmp_path / "run/result.json").read_bytes()
+    _, _, again = train.run(cfg, str(tmp_path / "run"))
+    assert again == result
+    assert (tmp_path / "run/result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("val", "name", "message"),
+    [
+        (("dog",), "imagenet", "expected the same classes in both"),
+        (("cat", "dog"), "flip_crop", "images on disk come as crops"),
+    ],
+)
+def test_images_on_disk_that_cannot_be_used_are_told_before_anything(val, name, message, tmp_path):
+    folder_of_images(tmp_path / "data", {"train": ("cat", "dog"), "val": val})
+    cfg = on_disk(tmp_path / "data")
+    cfg.augment.name = name
+    with pytest.raises(ValueError, match=message):
+        train.run(cfg, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

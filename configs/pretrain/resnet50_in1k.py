@@ -42,7 +42,7 @@ def get_config(arg: str = ""):
     config.loss.name, config.loss.label_smoothing = "bce", 0.1
 
     config.normalize = {"mean": augment.IMAGENET_MEAN, "std": augment.IMAGENET_STD}
-    config.augment = {"name": "imagenet", "size": 224, "policy": "rand-m7-mstd0.5-inc1"}
+    config.augment = {"name": "imagenet", "policy": "rand-m7-mstd0.5-inc1"}
     config.mix.mixup, config.mix.cutmix = 0.2, 1.0
     config.mix.groups = 64  # so that up to 64 chips mix what they hold
     config.repeats = 3
@@ -80,7 +80,7 @@ def shrunken(config):
         "stem": "imagenet" if size == 64 else "half",
     }
     config.precision = "float32"
-    config.augment.size, config.mix.groups = size, 1
+    config.mix.groups = 1
     config.batch_size, config.epochs, config.schedule.warmup_epochs = 64, 10.0, 1.0
     config.eval_every = 0
     return config

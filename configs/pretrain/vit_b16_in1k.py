@@ -49,7 +49,7 @@ def get_config(arg: str = ""):
 
     config.normalize = {"mean": augment.IMAGENET_MEAN, "std": augment.IMAGENET_STD}
     # The paper's table names neither: 3-augment, its jitter, Mixup and CutMix are DeiT III's.
-    config.augment = {"name": "imagenet", "size": 224, "policy": "3a", "color_jitter": 0.3}
+    config.augment = {"name": "imagenet", "policy": "3a", "color_jitter": 0.3}
     config.mix.mixup, config.mix.cutmix = 0.8, 1.0
     config.mix.groups = 64  # so that up to 64 chips mix what they hold
     config.repeats = 3
@@ -89,7 +89,7 @@ def shrunken(config):
         "drop_path": 0.05,
     }
     config.precision = "float32"
-    config.augment.size, config.mix.groups = size, 1
+    config.mix.groups = 1
     config.batch_size, config.epochs, config.schedule.warmup_epochs = 64, 8.0, 1.0
     config.eval_every = 0
     return config

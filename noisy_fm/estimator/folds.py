@@ -49,5 +49,6 @@ def accuracies(
         test = folds[fold][1]
         f = (copies[fold] if standardize else X)[test]
         found = training.logits(result.parameters, result.statistics, f).argmax(axis=1)
-        scores[which, fold] = np.average(found == labels[test], weights=weights[test])
+        right = (found == labels[test]) & (not result.diverged)
+        scores[which, fold] = np.average(right, weights=weights[test])
     return scores

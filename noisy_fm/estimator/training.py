@@ -24,7 +24,7 @@ class State:
     @classmethod
     def fresh(cls, head: Head, width: int, num_classes: int) -> "State":
         keep_programs()
-        return cls(jax.device_get(_start(head.layout, head.seed, width, num_classes)))
+        return cls(jax.device_get(_start(head.layout, np.uint32(head.seed), width, num_classes)))
 
 
 @functools.cache
