@@ -234,11 +234,6 @@ def check_train(config: ConfigDict) -> None:
     ]
     if config.keep_best and config.keep_best not in measured:
         raise ValueError(unknown("config.keep_best", config.keep_best, measured))
-    measured = ["", "accuracy", "loss", *(["probe"] if config.evaluators.probe else [])]
-    if config.evaluators.memorised and config.noise.rate:
-        measured += ["memorised", "resisted"]
-    if config.keep_best not in measured:
-        raise ValueError(unknown("config.keep_best", config.keep_best, measured[1:]))
     first, last = config.profile or (1, 1)
     if not 0 < first <= last:
         raise ValueError(f"config.profile is {config.profile}; expected (first, last) step")
