@@ -64,8 +64,9 @@ def together(plan: list[dict], folder: Path) -> list[dict]:
             process.kill()
     for process, (_, errors) in zip(started, said, strict=True):
         assert process.returncode == 0, errors[-3000:]
+    # Gloo prints to the same place, in pieces.
     printed = [
-        [line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in said
+        [line[line.index("[{") :] for line in out.splitlines() if "[{" in line] for out, _ in said
     ]
     assert not any(printed[1:])  # one host speaks for all
     return json.loads(printed[0][-1])
@@ -153,7 +154,7 @@ def test_a_preempted_host_stops_all_at_one_saved_step_and_they_go_on(told, tmp_p
     workdir = tmp_path / "run"
     command = [
         *("-m", "noisy_fm.train", "--config=configs/pretrain/emoji.py:noise_rate=0.2"),
-        *(f"--workdir={workdir}", "--config.data.domain=('noto',)", "--config.epochs=3.0"),
+        *(f"--workdir={workdir}", "--config.data.domain=('noto',)", "--config.epochs=6.0"),
         "--config.checkpoint_every=20",
     ]
 
@@ -167,7 +168,7 @@ def test_a_preempted_host_stops_all_at_one_saved_step_and_they_go_on(told, tmp_p
     started[told].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [143, 143], said
-    assert 20 <= steps()[-1] < 78
+    assert 20 <= steps()[-1] < 156
     saved = steps()[-1]
     started = joined(command)
     said = [process.communicate(timeout=300) for process in started]
