@@ -11,12 +11,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
+
+from noisy_fm import hosts
 
 VERSIONED = ("noisy-fm", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SCHEMA = 1  # of the checkpoint's meta; raised when old checkpoints stop being readable
@@ -31,9 +32,7 @@ class Checkpointer:
     """
 
     def __init__(self, folder, *, keep: int = 2, best: str = ""):
-        self.folder = epath.Path(folder)
-        if "://" not in str(folder):
-            self.folder = self.folder.absolute()
+        self.folder = absolute(folder)
         kept: list = [checkpoint_managers.LatestN(keep)]
         self._sign = -1.0 if best.endswith("loss") else 1.0
         if best:
@@ -115,6 +114,12 @@ class Checkpointer:
         self._manager.close()
 
 
+def absolute(path) -> epath.Path:
+    """`path` as it stays when the working directory changes; a bucket's URL as it is."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.absolute()
+
+
 @contextlib.contextmanager
 def written_whole(path) -> Iterator[Path]:
     """Gives a temporary sibling of `path` to write to, and moves it there when all went well.
@@ -143,23 +148,26 @@ def written_whole(path) -> Iterator[Path]:
 
 def write_json(path, value) -> None:
     """Writes `value` as JSON, whole or not at all."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    _write(path, text.encode())
+
+
+def write_arrays(path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a .npz file of named arrays, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
+    _write(path, buffer.getvalue())
+
+
+def _write(path, content: bytes) -> None:
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        temporary.write_text(
-            json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_arrays(path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a .npz file of named arrays."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-    epath.Path(path).write_bytes(buffer.getvalue())
 
 
 def read_json(path):
@@ -181,7 +189,7 @@ def claim(workdir, name: str, value: dict, *, differences) -> None:
             raise ValueError(
                 f"{workdir} holds results of another config ({lines}); choose another --workdir"
             )
-    elif jax.process_index() == 0:
+    elif hosts.first():
         try:
             write_json(path, value)
         except OSError as error:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from noisy_fm import app, sharding
+from noisy_fm import app, hosts, sharding
 from noisy_fm.data import loader
 from noisy_fm.progress import Progress
 from noisy_fm.state import TrainState, shardings
@@ -62,7 +62,7 @@ def fit(
         StopSignals() as signals,
         Watchdog(stall_seconds) as watchdog,
         profile or contextlib.nullcontext(),
-        Progress(name, steps, start=start, show=jax.process_index() == 0) as bar,
+        Progress(name, steps, start=start, show=hosts.first()) as bar,
     ):
         for step in range(start + 1, steps + 1):
             watchdog.waits_for("input", step)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import parameter_overview
-from etils import epath
 from ml_collections import ConfigDict
 
 from noisy_fm import (
@@ -210,9 +209,7 @@ class Run:
     """
 
     def __init__(self, config: ConfigDict, made: Setup, workdir: str):
-        self.config, self.made, self.folder = config, made, epath.Path(workdir)
-        if not str(workdir).partition("://")[1]:
-            self.folder = self.folder.absolute()
+        self.config, self.made, self.folder = config, made, checkpoint.absolute(workdir)
         self.evaluators = make_evaluators(config, made)  # may find a mistake
         plain = config_lib.plain(config)
         checkpoint.claim(self.folder, "config.json", plain, differences=config_lib.differences)
@@ -302,7 +299,7 @@ class Run:
         batch = next(batches)
         batches.close()
         batch = {name: value[:PREVIEW] for name, value in batch.items()}
-        shown = made.task.prepare_fn(batch, jax.random.key(config.seeds.dropout))["image"]
+        shown = jax.jit(made.task.prepare_fn)(batch, jax.random.key(config.seeds.dropout))["image"]
         truth = loader.relabel(made.source.ids, made.source.labels)(batch)["label"]
         names = made.source.label_names
         captions = [

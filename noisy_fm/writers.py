@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from noisy_fm import hosts
 from noisy_fm.config import flatten
 from noisy_fm.messages import unknown
 
@@ -115,7 +115,7 @@ class Writers:
     """The writers of `names`, on host 0; on other hosts nothing is written."""
 
     def __init__(self, names: Sequence[str], folder, *, start: int = 0, config: Mapping):
-        mine = names if jax.process_index() == 0 else ()
+        mine = names if hosts.first() else ()
         self.writers: list[Writer] = [WRITERS[name](folder, start, config) for name in mine]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

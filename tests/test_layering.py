@@ -12,7 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "noisy_fm"
 LAYERS = (
     {"noise", "spectrum", "nmtune", "losses", "progress", "messages"},
     {"data", "models"},
-    {"config", "app", "hosts", "sharding", "collectives", "optim", "checkpoint", "tasks"},
+    {
+        "config",
+        "app",
+        "hosts",
+        "sharding",
+        "collectives",
+        "optim",
+        "checkpoint",
+        "tasks",
+        "recipes",
+    },
     {
         "state",
         "loop",

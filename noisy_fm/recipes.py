@@ -1,0 +1,63 @@
+"""What the paper's ImageNet recipes have in common, and the same recipes shrunken for two cores."""
+
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from noisy_fm import config as config_lib
+from noisy_fm.data import augment
+from noisy_fm.data import imagenet as classes
+
+
+def imagenet(arg: str = "") -> tuple[ConfigDict, ConfigDict]:
+    """The shared part of a recipe on ImageNet-1K, and the arguments read from `arg`.
+
+    LAMB at 5e-3 on a cosine, binary cross-entropy, three repeats of an example, mixed examples, and
+    what method.md's table gives for both models. A recipe adds its model, batch and epochs.
+    """
+    args = config_lib.parse_arg(
+        arg, noise_rate=0.0, noise_kind="symmetric", synonyms="lemma", seed=0, debug=False
+    )
+    config = config_lib.train()
+    config.data = {**config.data, "name": "folder", "task": "", "size": 224}
+    config.split, config.eval_split = "train", "val"
+    config.noise.rate, config.noise.kind = args.noise_rate, args.noise_kind
+    if args.noise_kind == "subset":
+        config.noise = {**config.noise, "classes": classes.cifar100_synonyms(args.synonyms)}
+    for name in config.seeds:
+        config.seeds[name] = args.seed
+
+    config.precision = "bfloat16"
+    config.loss.name = "bce"
+    config.normalize = {"mean": augment.IMAGENET_MEAN, "std": augment.IMAGENET_STD}
+    config.mix.groups = 64  # so that up to 64 chips mix what they hold
+    config.repeats = 3
+    config.optimizer = {"name": "lamb", "learning_rate": 5e-3, "weight_decay": 0.0}
+    # Stepping once an epoch, in place of once a step, is timm's way; the paper says cosine.
+    config.schedule.update(warmup_epochs=5.0, warmup_prefix=False, per_epoch=True)
+    config.checkpoint_minutes = 15.0
+    config.evaluators.memorised = True
+    return config, args
+
+
+def on_emoji(config: ConfigDict, *, epochs: float, **model: Any) -> ConfigDict:
+    """The same recipe shrunken: on the emoji, batch 64, float32, `model` over the config's own.
+
+    Images are 64×64 where NOISY_FM_EMOJI says where such are, else 32×32.
+    """
+    domains = ("noto", "twemoji", "openmoji")
+    config.data = {**config_lib.train().data, "domain": domains, "size": emoji_size()}
+    config.split, config.eval_split = "pretrain", "test"
+    if config.noise.kind == "subset":
+        config.noise.classes = tuple(range(10))
+    config.model = {**config.model, **model}
+    config.precision = "float32"
+    config.mix.groups = 1
+    config.batch_size, config.epochs, config.schedule.warmup_epochs = 64, epochs, 1.0
+    config.eval_every = 0
+    return config
+
+
+def emoji_size() -> int:
+    return 64 if os.environ.get("NOISY_FM_EMOJI") else 32
