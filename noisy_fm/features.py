@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisy_fm import checkpoint, sharding, spectrum, tasks
+from noisy_fm import checkpoint, sharding, tasks
 from noisy_fm.data import loader
 from noisy_fm.messages import unknown
 from noisy_fm.spectrum.files import STORE_VERSION
@@ -82,47 +82,6 @@ def check_names(task: tasks.Task, variables: tuple[Any, Any], source, names, *, 
     for name in names:
         if name not in outputs["features"]:
             raise ValueError(unknown(where, name, outputs["features"]))
-
-
-def spectrum_tracker(
-    task: tasks.Task,
-    source,
-    names: Sequence[str],
-    *,
-    variables: tuple[Any, Any],
-    batch_size: int,
-    mesh: jax.sharding.Mesh,
-    rows: int = 1024,
-    seed: int = 0,
-    center=False,
-    normalize=False,
-) -> Callable[[int, Any], dict[str, float]]:
-    """An evaluator of `fit`: (step, state) → {"NAME/sve": …, "NAME/lsvr": …, …} of named features.
-
-    The same `rows` examples of `source` (all, if it has fewer), drawn once by `seed`, at every
-    step: a spectrum depends on how many rows it is of. Maps and tokens [n … d] are averaged over
-    positions. `center` and `normalize` as in `spectrum.Spectrum`; `spectrum.plot_track` draws the
-    result. `variables` (or their shapes) only tell which features there are.
-
-    Raises:
-      ValueError: an unknown or no name, `rows` or a source of fewer than two.
-    """
-    if not names:
-        raise ValueError("no features to track; expected at least one name")
-    if min(rows, len(source)) < 2:
-        raise ValueError(f"a spectrum needs at least 2 rows; rows is {rows} of {len(source)}")
-    check_names(task, variables, source, names, where="feature")
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:rows])
-    keep = [f"features/{name}" for name in names]
-    extract = predictor(task, keep=keep, batch_size=batch_size, mesh=mesh, pooled=True)
-    sample = source.select(chosen)
-
-    def evaluate(step: int, state) -> dict[str, float]:
-        found = extract(state.variables, sample)
-        named = {name: found[f"features/{name}"] for name in names}
-        return spectrum.track(named, center=center, normalize=normalize)
-
-    return evaluate
 
 
 def _pooled(x: jax.Array) -> jax.Array:

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import toy
 
-from noisy_fm import checkpoint, hosts, sharding, state
+from noisy_fm import checkpoint, hosts, sharding
 from noisy_fm.data import loader
 from noisy_fm.models import layers
+from noisy_fm.train import state
 
 BATCH = 16
 TENSOR_RULES = (("wide/", "column"), ("head/kernel", "row"), (".*", "fsdp"))

@@ -12,6 +12,7 @@ import toy
 
 from noisy_fm import features, sharding, tasks
 from noisy_fm.data import augment
+from noisy_fm.train import evaluators
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def layered(source, **options):
     variables = task.init_fn(jax.random.key(0), source.take(np.arange(2)))
     options = {"batch_size": 16, "mesh": one, **options}
     names = options.pop("names", ("stem", "pre_logits"))
-    return features.spectrum_tracker(task, source, names, variables=variables, **options), variables
+    return evaluators.spectra(task, source, names, variables=variables, **options), variables
 
 
 class State(NamedTuple):
@@ -145,9 +146,9 @@ class State(NamedTuple):
 
 def test_tracked_spectra_are_of_the_pooled_features_of_the_same_rows():
     source = toy.ToySource(45)
-    tracker, variables = layered(source, rows=30, seed=3)
+    tracker, variables = layered(source, most=30)
     got = tracker(7, State(variables))
-    chosen = np.sort(np.random.default_rng(3).permutation(45)[:30])
+    chosen = evaluators.sample(np.arange(45), 30)
     images = augment.normalize(source.images[chosen])
     _, named = Layered().apply({"params": variables[0]}, images)
     for name, x in (("stem", named["stem"].mean((1, 2))), ("pre_logits", named["pre_logits"])):
@@ -170,7 +171,7 @@ def test_a_tracker_follows_training_and_is_compiled_once():
         traced.append(1)
         return task.predict_fn(*arguments)
 
-    tracker = features.spectrum_tracker(
+    tracker = evaluators.spectra(
         task._replace(predict_fn=predict), source, ["pre_logits"],
         variables=state.variables, batch_size=16, mesh=one,
     )  # fmt: skip
@@ -186,7 +187,7 @@ def test_a_tracker_follows_training_and_is_compiled_once():
     [
         ({"names": ("stemm",)}, "unknown feature 'stemm'; did you mean 'stem'"),
         ({"names": ()}, "no features to track"),
-        ({"rows": 1}, "at least 2 rows; rows is 1 of 45"),
+        ({"most": 1}, "at least 2 rows; got 1 of 45"),
     ],
 )
 def test_a_tracker_that_cannot_work_is_refused_when_made(options, message):

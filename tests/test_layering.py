@@ -23,17 +23,7 @@ LAYERS = (
         "tasks",
         "recipes",
     },
-    {
-        "state",
-        "loop",
-        "flops",
-        "writers",
-        "pictures",
-        "evaluators",
-        "train",
-        "evaluate",
-        "features",
-    },
+    {"train", "evaluate", "features"},
     {"probe", "tune", "estimator", "diagnose"},
     {"study", "records", "report", "export"},
 )

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import toy
 
-from noisy_fm import flops, loop, models, optim, sharding
+from noisy_fm import models, optim, sharding
 from noisy_fm.data import loader
-from noisy_fm.state import make_step
+from noisy_fm.train import flops, loop
+from noisy_fm.train.state import make_step
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():

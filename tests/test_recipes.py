@@ -9,7 +9,7 @@ import pytest
 
 from noisy_fm import config, sharding, train
 from noisy_fm.data import augment, imagenet
-from noisy_fm.state import make_step
+from noisy_fm.train.state import make_step
 
 ROOT = Path(__file__).parent.parent / "configs/pretrain"
 # The paper's table, as shared by both or (ResNet-50, ViT-B/16).

@@ -10,8 +10,9 @@ import toy
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from noisy_fm import checkpoint, config, evaluators, pictures, sharding, train, writers
-from noisy_fm.state import abstract
+from noisy_fm import checkpoint, config, sharding, train
+from noisy_fm.train import evaluators, pictures, writers
+from noisy_fm.train.state import abstract
 
 
 def small(**changes):

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from noisy_fm import loop, optim, sharding, tasks
+from noisy_fm import optim, sharding, tasks
 from noisy_fm.data import augment as augmentations
 from noisy_fm.data import loader
-from noisy_fm.state import init_state, make_step, plan_state
+from noisy_fm.train import loop
+from noisy_fm.train.state import init_state, make_step, plan_state
 
 RULES = ((".*", "fsdp"),)
 EVERYTHING = ((".*", 1.0),)

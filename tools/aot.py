@@ -28,9 +28,10 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, config_flags
 
-from noisy_fm import checkpoint, collectives, flops, sharding, train
+from noisy_fm import checkpoint, collectives, sharding, train
 from noisy_fm import config as config_lib
 from noisy_fm.app import fail
+from noisy_fm.train import flops
 
 GIB = 2**30
 

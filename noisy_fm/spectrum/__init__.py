@@ -97,7 +97,7 @@ def track(features, *, center=False, normalize=False, convention=None) -> dict[s
 
     An array of more than two axes [n … d] (feature maps, tokens) is averaged over the middle ones.
     Meant for a log: features that have collapsed to zero or turned NaN give NaN, not an error.
-    `features.spectrum_tracker` makes an evaluator of `fit` of it.
+    `train.evaluators.spectra` makes an evaluator of `fit` of it.
     """
     values: dict[str, float] = {}
     for layer, x in features.items():

@@ -21,9 +21,10 @@ import numpy as np
 from bench import Case
 
 from noisy_fm import config as config_lib
-from noisy_fm import flops, sharding, train
+from noisy_fm import sharding, train
 from noisy_fm.data import loader
-from noisy_fm.state import init_state, make_step
+from noisy_fm.train import flops
+from noisy_fm.train.state import init_state, make_step
 
 TIMM = {
     "resnet50": "resnet50",

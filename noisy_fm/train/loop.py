@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from noisy_fm import app, hosts, sharding
 from noisy_fm.data import loader
 from noisy_fm.progress import Progress
-from noisy_fm.state import TrainState, shardings
+from noisy_fm.train.state import TrainState, shardings
 
 IN_FLIGHT = 2  # steps handed to the device before the host waits for the oldest
 

@@ -1,11 +1,11 @@
 """What is measured on a model while it trains: evaluators, (step, state) → {name: value}."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from noisy_fm import features
+from noisy_fm import features, spectrum
 
 Evaluator = Callable[[int, Any], dict[str, float]]
 
@@ -53,6 +53,44 @@ def memorised(task, source, given: np.ndarray, *, most: int, **layout) -> Evalua
             "memorised": float(np.mean(prediction == given[rows])),
             "resisted": float(np.mean(prediction == chosen.labels)),
         }
+
+    return evaluate
+
+
+def spectra(
+    task,
+    source,
+    names: Sequence[str],
+    *,
+    variables: tuple[Any, Any],
+    most: int = 1024,
+    center=False,
+    normalize=False,
+    **layout,
+) -> Evaluator:
+    """Spectra of named features as {"NAME/sve": …, "NAME/lsvr": …, …}.
+
+    Of the same examples of `source` at every step, at most `most`: a spectrum depends on how many
+    rows it is of. Maps and tokens [n … d] are averaged over positions. `center` and `normalize` as
+    in `spectrum.Spectrum`; `spectrum.plot_track` draws the result. `variables` (or their shapes)
+    only tell which features there are.
+
+    Raises:
+      ValueError: an unknown or no name, `most` or a source of fewer than two.
+    """
+    if not names:
+        raise ValueError("no features to track; expected at least one name")
+    if min(most, len(source)) < 2:
+        raise ValueError(f"a spectrum needs at least 2 rows; got {most} of {len(source)}")
+    features.check_names(task, variables, source, names, where="feature")
+    keep = [f"features/{name}" for name in names]
+    predict = features.predictor(task, keep=keep, pooled=True, **layout)
+    chosen = source.select(sample(np.arange(len(source)), most))
+
+    def evaluate(step, state):
+        found = predict(state.variables, chosen)
+        named = {name: found[f"features/{name}"] for name in names}
+        return spectrum.track(named, center=center, normalize=normalize)
 
     return evaluate
 

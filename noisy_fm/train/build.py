@@ -1,0 +1,144 @@
+"""What a config asks for, built: data with its noise, model and loss, optimiser, fresh state."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from noisy_fm import config as config_lib
+from noisy_fm import data as data_lib
+from noisy_fm import models, noise, optim, sharding, tasks
+from noisy_fm.data import augment, loader
+from noisy_fm.train import writers
+from noisy_fm.train.state import StatePlan, TrainState, init_state, plan_state
+
+
+class Setup(NamedTuple):
+    """A run made from a config, ready for `fit`; `state` is fresh, `manifest` is its noise."""
+
+    task: tasks.Task
+    tx: optax.GradientTransformation
+    state: TrainState
+    mesh: jax.sharding.Mesh
+    source: Any
+    eval_source: Any
+    manifest: noise.Manifest
+    labels: np.ndarray
+    steps: int
+
+
+def setup(config: ConfigDict) -> Setup:
+    """Builds data, noise, model, optimiser and state; raises one clear line for what cannot be."""
+    config_lib.check_train(config)
+    writers.check(config.writers)
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(config.batch_size // config.microbatches, mesh)
+    source, eval_source = (load_split(config, s) for s in (config.split, config.eval_split))
+    if source.label_names != eval_source.label_names:
+        raise ValueError(
+            f"config.split {config.split!r} has {len(source.label_names)} classes and config."
+            f"eval_split {config.eval_split!r} has {len(eval_source.label_names)}, or others; "
+            "expected the same classes in both"
+        )
+    if hasattr(source, "crops") and config.augment.name != "imagenet":
+        raise ValueError(
+            f"config.augment.name is {config.augment.name!r}; images on disk come as crops to be "
+            "resized, so expected 'imagenet' (start from a config in configs/pretrain/*_in1k.py)"
+        )
+    labels, manifest = corrupted(config, source)
+    task = make_task(config, source.num_classes)
+    example = eval_source.take(np.zeros(1, int))
+    plan = plan_training(config, task, example, mesh=mesh, num_examples=len(source))
+    steps, _ = config_lib.num_steps(config, len(source))
+    state = init_state(plan)
+    return Setup(task, plan.tx, state, mesh, source, eval_source, manifest, labels, steps)
+
+
+def plan_training(
+    config: ConfigDict, task: tasks.Task, example: Mapping, *, mesh, num_examples: int
+) -> StatePlan:
+    """The state's shapes and layout, and the optimiser, for training on so many examples.
+
+    Nothing is computed; `mesh` may be of devices that are not there.
+    """
+    steps, steps_per_epoch = config_lib.num_steps(config, num_examples)
+    rate = optim.schedule(config, steps=steps, steps_per_epoch=steps_per_epoch)
+    return plan_state(
+        task,
+        lambda multipliers: optim.optimizer(config, rate, multipliers=multipliers),
+        example,
+        mesh=mesh,
+        trainable=config.trainable,
+        rules=config.sharding,
+        seeds=config.seeds,
+        ema=config.ema > 0,
+    )
+
+
+def load_split(config: ConfigDict, split: str):
+    """The source of `config.data` restricted to `split`; empty strings mean "not given"."""
+    arguments = {key: value or None for key, value in config.data.items() if key != "name"}
+    return data_lib.load(config.data.name, split=split, **arguments)
+
+
+def corrupted(config: ConfigDict, source) -> tuple[np.ndarray, noise.Manifest]:
+    """(labels, manifest) of `source` under `config.noise`."""
+    arguments = dict(config.noise)
+    rate = arguments.pop("rate")
+    given = ("labels", "num_classes", "ids", "seed")
+    config_lib.check_arguments(noise.flip_labels, arguments, where="config.noise", given=given)
+    return noise.flip_labels(
+        source.labels,
+        source.num_classes,
+        rate,
+        ids=source.ids,
+        seed=config.seeds.noise,
+        **arguments,
+    )
+
+
+def make_task(config: ConfigDict, num_classes: int) -> tasks.Task:
+    """The config's model and loss as a Task; modules without a trainable parameter are frozen."""
+    arguments = dict(config.model)
+    if {"dtype", "num_classes"} & set(arguments):
+        raise ValueError("config.model sets dtype or num_classes; use config.precision and data")
+    model = models.create(
+        arguments.pop("name"), num_classes, dtype=jnp.dtype(config.precision), **arguments
+    )
+    arguments = dict(config.augment)
+    make_augment = augment.AUGMENTATIONS[arguments.pop("name")]
+    config_lib.check_arguments(make_augment, arguments, where="config.augment", given=("size",))
+    if config.augment.name == "imagenet":
+        arguments["size"] = config.data.size
+    return tasks.classify(
+        model,
+        num_classes,
+        loss=config.loss.name,
+        label_smoothing=config.loss.label_smoothing,
+        augment=make_augment(**arguments),
+        mix=config.mix,
+        normalize=config.normalize,
+        frozen=lambda module: optim.frozen(f"{module}/scale", config.trainable),
+    )
+
+
+def train_batches(config: ConfigDict, made: Setup, *, start: int, stop: int):
+    """This host's rows of the global batches `start … stop − 1`, with the wrong labels."""
+    return loader.train_batches(
+        made.source,
+        batch_size=config.batch_size,
+        seed=config.seeds.order,
+        start=start,
+        stop=stop,
+        corrupt=loader.relabel(made.source.ids, made.labels),
+        rows=sharding.host_rows(made.mesh, config.batch_size),
+        repeats=config.repeats,
+        workers=config.loader.workers,
+        threads=config.loader.threads or None,
+        buffer=config.loader.buffer,
+        damage=loader.Damage(config.loader.max_bad),
+    )
