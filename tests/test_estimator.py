@@ -26,7 +26,7 @@ from noisy_fm import (
 from noisy_fm.estimator import rows
 from noisy_fm.probe import Head
 from noisy_fm.probe.fit import fit_plans
-from noisy_fm.probe.plan import Plan
+from noisy_fm.probe.plan import Plan, subset
 
 CLASSIFIERS = [LinearProbe, MLPTuneClassifier, NMTuneClassifier]
 
@@ -136,6 +136,47 @@ def test_early_stopping_keeps_the_best_epoch(digits):
     assert model.n_iter_ == len(scores) == len(model.loss_curve_) < 30
     assert int(np.argmax(scores)) == model.n_iter_ - 1 - 3
     assert model.score(x, y) > 0.85
+
+
+def test_early_stopping_scales_by_the_rows_it_trains_on(digits):
+    x, y = digits[0].copy(), digits[1]
+    model = LinearProbe(
+        epochs=1, min_steps=0, early_stopping=True, standardize=True, random_state=0
+    )
+    before = clone(model).fit(x, y)
+    f = x.astype(np.float32)
+    kept, _ = rows.merge(f, y, np.ones(len(f)))
+    train = subset(y[kept], 0.9, seed=0)
+    np.testing.assert_allclose(before.mean_, f[kept[train]].mean(axis=0), rtol=1e-5)
+    held = np.delete(kept, train)
+    assert np.abs(f[held].mean(axis=0) - before.mean_).max() > 0.01
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_a_fit_shows_its_progress_where_asked(digits, verbose, capsys):
+    x, y = digits
+    LinearProbe(epochs=2, min_steps=0, verbose=verbose, random_state=0).fit(x, y)
+    arguments = {"weights": (0.0,), "cv": 2, "epochs": 1, "min_steps": 0, "random_state": 0}
+    NMTuneClassifierCV(verbose=verbose, **arguments).fit(x, y)
+    lines = capsys.readouterr().out.splitlines()
+    starts = ["LinearProbe: 20/20 steps", "probe: 10/10 head-steps", "NMTuneClassifierCV: 10/10"]
+    assert len(lines) == (3 if verbose else 0)
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=False))
+
+
+def test_partial_fit_after_arguments_changed(digits):
+    x, y = digits[0] * 100 + 300, digits[1]
+    fitted = LinearProbe(epochs=3, standardize=True, random_state=0).fit(x, y)
+    kept = fitted.set_params(standardize=False, learning_rate=1e-4)
+    score = kept.score(x, y)
+    for _ in range(3):
+        kept.partial_fit(x, y)
+    assert kept.score(x, y) > score - 0.02
+    model = MLPTuneClassifier(epochs=1, min_steps=0, random_state=0).fit(x, y)
+    with pytest.raises(ValueError, match="not that of preset='release': set the preset back"):
+        model.set_params(preset="release").partial_fit(x, y)
+    with pytest.raises(ValueError, match="partial_fit cannot standardize"):
+        model.set_params(preset="paper", standardize=True).partial_fit(x, y)
 
 
 def test_partial_fit_goes_on_from_where_it_stands(digits):
@@ -339,6 +380,7 @@ def test_cv_scores_are_those_of_single_fits(digits):
         ({"early_stopping": "no"}, "early_stopping must be True or False"),
         ({"batch_size": "a"}, "batch_size must be a whole number"),
         ({"validation_fraction": "a"}, "validation_fraction must lie in"),
+        ({"verbose": "loud"}, "verbose must be a whole number"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message):

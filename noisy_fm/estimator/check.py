@@ -49,6 +49,12 @@ def check_whole(name: str, value, least: int) -> None:
         raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
 
 
+def check_verbose(value) -> None:
+    """ValueError for what is neither a flag nor a whole number."""
+    if not isinstance(value, (bool, np.bool_)):
+        check_whole("verbose", value, 0)
+
+
 def check_share(name: str, value) -> None:
     """ValueError for what is no number between 0 and 1."""
     if not isinstance(value, (float, int, np.number)) or not 0 < value < 1:

@@ -1,238 +1,9 @@
-"""The estimators: what they share, and the four of them."""
+"""The four estimators: their arguments, and what is theirs alone."""
 
-import numpy as np
-from scipy.special import expit, log_softmax, softmax
-from sklearn.base import (
-    BaseEstimator,
-    ClassifierMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-)
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
-from noisy_fm.estimator import files, rows, training
-from noisy_fm.estimator.check import (
-    check_flag,
-    check_share,
-    check_whole,
-    require_finite,
-    require_labels,
-    seed_of,
-    single,
-)
-from noisy_fm.probe.check import warn_constant
-from noisy_fm.probe.heads import Head, cosine
-from noisy_fm.probe.plan import subset
-
-PRECISIONS = (np.float32, np.float64)
-
-
-class HeadEstimator(BaseEstimator):
-    """What all of them share: a `probe.Head`, trained on frozen features as the paper does."""
-
-    _method: str
-    _found: tuple[str, ...] = ()  # attributes of a search, which a file keeps too
-
-    def fit(self, X, y, sample_weight=None):
-        """Trains from a fresh start on features X [n d] and labels y [n] of any type.
-
-        `sample_weight` [n] weighs the cross-entropy and BatchNorm's moments; a weight of 0 is the
-        row left out and a weight of 2 the row given twice, exactly. The order of rows is of no
-        consequence. Raises ValueError for NaN, infinity, values beyond float32, fewer than two
-        classes, and training that diverges.
-        """
-        X, labels, weights = self._examples(X, y, sample_weight)
-        head = self._head()
-        self._fit_rows(head, X, labels, weights)
-        return self
-
-    def save(self, path) -> None:
-        """Writes parameters, arguments and classes to a safetensors file."""
-        check_is_fitted(self)
-        files.save(self, path)
-
-    @classmethod
-    def load(cls, path):
-        """The estimator that `save` wrote; raises ValueError for another kind of file."""
-        return files.load(cls, path)
-
-    def _head(self, **changes) -> Head:
-        """The recipe as data; raises ValueError for an argument out of range."""
-        names = ("preset", "weights", "learning_rate", "weight_decay", "epochs", "batch_size")
-        values = self.get_params(deep=False)
-        chosen = {name: values[name] for name in names if name in values}
-        chosen |= {"method": self._method, "seed": seed_of(self.random_state)} | changes
-        head = Head(**chosen)
-        if self._method != "lp" and self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 for BatchNorm, got {self.batch_size}")
-        check_share("validation_fraction", self.validation_fraction)
-        check_flag("standardize", self.standardize)
-        check_flag("early_stopping", self.early_stopping)
-        check_whole("min_steps", self.min_steps, 0)
-        check_whole("n_iter_no_change", self.n_iter_no_change, 1)
-        return head
-
-    def _examples(self, X, y, sample_weight, *, classes=None):
-        """Checked float32 X, labels 0…C−1 and weights; sets `classes_`."""
-        require_labels(y)
-        X, y = validate_data(
-            self, X, y, dtype=PRECISIONS, reset=classes is None, ensure_all_finite=False
-        )
-        X = single(X)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weights.any():
-            raise ValueError("all sample weights are zero: at least one must be positive")
-        check_classification_targets(y)
-        if classes is None:
-            self.classes_ = np.unique(y[weights > 0])
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"{type(self).__name__} needs examples of at least 2 classes, got 1 class: "
-                f"{self.classes_.tolist()[0]!r}"
-            )
-        labels = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-        unknown = (self.classes_[labels] != y) & (weights > 0)
-        if unknown.any():
-            stranger = y[unknown].tolist()[0]
-            raise ValueError(f"y has {stranger!r}, which is not among the classes given first")
-        return X, labels, weights
-
-    def _fit_rows(self, head: Head, X, labels, weights) -> None:
-        """Sets all fitted attributes from float32 X, labels 0…C−1 and weights."""
-        kept, weights = rows.merge(X, labels, weights)
-        X, labels = X[kept], labels[kept]
-        warn_constant(X, "features")
-        self.mean_, self.scale_ = None, None
-        if self.standardize:
-            self.mean_, self.scale_ = rows.scaling(X, weights)
-        X = self._scaled(X)
-        self.loss_curve_, self.validation_scores_, self._optimizer = [], None, None
-        train = held = np.arange(len(X))
-        if self.early_stopping:
-            train, held = _holdout(labels, self.validation_fraction, head.seed)
-            self.validation_scores_ = []
-        plan = training.plan_of(head, labels[train], weights[train])
-        plan = training.stretched(plan, self.min_steps)
-        epoch = plan.steps // head.epochs
-        fresh = training.State.fresh(head, X.shape[1], len(self.classes_))
-        rates = cosine(head.learning_rate, plan.steps)
-        stride = epoch if self.early_stopping else plan.steps
-        best, waited = -1.0, 0
-        for state, losses in training.run(fresh, plan, X[train], rates=rates, stride=stride):
-            self.loss_curve_ += losses.reshape(-1, epoch).mean(1).tolist()
-            parameters, statistics = self._parameters, self._statistics = _applied(state)
-            if not self.early_stopping:
-                break
-            right = self._logits(X[held]).argmax(1) == labels[held]
-            self.validation_scores_.append(float(np.average(right, weights=weights[held])))
-            waited += 1
-            if self.validation_scores_[-1] > best:
-                best, waited, kept = self.validation_scores_[-1], 0, (parameters, statistics)
-            if waited >= self.n_iter_no_change:
-                break
-        if self.early_stopping:
-            self._parameters, self._statistics = kept
-        self.n_iter_ = len(self.loss_curve_)
-
-    def _scaled(self, X):
-        return X if self.mean_ is None else rows.scaled(X, self.mean_, self.scale_)
-
-    def _logits(self, X):
-        return training.logits(self._parameters, self._statistics, X)
-
-    def _checked(self, X):
-        """X as the trained head takes it, in float32 or float64 as it came."""
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=PRECISIONS, reset=False, ensure_all_finite=False)
-        require_finite(X)
-        return self._scaled(X)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_parameters")
-
-
-class HeadClassifier(ClassifierMixin, HeadEstimator):
-    """Predictions, for the classifiers."""
-
-    def decision_function(self, X):
-        """Logits [n c]; for two classes their difference [n], positive for `classes_[1]`."""
-        logits = self._logits(self._checked(X))
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
-
-    def predict_proba(self, X):
-        """Class probabilities [n c], the softmax of the logits, columns as `classes_`."""
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            return np.stack([expit(-scores), expit(scores)], axis=1)
-        return softmax(scores, axis=1)
-
-    def predict_log_proba(self, X):
-        """Logarithms of `predict_proba`, without its underflow."""
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            scores = np.stack([np.zeros_like(scores), scores], axis=1)
-        return log_softmax(scores, axis=1)
-
-    def predict(self, X):
-        """The likeliest class [n]."""
-        scores = self.decision_function(X)
-        found = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
-        return self.classes_[found]
-
-
-class OnlineClassifier(HeadClassifier):
-    """`partial_fit`, for the classifiers that take examples as they come."""
-
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """One epoch over X [n d], y [n] at a constant learning rate, from where it stands.
-
-        `classes` names all classes and is needed at the first call, unless `fit` came before.
-        AdamW's moments stay between calls; after `fit` they start anew.
-        """
-        if self.standardize:
-            raise ValueError(
-                "partial_fit cannot standardize: use a StandardScaler with partial_fit before it"
-            )
-        first = not self.__sklearn_is_fitted__()
-        if first:
-            if classes is None:
-                raise ValueError("the first call of partial_fit needs classes=, all of them")
-            validate_data(self, X, dtype=PRECISIONS)
-            self.classes_ = np.unique(classes)
-            self.mean_ = self.scale_ = self.validation_scores_ = self._optimizer = None
-            self.loss_curve_ = []
-        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-            raise ValueError(f"classes differ from those of the first call, {self.classes_}")
-        X, labels, weights = self._examples(X, y, sample_weight, classes=self.classes_)
-        kept = weights > 0
-        X, labels, weights = X[kept], labels[kept], weights[kept]
-        if self._method != "lp" and len(X) < 2:
-            raise ValueError("partial_fit needs at least two rows a call for BatchNorm, got one")
-        head = self._head()
-        state = self._resume(head, X.shape[1])
-        plan = training.plan_of(head, labels, weights)
-        epoch, past = plan.steps_per_epoch, len(self.loss_curve_)
-        rates = np.full(epoch, head.learning_rate)
-        ((state, losses),) = training.run(
-            state, plan, X, rates=rates, first=past * epoch, stride=epoch
-        )
-        self.loss_curve_ = [*self.loss_curve_, float(losses.mean())]
-        self.n_iter_ = past + 1
-        self._parameters, self._statistics = _applied(state)
-        moments = {name: training.copy(state.tree[name]) for name in ("mean", "square")}
-        self._optimizer = moments, state.steps
-        return self
-
-    def _resume(self, head: Head, width: int) -> training.State:
-        fresh = training.State.fresh(head, width, len(self.classes_))
-        if not self.__sklearn_is_fitted__():
-            return fresh
-        fresh.tree |= {"params": self._parameters, "statistics": self._statistics}
-        if self._optimizer is not None:
-            moments, fresh.steps = self._optimizer
-            fresh.tree |= moments
-        return fresh
+from noisy_fm.estimator import training
+from noisy_fm.estimator.base import HeadEstimator, OnlineClassifier
 
 
 class LinearProbe(OnlineClassifier):
@@ -249,6 +20,7 @@ class LinearProbe(OnlineClassifier):
       early_stopping: hold out `validation_fraction` of each class, stop once its accuracy has not
         risen for `n_iter_no_change` epochs, and keep the best epoch's parameters.
       random_state: seed of initialisation, order and hold-out.
+      verbose: 1 shows the progress of `fit`, with the time left.
 
     Fitted attributes: classes_, n_features_in_, feature_names_in_, n_iter_ (epochs run),
     loss_curve_ (mean cross-entropy of each), validation_scores_.
@@ -269,6 +41,7 @@ class LinearProbe(OnlineClassifier):
         validation_fraction=0.1,
         n_iter_no_change=5,
         random_state=None,
+        verbose=0,
     ):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -280,6 +53,7 @@ class LinearProbe(OnlineClassifier):
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.random_state = random_state
+        self.verbose = verbose
 
 
 class MLPTuneClassifier(OnlineClassifier):
@@ -306,6 +80,7 @@ class MLPTuneClassifier(OnlineClassifier):
         validation_fraction=0.1,
         n_iter_no_change=5,
         random_state=None,
+        verbose=0,
     ):
         self.preset = preset
         self.learning_rate = learning_rate
@@ -318,6 +93,7 @@ class MLPTuneClassifier(OnlineClassifier):
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.random_state = random_state
+        self.verbose = verbose
 
 
 class _NMTune:
@@ -340,6 +116,7 @@ class _NMTune:
         validation_fraction=0.1,
         n_iter_no_change=5,
         random_state=None,
+        verbose=0,
     ):
         self.preset = preset
         self.weights = weights
@@ -353,6 +130,7 @@ class _NMTune:
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.random_state = random_state
+        self.verbose = verbose
 
 
 class NMTuneClassifier(_NMTune, OnlineClassifier):
@@ -384,19 +162,3 @@ class NMTuneTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _NMTu
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float32", "float64"]
         return tags
-
-
-def _applied(state: training.State) -> tuple[dict, dict]:
-    return training.copy(state.tree["params"]), training.copy(state.tree["statistics"])
-
-
-def _holdout(labels, fraction: float, seed: int):
-    """(training rows, validation rows), stratified; every class keeps a training row."""
-    kept = subset(labels, 1 - fraction, seed=seed)
-    held = np.setdiff1d(np.arange(len(labels)), kept)
-    if not len(held):
-        raise ValueError(
-            f"early stopping has no validation rows: {len(labels)} distinct rows at "
-            f"validation_fraction={fraction}"
-        )
-    return np.sort(kept), held

@@ -8,8 +8,8 @@ from scipy.stats import rankdata
 from sklearn.model_selection import check_cv
 
 from noisy_fm.estimator import folds
+from noisy_fm.estimator.base import HeadClassifier
 from noisy_fm.estimator.check import check_whole
-from noisy_fm.estimator.heads import HeadClassifier
 
 
 class NMTuneClassifierCV(HeadClassifier):
@@ -50,6 +50,7 @@ class NMTuneClassifierCV(HeadClassifier):
         min_steps=500,
         standardize=False,
         random_state=None,
+        verbose=0,
     ):
         self.preset = preset
         self.weights = weights
@@ -61,6 +62,7 @@ class NMTuneClassifierCV(HeadClassifier):
         self.min_steps = min_steps
         self.standardize = standardize
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X, y, sample_weight=None):
         """Tries every candidate on every fold, then fits the best on all rows.
@@ -76,6 +78,7 @@ class NMTuneClassifierCV(HeadClassifier):
         scores = folds.accuracies(
             X, labels, weights, splits, heads,
             num_classes=len(self.classes_), standardize=self.standardize, min_steps=self.min_steps,
+            progress=bool(self.verbose),
         )  # fmt: skip
         mean = scores.mean(axis=1)
         self.best_index_ = int(np.flatnonzero(mean >= mean.max() - 1e-9)[0])

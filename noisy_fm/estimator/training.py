@@ -57,11 +57,11 @@ def stretched(plan: Plan, min_steps: int) -> Plan:
     return dataclasses.replace(plan, head=head)
 
 
-def run(state: State, plan: Plan, features, *, rates, first: int = 0, stride: int):
+def run(state: State, plan: Plan, features, *, rates, first: int = 0, stride: int, bar=None):
     """Yields (state, losses [stride]) after every `stride` steps, until `rates` are used up.
 
-    features float32 [n d]; `first` is the plan's step to begin with. Raises ValueError where the
-    loss is no longer finite.
+    features float32 [n d]; `first` is the plan's step to begin with; `bar` a
+    `Progress` to move. Raises ValueError where the loss is no longer finite.
     """
     head = plan.head
     resident = np.zeros((bucket(len(features)), 1, features.shape[1]), np.float32)
@@ -80,6 +80,8 @@ def run(state: State, plan: Plan, features, *, rates, first: int = 0, stride: in
             tree, found = advance(tree, resident, arrays, end - begin, **options)
             state = State(jax.tree.map(lambda a: a[0], tree), state.steps + end - begin)
             losses.append(np.array(found)[0, : end - begin])
+            if bar is not None:
+                bar.update(end - begin)
             if not np.isfinite(losses[-1]).all():
                 raise ValueError(
                     f"training diverged within {state.steps} steps (the loss is not finite): lower "
