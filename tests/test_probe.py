@@ -279,6 +279,7 @@ def test_float16_features_are_computed_in_float32():
         ({"label_noise": 1.0}, r"label_noise must lie in \[0, 1\)"),
         ({"epochs": 0}, "epochs must be a whole number ≥ 1"),
         ({"batch_size": 2.5}, "batch_size must be a whole number"),
+        ({"batch_size": 1}, "batch_size must be at least 2 for BatchNorm, got 1"),
         ({"weights": (1, 2)}, "weights must be one number or"),
         ({"weights": -1}, "weights must lie"),
         ({"method": "lp", "weights": 0.1}, "weights belong to method 'nmtune'"),
@@ -403,6 +404,53 @@ def test_selection_uses_a_part_of_the_training_set_only():
     assert not set(groups[by_group.validation]) & set(np.delete(groups, by_group.validation))
     with pytest.raises(ValueError, match=r"validation must lie in \(0, 1\)"):
         probe.select(*TRAIN, candidates, num_classes=CLASSES, validation=1.5)
+
+
+def test_selection_takes_what_fit_heads_takes():
+    settings = {"num_classes": CLASSES, "test_sets": {"test": TEST}}
+    clusters = {"test": np.arange(90) // 3}
+    chosen = probe.select(*TRAIN, GRID[:1], test_groups=clusters, keep_parameters=False, **settings)
+    assert chosen.best.parameters is None
+    (expected,) = fit(GRID[:1], groups=clusters)
+    assert chosen.best.metrics == expected.metrics
+    with pytest.raises(ValueError, match=r"got shape .*; those of test sets are test_groups"):
+        probe.select(*TRAIN, GRID[:1], groups=clusters, **settings)
+    with pytest.raises(ValueError, match="groups name one group only"):
+        probe.select(*TRAIN, GRID[:1], groups=np.zeros(150), **settings)
+
+
+@pytest.mark.parametrize("validation", [0.2, 0.95])
+def test_selection_keeps_an_example_of_every_class_to_train_on(validation):
+    labels = TRAIN[1].copy()
+    labels[:2], labels[2] = CLASSES, CLASSES + 1
+    settings = {"num_classes": CLASSES + 2, "validation": validation}
+    chosen = probe.select(TRAIN[0], labels, GRID[:1], **settings)
+    held = labels[chosen.validation]
+    assert set(np.delete(labels, chosen.validation)) == set(labels)
+    assert set(held) == set(labels) - {CLASSES + 1}
+    with pytest.raises(ValueError, match="no class has two examples"):
+        probe.select(TRAIN[0][:3], np.arange(3), GRID[:1], **settings)
+
+
+def test_a_small_budget_tests_fewer_heads_at_once(monkeypatch):
+    together = fit(GRID[3:7], keep_parameters=False)
+    counts = []
+    predictions = engine._predictions
+
+    def watched(params, statistics, f):
+        counts.append(len(params["bias"]))
+        return predictions(params, statistics, f)
+
+    monkeypatch.setattr(engine, "_predictions", watched)
+    leaves = jax.tree.leaves(recipes.initialize("plain", 0, WIDTH, CLASSES)[0])
+    two = 2 * 4 * (2 * sum(a.size for a in leaves) + 512 * 10 * WIDTH)
+    for budget, most in ((two, 2), (1, 1)):
+        apart = fit(GRID[3:7], memory_budget=budget)
+        for a, b in zip(together, apart, strict=True):
+            np.testing.assert_array_equal(a.predictions["test"], b.predictions["test"])
+            assert a.metrics == b.metrics
+        assert set(counts) == {most}
+        counts.clear()
 
 
 def test_a_head_that_diverges_is_told_and_never_chosen():

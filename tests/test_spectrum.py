@@ -292,7 +292,28 @@ def test_device_state_refuses_nan_on_the_host():
         device.to_spectrum(state)
 
 
+def test_a_device_state_counts_the_directions_above_its_own_rounding():
+    rng = np.random.default_rng(0)
+    x = rng.integers(-8, 9, size=(400, 5)) @ rng.integers(-8, 9, size=(5, 24))
+    state = jax.jit(device.update)(device.init(24), x.astype(np.float32))
+    got = device.to_spectrum(state)
+    assert np.linalg.matrix_rank(x) == 5
+    assert got.summary()["numerical_rank"] == 5
+    other = spectrum.Spectrum().update(x[:100])
+    assert other.summary()["numerical_rank"] == 5
+    assert other.merge(got).summary()["numerical_rank"] == 5
+    assert got.left_vectors(x, top_k=9).shape == (400, 5)
+
+
 # Labels, comparison, intervals
+
+
+def test_compare_needs_as_many_directions_as_it_compares():
+    x = power_law(9, 8)
+    with pytest.raises(ValueError, match="top_k must be 1 to 4, the numerical rank of both, got 8"):
+        spectrum.compare(x[:5], x[5:], top_k=8)
+    with pytest.raises(ValueError, match="all singular values are 0"):
+        spectrum.compare(x, np.zeros((3, 8)), top_k=1)
 
 
 def test_class_alignment_is_one_for_points_and_zero_by_chance():
@@ -347,6 +368,14 @@ def test_compare_takes_features_with_the_settings_of_a_spectrum():
         found, expected = (spectrum.compare(*s, top_k=3) for s in (mixed, made))
         assert found["sve_change"] == expected["sve_change"]
         np.testing.assert_array_equal(found["angles"], expected["angles"])
+
+
+def test_a_refused_batch_leaves_nothing_behind():
+    state = spectrum.Spectrum()
+    with pytest.raises(ValueError, match="NaN or infinite values in 3 of 3 rows"):
+        state.update(np.full((3, 5), np.nan))
+    assert (state.n, state.d) == (0, 0)
+    assert state.update(power_law(60, 7)).d == 7
 
 
 def test_a_spectrum_says_what_it_is_and_merges_only_its_like():
@@ -616,6 +645,18 @@ def test_every_format_gives_the_same_features(tmp_path):
     x = power_law(40, 7).astype(np.float32)
     for source in write_all(tmp_path, x):
         np.testing.assert_array_equal(spectrum.load_features(source), x)
+
+
+@pytest.mark.parametrize("kind", ["list_view", "large_list_view"])
+def test_list_views_in_parquet_are_features(kind, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    x = power_law(6, 4)
+    column = pa.array(list(x), getattr(pa, kind)(pa.float64()))
+    column = column.take(pa.array([3, 1, 2, 0, 5, 4]))  # rows that are not in their order
+    table = pa.table({"features": pa.chunked_array([column[:2], column[2:]])})
+    pq.write_table(table, tmp_path / "x.parquet")
+    found = spectrum.load_features(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(found, x[[3, 1, 2, 0, 5, 4]])
 
 
 def test_large_lists_in_parquet_are_features(tmp_path):

@@ -61,8 +61,6 @@ class HeadEstimator(BaseEstimator):
         chosen = {name: values[name] for name in names if name in values}
         chosen |= {"method": self._method, "seed": seed_of(self.random_state)} | changes
         head = Head(**chosen)
-        if self._method != "lp" and self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 for BatchNorm, got {self.batch_size}")
         check_share("validation_fraction", self.validation_fraction)
         check_flag("standardize", self.standardize)
         check_flag("early_stopping", self.early_stopping)

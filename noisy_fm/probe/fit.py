@@ -99,7 +99,7 @@ def fit_heads(
     labels     integers [n]; ids [n] are unique, stable integers (0..n−1 by default)
     test_sets  {name: (features, labels)}, read once for all heads; of stored views, the first
     groups     {name: [n]} clusters of a test set's examples for its accuracy's interval
-    memory_budget  bytes for the training features and the heads in training
+    memory_budget  bytes for the training features and the heads in training or under test
     devices    lanes are spread over these; by default all accelerators, or one CPU device
 
     Features of more than half the budget stay where they are (a memory-mapped file) and stream:
@@ -125,7 +125,10 @@ def fit_heads(
     plans = [plan.make_plan(head, labels, num_classes, ids, block=block) for head in heads]
     options = {"memory_budget": memory_budget, "devices": devices, "progress": progress}
     results = fit_plans(features, plans, num_classes=num_classes, **options)
-    _test(results, tests, num_classes, keep_parameters)
+    _test(results, tests, num_classes, memory_budget)
+    if not keep_parameters:
+        for result in results:
+            result.parameters = result.statistics = None  # type: ignore[assignment]
     return results
 
 
@@ -310,27 +313,36 @@ def _lanes_within(budget: int, start, rows: int, layout: str, width: int) -> int
     return max(1, int(budget // each))
 
 
-def _test(results, tests, num_classes: int, keep_parameters: bool) -> None:
+def _test(results, tests, num_classes: int, memory_budget: int) -> None:
     """Fills metrics and predictions; heads of one shape see each block of a test set together."""
-    shapes: dict[str, list[Result]] = {}
-    for result in results:
-        name = result.head.layout if result.head.method in TRAINED else result.head.method
-        shapes.setdefault(name, []).append(result)
-    for members in shapes.values():
+    for members in _together(results, memory_budget):
         if members[0].head.method != "knn":
             trees = [(r.parameters, r.statistics) for r in members]
             stacked = jax.tree.map(lambda *a: np.stack(a).astype(np.float32), *trees)
+            run = functools.partial(_predictions, *jax.device_put(stacked))
         for name, (f, labels, clusters) in tests.items():
             if members[0].head.method == "knn":
                 found = np.stack([r.predict(f) for r in members])
             else:
-                run = functools.partial(_predictions, *stacked)
                 found = _in_blocks(run, f, axis=1).astype(np.int32)
             for result, predicted in zip(members, found, strict=True):
                 result.predictions[name] = predicted
                 result.metrics[name] = evaluate.classification_metrics(
                     labels, predicted, num_classes, groups=clusters
                 )
-        if not keep_parameters:
-            for result in members:
-                result.parameters = result.statistics = None  # type: ignore[assignment]
+
+
+def _together(results, memory_budget: int):
+    """Lists of results of one shape, as many as fit the budget with what a block makes of them."""
+    shapes: dict[str, list[Result]] = {}
+    for result in results:
+        name = result.head.layout if result.head.method in TRAINED else result.head.method
+        shapes.setdefault(name, []).append(result)
+    for members in shapes.values():
+        sizes = [np.size(a) for a in jax.tree.leaves(members[0].parameters)]
+        # Twice: NumPy's stack and the device's; of a block, hidden layer, z and scores.
+        width = members[0].parameters.get("kernel", np.empty((0, 0))).shape[0]
+        each = 4 * (2 * sum(sizes) + ROWS * 10 * width)
+        most = max(1, memory_budget // each)
+        for first in range(0, len(members), most):
+            yield members[first : first + most]

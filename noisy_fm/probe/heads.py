@@ -74,6 +74,8 @@ class Head:
         _between("seed", self.seed, 0, 2**32 - 1)
         _whole("epochs", self.epochs, int(trained))
         _whole("batch_size", self.batch_size, 1)
+        if self.batch_size < 2 and self.layout != "linear":
+            raise ValueError(f"batch_size must be at least 2 for BatchNorm, got {self.batch_size}")
         _whole("neighbors", self.neighbors, 1)
 
     def _three_weights(self) -> tuple[float, ...]:

@@ -32,15 +32,19 @@ def select(
     ids=None,
     groups=None,
     test_sets=None,
+    test_groups=None,
+    keep_parameters: bool = True,
     **settings,
 ) -> Selection:
     """Fits all heads without a validation part, and the best there once more on everything.
 
-    The part is a share of each class (at least one example), or of the `groups` [n] where related
-    examples must stay together. `metric` is one of `evaluate.classification_metrics`; ties go to
-    the earlier head. Label noise of a head falls on the part it trains on, never on the
-    validation labels. Other settings are those of `fit_heads`. Raises ValueError for features that
-    would stream: their two parts are read into memory.
+    The part is a share of each class (at least one example, and never the last one: a class of one
+    is trained on only), or of the `groups` [n] where related examples must stay together. `metric`
+    is one of `evaluate.classification_metrics`; ties go to the earlier head. Label noise of a head
+    falls on the part it trains on, never on the validation labels. `test_groups` are the `groups`
+    of `fit_heads`, `keep_parameters` is of the best head, and other settings are those of
+    `fit_heads`. Raises ValueError for features that would stream: their two parts are read into
+    memory.
     """
     heads = check.checked_heads(heads)
     if not 0 < validation < 1:
@@ -71,16 +75,36 @@ def select(
     scores = np.array([-np.inf if r.diverged else r.metrics["validation"][metric] for r in tried])
     best: Head = heads[int(scores.argmax())]
     (final,) = fit_heads(
-        features, labels, [best], num_classes=num_classes, test_sets=test_sets, ids=ids, **settings
+        features,
+        labels,
+        [best],
+        num_classes=num_classes,
+        test_sets=test_sets,
+        groups=test_groups,
+        ids=ids,
+        keep_parameters=keep_parameters,
+        **settings,
     )
     return Selection(final, scores, held)
 
 
 def _held_out(labels, share: float, seed: int, ids, groups) -> np.ndarray:
     if groups is None:
-        return np.sort(subset(labels, share, seed=seed, ids=ids))
+        held = subset(labels, share, seed=seed, ids=ids)
+        kept = np.bincount(labels) - np.bincount(labels[held], minlength=labels.max() + 1)
+        last = {label: place for place, label in enumerate(labels[held]) if not kept[label]}
+        held = np.sort(np.delete(held, list(last.values())))
+        if not len(held):
+            raise ValueError("no class has two examples: there is nothing left to validate on")
+        return held
     if np.shape(groups) != labels.shape:
-        raise ValueError(f"groups must be [{len(labels)}], got shape {np.shape(groups)}")
+        raise ValueError(
+            f"groups must be [{len(labels)}], got shape {np.shape(groups)}; those of test sets are "
+            f"test_groups"
+        )
     _, group = np.unique(groups, return_inverse=True)
+    if not group.any():
+        raise ValueError("groups name one group only: there is nothing left to validate on")
     drawn = subset(np.zeros(group.max() + 1, int), share, seed=seed)
+    drawn = drawn[: group.max()]  # one group at least trains
     return np.flatnonzero(np.isin(group, drawn))

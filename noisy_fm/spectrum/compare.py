@@ -24,7 +24,8 @@ def compare(before, after, *, top_k: int = 10) -> dict:
       sve_change, lsvr_change: after − before.
 
     Raises:
-      ValueError: different d or settings (center, normalize), or top_k out of 1 … d.
+      ValueError: different d or settings (center, normalize), or top_k out of 1 … the rank of
+        the two (beyond it a subspace is any at all).
     """
     given = next((s for s in (before, after) if isinstance(s, Spectrum)), Spectrum())
     before, after = (
@@ -35,8 +36,10 @@ def compare(before, after, *, top_k: int = 10) -> dict:
         raise ValueError(f"cannot compare spectra of {before.d} and {after.d} features")
     if before.settings != after.settings:
         raise ValueError(f"cannot compare {before.settings} with {after.settings}")
-    if not 1 <= top_k <= before.d:
-        raise ValueError(f"top_k must be 1 to {before.d}, got {top_k}")
+    first, second = before.summary(), after.summary()
+    rank = min(first["numerical_rank"], second["numerical_rank"])
+    if not 1 <= top_k <= rank:
+        raise ValueError(f"top_k must be 1 to {rank}, the numerical rank of both, got {top_k}")
     (old, old_vectors), (new, new_vectors) = _full(before), _full(after)
     energy_before, energy_after = (values**2 / (values**2).sum() for values in (old, new))
     across = new_vectors.T @ old_vectors  # [d d]: each direction of `after` in those of `before`
@@ -44,7 +47,6 @@ def compare(before, after, *, top_k: int = 10) -> dict:
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = np.log(energy_in_before / energy_before)
     cosines = np.linalg.svd(across[:top_k, :top_k], compute_uv=False)
-    first, second = before.summary(), after.summary()
     return {
         "energy_before": energy_before,
         "energy_after": energy_after,
@@ -60,8 +62,6 @@ def compare(before, after, *, top_k: int = 10) -> dict:
 def _full(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
     """σ [d] scaled to σ₁ = 1 and V [d d], completed by zeros where n < d."""
     values, vectors = spectrum.directions()
-    if values[0] == 0:
-        raise ValueError("cannot compare: all singular values of a spectrum are 0")
     missing = spectrum.d - len(values)
     rest = np.linalg.qr(vectors, mode="complete")[0][:, len(values) :]
     return np.pad(values / values[0], (0, missing)), np.concatenate([vectors, rest], axis=1)

@@ -33,7 +33,7 @@ def init(d: int, *, dtype=jnp.float32) -> State:
 
 
 def update(state: State, x, mask=None, *, center=False, normalize=False) -> State:
-    """Adds the rows of x [n d] where mask [n] is true: one QR of [d + n + 1, d].
+    """Adds the rows of x [n d] where mask [n] is true: one QR of [d + n + 2, d].
 
     `center` and `normalize` as in `Spectrum`, the same at every call; a masked row does not count
     whatever is in it, so padded batches of one shape compile once.
@@ -77,7 +77,11 @@ def _reduce(counts, means, factors) -> State:
 
 
 def to_spectrum(state: State, *, center=False, normalize=False) -> Spectrum:
-    """A host `Spectrum` of a device state; `center` and `normalize` as they were in `update`."""
+    """A host `Spectrum` of a device state; `center` and `normalize` as they were in `update`.
+
+    Its numerical rank counts the singular values above d roundings, of σ₁, of the state's dtype
+    (float32: a few were seen after hundreds of updates).
+    """
     spectrum = Spectrum(center=center, normalize=normalize)
     factor = np.asarray(state.factor, np.float64)
     if not np.isfinite(factor).all():
@@ -85,4 +89,6 @@ def to_spectrum(state: State, *, center=False, normalize=False) -> Spectrum:
     spectrum.n, spectrum.d = int(state.rows), factor.shape[1]
     mean = np.asarray(state.mean, np.float64) if spectrum.settings["center"] == "columns" else None
     spectrum._moments = Moments(spectrum.n, mean, None, factor)
+    if state.factor.dtype != jnp.float64:
+        spectrum._noise = spectrum.d * float(jnp.finfo(state.factor.dtype).eps)
     return spectrum

@@ -161,8 +161,9 @@ def _columns(schema) -> tuple[list[str], list[str], list[str]]:
     import pyarrow as pa
 
     def of_numbers(kind) -> bool:
-        is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-        if not any(test(kind) for test in is_list):
+        types = pa.types
+        lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+        if not (lists or types.is_list_view(kind) or types.is_large_list_view(kind)):
             return False
         return pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
 

@@ -10,7 +10,7 @@ METRICS = {
     "stable_rank": "Σσ²/σ₁²: energy in units of the strongest direction",
     "participation_ratio": "(Σσ²)²/Σσ⁴: the number of equal directions with the same variance",
     "alpha": "decay exponent of the eigenvalues, σᵢ² ∝ i^−α, fitted on i = 5…50 (α-ReQ)",
-    "numerical_rank": "how many singular values stand above float64 rounding",
+    "numerical_rank": "how many singular values stand above the rounding",
     "class_alignment": "share of the leading left singular vectors' variance that lies between "
     "classes, adjusted for chance: 0 none, 1 all (only with labels)",
 }
@@ -18,12 +18,15 @@ ALPHA_RANGE = (5, 50)
 RANKME_EPSILON = 1e-7
 
 
-def from_singular_values(values, *, n: int | None = None, d: int | None = None) -> dict:
+def from_singular_values(
+    values, *, n: int | None = None, d: int | None = None, noise: float | None = None
+) -> dict:
     """All label-free `METRICS` of descending singular values σ [min(n, d)], natural logarithms.
 
     SVE = −Σ pᵢ log pᵢ, p = σ/Σσ (eq. 2); LSVR = −log(σ₁/Σσ) (eq. 3); effective rank: Roy &
     Vetterli 2007; RankMe: Garrido et al. 2023; α: weighted least squares (weights 1/i, so that
-    every octave counts alike) of log σᵢ² on log i, as in Agrawal et al. 2022; NaN under 3 points.
+    every octave counts alike) of log σᵢ² on log i, as in Agrawal et al. 2022; NaN under 3 points;
+    numerical rank: values above `noise` σ₁, by default max(n, d) roundings of float64.
 
     Raises:
       ValueError: no value, a negative or non-finite one, or all zero (p is undefined).
@@ -42,7 +45,8 @@ def from_singular_values(values, *, n: int | None = None, d: int | None = None) 
     sve = max(0.0, float(-(positive * np.log(positive)).sum()))
     smoothed = p + RANKME_EPSILON
     energy = values**2
-    longest = max(n or 0, d or 0, len(values))
+    if noise is None:
+        noise = max(n or 0, d or 0, len(values)) * np.finfo(np.float64).eps
     return {
         "sve": sve,
         "lsvr": max(0.0, float(-np.log(p[0]))),
@@ -51,7 +55,7 @@ def from_singular_values(values, *, n: int | None = None, d: int | None = None) 
         "stable_rank": float(energy.sum()),
         "participation_ratio": float(energy.sum() ** 2 / (energy**2).sum()),
         "alpha": power_law_exponent(values),
-        "numerical_rank": int((values > longest * np.finfo(np.float64).eps).sum()),
+        "numerical_rank": int((values > noise).sum()),
     }
 
 

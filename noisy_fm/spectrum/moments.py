@@ -224,6 +224,11 @@ def values_of(matrix: np.ndarray) -> np.ndarray:
     return np.linalg.svd(matrix, compute_uv=False)
 
 
+def _capacity(d: int) -> int:
+    """Rows taken at a time: O(D), and enough for BLAS to run at speed."""
+    return max(8192, 2 * d)
+
+
 class Spectrum:
     """Singular values of all rows seen, exactly, in O(D²) memory; mergeable.
 
@@ -244,6 +249,7 @@ class Spectrum:
         self.d = 0  # until the first rows
         self._moments: Any = None  # Moments, once there are rows
         self._pending: list[np.ndarray] = []  # prepared rows not yet in the moments
+        self._noise: float | None = None  # σ/σ₁ of the rounding of what came from a device
 
     def __repr__(self) -> str:
         how = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
@@ -263,14 +269,14 @@ class Spectrum:
             batch = batch[as_mask(mask, len(batch))]
         if batch.shape[1] != (self.d or batch.shape[1]):
             raise ValueError(f"batch has {batch.shape[1]} features, the rows so far {self.d}")
-        self.d = batch.shape[1]
-        capacity = self._capacity
+        capacity = _capacity(batch.shape[1])
         chunks = [batch[i : i + capacity] for i in range(0, len(batch), capacity)]
         for rows in chunks:  # all of them before any is counted
             with np.errstate(over="ignore", invalid="ignore"):
                 finite = np.isfinite(rows.sum(axis=0, dtype=np.float64)).all()
             if not finite:
                 require_finite(batch, first_row=self.n)
+        self.d = batch.shape[1]
         full = [rows for rows in chunks if len(rows) == capacity]
         if full:
             self._moments = self._add_chunks(full)
@@ -295,12 +301,8 @@ class Spectrum:
     def _block(self, rows: np.ndarray) -> Moments:
         return moments_of(rows, center_columns=self.settings["center"] == "columns")
 
-    @property
-    def _capacity(self) -> int:
-        return max(8192, 2 * self.d)  # O(D) rows: enough for BLAS to run at speed
-
     def _bound_pending(self) -> None:
-        if sum(map(len, self._pending)) >= self._capacity:
+        if sum(map(len, self._pending)) >= _capacity(self.d):
             self._moments, self._pending = self._fold(), []
 
     def merge(self, other: "Spectrum") -> "Spectrum":
@@ -323,6 +325,7 @@ class Spectrum:
         if other._moments is not None:
             self._moments = combine(self._moments, other._moments)
         self._pending = self._pending + other._pending
+        self._noise = max(self._noise or 0, other._noise or 0) or None
         self.n += other.n
         self._bound_pending()
         return self
@@ -369,7 +372,7 @@ class Spectrum:
     def left_vectors(self, x, *, top_k: int) -> np.ndarray:
         """Leading left singular vectors [n k] at rows x [n d]: those seen, or new ones."""
         values, vectors = self.directions()
-        count = min(top_k, int((values > values[0] * 1e-7).sum()))
+        count = min(top_k, int((values > values[0] * max(1e-7, self._noise or 0)).sum()))
         rows = prepare(as_features(x), **self.settings)
         if self.settings["center"] == "columns":
             rows -= self._read().mean
@@ -378,5 +381,5 @@ class Spectrum:
     def summary(self) -> dict:
         """Every label-free metric of `METRICS`, with n, d and the settings."""
         values = self.singular_values()
-        metrics = from_singular_values(values, n=self.n, d=self.d)
+        metrics = from_singular_values(values, n=self.n, d=self.d, noise=self._noise)
         return {**metrics, "n": self.n, "d": self.d, **self.settings}
