@@ -4,7 +4,9 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from noisy_fm.config import OPEN_ENDED
 
 
 def run_app(main: Callable, *, config_file: str | None = None, workdir: str | None = None) -> None:
@@ -32,7 +34,7 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
         try:
             return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
         except (flags.Error, *MISTAKES, AttributeError, TypeError, KeyError, ImportError) as error:
-            fail(_cause(error))
+            fail(_cause(error, argv))
 
     def wrapped(argv):
         if len(argv) > 1:
@@ -65,18 +67,19 @@ class Terminated(BaseException):
 MISTAKES = (ValueError, OSError, FloatingPointError)
 
 
-def _cause(error: BaseException) -> object:
+def _cause(error: BaseException, argv: Sequence[str]) -> object:
     """What a config file raised, under the flag errors that wrap it with a traceback."""
     while "Error whilst parsing config file" in str(error) and error.__context__ is not None:
         error = error.__context__
     inner = error if isinstance(error, KeyError) else error.args[0] if error.args else None
     if isinstance(inner, KeyError):  # how ml_collections says that a key does not exist
         name, _, hint = str(inner.args[0]).partition("\n")
-        hint = f"{hint}; " if hint else ""
-        return (
-            f"the config has no key {name.strip(chr(39))!r}; {hint}extra arguments of model, "
-            "optimizer or noise are set in a config file"
-        )
+        name = name.strip("'")
+        given = (arg[2:].partition("=")[0] for arg in argv if arg.startswith("--config."))
+        whole = next((key for key in given if key.endswith(f".{name}")), name)
+        if whole.split(".")[1:2] and whole.split(".")[-2] in OPEN_ENDED:
+            hint = f"{hint} An argument that a config file does not set is set there".strip()
+        return f"there is no key {whole}; {hint or 'see noisy_fm/config.py'}"
     return error
 
 

@@ -86,6 +86,7 @@ class Checkpointer:
         """
         steps = self.steps if step is None else [step]
         for number in reversed(steps):
+            found, reason = None, "another host cannot"
             try:
                 found = self._manager.restore(
                     number,
@@ -93,13 +94,13 @@ class Checkpointer:
                         state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
                     ),
                 )
-                return found["state"], found["meta"]
             except Exception as error:
-                self._damaged.add(number)
                 reason = " ".join(str(error).split())[:200]
-                logging.warning(
-                    "checkpoint %s cannot be read: %s", self.folder / str(number), reason
-                )
+            readable = hosts.all_agree(found is not None)
+            if found is not None and readable:
+                return found["state"], found["meta"]
+            self._damaged.add(number)
+            logging.warning("checkpoint %s cannot be read: %s", self.folder / str(number), reason)
         if not steps:
             return None
         raise ValueError(

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import inspect
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -214,8 +215,9 @@ def check_train(config: ConfigDict) -> None:
     flat = flatten(config)
     for keys, fits, expected in RANGES:
         for key in keys:
-            if not (isinstance(flat[key], int | float) and fits(flat[key])):
-                raise ValueError(f"config.{key} is {flat[key]!r}; expected {expected}")
+            value = flat[key]
+            if not (isinstance(value, int | float) and math.isfinite(value) and fits(value)):
+                raise ValueError(f"config.{key} is {value!r}; expected {expected}")
     if config.batch_size % config.microbatches:
         raise ValueError(
             f"config.batch_size is {config.batch_size}; expected a multiple of "
@@ -234,8 +236,9 @@ def check_train(config: ConfigDict) -> None:
     ]
     if config.keep_best and config.keep_best not in measured:
         raise ValueError(unknown("config.keep_best", config.keep_best, measured))
-    first, last = config.profile or (1, 1)
-    if not 0 < first <= last:
+    if config.profile and not (
+        len(config.profile) == 2 and 0 < config.profile[0] <= config.profile[1]
+    ):
         raise ValueError(f"config.profile is {config.profile}; expected (first, last) step")
     if config.schedule.warmup_epochs >= config.epochs:
         raise ValueError(
@@ -246,7 +249,7 @@ def check_train(config: ConfigDict) -> None:
 
 # (keys, condition, its wording) for the numbers of a training config.
 RANGES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
-    (("epochs",), lambda v: v > 0, "a positive number"),
+    (("epochs", "optimizer.learning_rate"), lambda v: v > 0, "a positive number"),
     (
         ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "repeats",
          "microbatches", "evaluators.examples", "loader.buffer", "mix.groups"),
@@ -259,7 +262,8 @@ RANGES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
         "a whole number",
     ),
     (
-        ("checkpoint_minutes", "stall_seconds", "clip", "mix.mixup", "mix.cutmix"),
+        ("checkpoint_minutes", "stall_seconds", "clip", "mix.mixup", "mix.cutmix",
+         "schedule.warmup_epochs", "schedule.warmup_rate", "schedule.min_rate"),
         lambda v: v >= 0,
         "0 or more",
     ),

@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 # What says where process 0 listens, how many processes there are, and which one this is, where no
 # cluster manager says so. The first is JAX's own name.
@@ -48,6 +50,11 @@ def _given(variables: Mapping[str, str]) -> dict:
         "num_processes": int(count) if count else None,
         "process_id": int(index) if index else None,
     }
+
+
+def all_agree(value: bool) -> bool:
+    """Whether `value` holds on every host; each of them has to ask."""
+    return bool(multihost_utils.process_allgather(np.asarray(value)).all())
 
 
 def first() -> bool:

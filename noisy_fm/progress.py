@@ -19,6 +19,7 @@ class Progress:
         self.name, self.total, self.unit, self.done, self.start = name, total, unit, start, start
         self.show, self.note = show, ""
         self.began = self.last = time.monotonic()
+        self.steady: tuple[float, int] | None = None  # since when, and from where, it is counted
         terminal = show and sys.stderr.isatty()
         self.bar = (
             tqdm(total=total, initial=start, desc=name, unit=unit, leave=False, dynamic_ncols=True)
@@ -38,13 +39,16 @@ class Progress:
     def update(self, count: int = 1, note: str = "") -> None:
         self.done += count
         self.note = note or self.note
+        # What comes first is compiled first, which says nothing of what is left.
+        self.steady = self.steady or (time.monotonic(), self.done)
         if self.bar is not None:
             self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(count)
         elif self.show and time.monotonic() - self.last > PLAIN_INTERVAL:
-            rate = (self.done - self.start) / (time.monotonic() - self.began)
-            left = (self.total - self.done) / max(rate, 1e-9)
-            self._print(f"{left:.0f} s left")
+            since, first = self.steady
+            rate = (self.done - first) / max(time.monotonic() - since, 1e-9)
+            left = f"{(self.total - self.done) / rate:.0f} s left" if rate else ""
+            self._print(left)
             self.last = time.monotonic()
 
     def _print(self, tail: str) -> None:

@@ -26,6 +26,10 @@ def changed(**changes):
         ({"batch_size": 0}, "batch_size is 0; expected a positive"),
         ({"schedule__warmup_epochs": 10.0}, "expected the warm-up to be shorter"),
         ({"loss__label_smoothing": 1.0}, "label_smoothing"),
+        ({"epochs": float("inf")}, "epochs is inf; expected a positive number"),
+        ({"optimizer__learning_rate": -0.1}, r"learning_rate is -0\.1; expected a positive number"),
+        ({"schedule__min_rate": -1.0}, r"min_rate is -1\.0; expected 0 or more"),
+        ({"profile": (1, 2, 3)}, "profile"),
     ],
 )
 def test_values_out_of_range(changes, message):
@@ -107,7 +111,8 @@ PRETRAIN = "--config=configs/pretrain/emoji.py"
         ((PRETRAIN, "--config.model.name=resnet5"), "resnet"),
         ((PRETRAIN, "--config.data.name=emoji_domain"), "emoji_domains"),
         ((PRETRAIN, "--config.data.task=categry"), "category"),
-        ((PRETRAIN, "--config.noise.rat=0.2"), 'Did you mean "rate"'),
+        ((PRETRAIN, "--config.noise.rat=0.2"), 'no key config.noise.rat; Did you mean "rate"'),
+        ((PRETRAIN, "--config.model.width=8"), "that a config file does not set is set there"),
         (("--config=configs/missing.py",), "there is no config file configs/missing.py"),
         ((), "--config is missing"),
         ((PRETRAIN, "--wrkdir=/tmp/x"), "workdir"),

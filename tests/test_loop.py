@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toy
 
-from noisy_fm import models, optim, sharding
+from noisy_fm import models, optim, progress, sharding
 from noisy_fm.data import loader
 from noisy_fm.train import flops, loop
 from noisy_fm.train.state import make_step
@@ -193,3 +193,16 @@ def test_the_peak_is_known_of_accelerators_only():
 
     assert flops.peak(Chip()) == 197e12
     assert flops.peak(jax.devices()[0]) is None
+
+
+def test_the_time_left_does_not_count_what_is_compiled_first(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with progress.Progress("run", 101) as bar:
+        for seconds in (100.0, 4.0, 4.0, 4.0, 4.0):
+            now[0] += seconds
+            bar.update()
+    first, second, end = capsys.readouterr().out.splitlines()
+    assert "s left" not in first  # nothing is known yet
+    assert second.endswith("384 s left")  # 96 steps of 4 s
+    assert end.endswith("116.0 s")

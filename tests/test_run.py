@@ -233,6 +233,7 @@ def test_writers_that_cannot_write_are_named(names, message):
     [
         ({"microbatches": 3}, "multiple of config.microbatches"),
         ({"profile": (5, 2)}, "config.profile"),
+        ({"profile": (5, 9999)}, "training has [0-9]+ steps"),
         ({"ema": 1.5}, r"config\.ema is 1\.5"),
         ({"mix__mode": "pair"}, "mix.mode"),
         ({"evaluators__spectrum": ("pre_logit",)}, "did you mean 'pre_logits'"),

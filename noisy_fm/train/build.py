@@ -54,6 +54,8 @@ def setup(config: ConfigDict) -> Setup:
     example = eval_source.take(np.zeros(1, int))
     plan = plan_training(config, task, example, mesh=mesh, num_examples=len(source))
     steps, _ = config_lib.num_steps(config, len(source))
+    if config.profile and config.profile[1] > steps:
+        raise ValueError(f"config.profile is {config.profile}; training has {steps} steps")
     state = init_state(plan)
     return Setup(task, plan.tx, state, mesh, source, eval_source, manifest, labels, steps)
 

@@ -1,5 +1,6 @@
 """A run: one config trained in one folder, resumed where it was left."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Mapping
@@ -176,9 +177,10 @@ class Run:
 
     def close(self) -> None:
         """Waits until the last checkpoint, also an interrupted run's, is on disk."""
-        self.batches.close()
-        self.saver.close()
-        self.writers.close()
+        with contextlib.ExitStack() as each:  # also if one of them fails
+            each.callback(self.writers.close)
+            each.callback(self.saver.close)
+            each.callback(self.batches.close)
 
 
 def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[TrainState, Setup, dict]:
