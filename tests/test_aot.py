@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from noisy_fm import config as config_lib
-from noisy_fm import train
+from noisy_fm import sharding, train
 
 
 def load():
@@ -61,7 +61,7 @@ def bytes_of(tree) -> int:
 
 def test_memory_is_the_state_and_the_batch_of_one_device(aot, report):
     config = small()
-    mesh = train.sharding.make_mesh(**config.mesh)
+    mesh = sharding.make_mesh(**config.mesh)
     plan = train.plan_training(
         config,
         train.make_task(config, 10),

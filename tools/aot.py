@@ -28,7 +28,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, config_flags
 
-from noisy_fm import checkpoint, collectives, sharding, train
+from noisy_fm import checkpoint, collectives, optim, sharding, train
 from noisy_fm import config as config_lib
 from noisy_fm.app import fail
 from noisy_fm.train import flops
@@ -132,7 +132,7 @@ def model_flops(task, state, batch) -> int:
     """FLOPs of one step over the whole batch: three times the forward pass's."""
 
     def forward(params, frozen, model_state, images):
-        whole = train.optim.join(params, frozen)
+        whole = optim.join(params, frozen)
         return task.predict_fn(whole, model_state, {**batch_like, "image": images})["logits"]
 
     batch_like = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in batch.items()}

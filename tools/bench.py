@@ -125,11 +125,18 @@ def table(cases: list[Case]) -> str:
 def main(argv: list[str] | None = None) -> None:
     here = Path(__file__).parent
     names = sorted(p.stem for p in (here / "benchmarks").glob("*.py") if p.stem != "__init__")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=names)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="NAME --help says what that benchmark takes besides.",
+        add_help=False,
+    )
+    parser.add_argument("name", nargs="?", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     parser.add_argument("--repeats", type=int, default=7, help="paired rounds (default 7)")
     args, rest = parser.parse_known_args(argv)
+    if args.name is None:
+        parser.print_help()
+        return
     sys.path.insert(0, str(here))
     sys.modules["bench"] = sys.modules[__name__]
     module = importlib.import_module(f"benchmarks.{args.name}")
