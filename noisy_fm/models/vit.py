@@ -45,6 +45,25 @@ def sincos2d(h: int, w: int, dim: int, temperature: float = 10_000.0) -> np.ndar
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
+class Qkv(nn.Module):
+    """Queries, keys and values of x [b l d], each [b l heads d/heads]; one kernel [d 3d].
+
+    The kernel is reshaped, not the product: split over devices by heads, neither it nor its
+    gradient is then laid out anew.
+    """
+
+    num_heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        d = x.shape[-1]
+        kernel = self.param("kernel", _init, (d, 3 * d)).reshape(d, 3, self.num_heads, -1)
+        bias = self.param("bias", nn.initializers.zeros, (3 * d,)).reshape(3, self.num_heads, -1)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return jnp.moveaxis(jnp.einsum("bld,dthk->blthk", x, kernel) + bias, 2, 0)
+
+
 class Attention(nn.Module):
     """softmax(q kᵀ / √(d/heads)) v over x [b l d]; the softmax in float32."""
 
@@ -53,10 +72,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        b, length, d = x.shape
-        qkv = _dense(3 * d, self.dtype, "qkv")(x).reshape(b, length, 3, self.num_heads, -1)
-        x = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return _dense(d, self.dtype, "proj")(x.reshape(b, length, d))
+        heads = jax.nn.dot_product_attention(*Qkv(self.num_heads, self.dtype, name="qkv")(x))
+        return _dense(x.shape[-1], self.dtype, "proj")(heads.reshape(x.shape))
 
 
 class Mlp(nn.Module):
