@@ -169,7 +169,9 @@ def _frame(data: bytes) -> Frame | None:
     return None
 
 
-def _decode_jpeg(data: bytes, frame: Frame, bottom: int, factor: int) -> np.ndarray | None:
+def _decode_jpeg(
+    data: bytes | bytearray, frame: Frame, bottom: int, factor: int
+) -> np.ndarray | None:
     """At least `bottom` rows at 1/`factor` of the size [h w 3], or None if PIL must say why not.
 
     The view is of this thread's buffer, so it holds until the next call. The rows below are not
@@ -180,7 +182,8 @@ def _decode_jpeg(data: bytes, frame: Frame, bottom: int, factor: int) -> np.ndar
     if not frame.sequential or rows >= frame.height:
         rows = frame.height
     else:
-        data = data[: frame.at] + rows.to_bytes(2, "big") + data[frame.at + 2 :]
+        data = bytearray(data)
+        data[frame.at : frame.at + 2] = rows.to_bytes(2, "big")
     height, width = -(-rows // factor), -(-frame.width // factor)
     size = height * width * 3
     try:

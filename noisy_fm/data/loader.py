@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags, logging
 
 from noisy_fm.data.images import Canvases
+from noisy_fm.data.order import shuffled
 
 FEW = 3  # damaged examples that never stop a run, however small the data
 LISTED = 20  # damaged examples that are named as they are met
@@ -148,13 +149,12 @@ class _Fetch:
         self.source, self.batch_size, self.seed, self.rows = source, batch_size, seed, rows
         self.corrupt, self.repeats, self.threads = corrupt, repeats, threads
         self.canvases = Canvases()
-        self.order = grain.MapDataset.range(len(source)).shuffle(seed=seed)
 
     def __call__(self, step: int) -> tuple[Mapping[str, np.ndarray], list]:
         positions = step * self.batch_size + self.rows
         epochs, places = np.divmod(positions, len(self.source))
         places = epochs * len(self.source) + places // self.repeats
-        indices = np.array([self.order[int(place)] for place in places])
+        indices = shuffled(places, len(self.source), self.seed)
         damaged: list[tuple[int, str]] = []
         if not _on_disk(self.source):
             batch = self.source.take(indices)
