@@ -112,6 +112,22 @@ def test_two_linear_steps_against_numpy_in_float64():
     np.testing.assert_allclose(ours.losses, losses, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_cross_entropy_and_its_gradient_against_float64(size):
+    rng = np.random.default_rng(0)
+    scores = (size * rng.normal(size=(9, 5))).astype(np.float32)
+    labels, mask = rng.integers(0, 5, 9), rng.uniform(0.5, 2, 9).astype(np.float32)
+    mask[4:6] = 0  # padding
+    value, gradient = jax.value_and_grad(recipes.cross_entropy)(scores, labels, mask)
+    exact, weights = scores.astype(np.float64), mask / mask.sum(dtype=np.float64)
+    log_p = exact - np.logaddexp.reduce(exact, axis=1, keepdims=True)
+    one_hot = np.eye(5)[labels]
+    np.testing.assert_allclose(value, -(weights[:, None] * one_hot * log_p).sum(), rtol=1e-6)
+    expected = weights[:, None] * (np.exp(log_p) - one_hot)
+    np.testing.assert_allclose(gradient, expected, atol=1e-7)
+    assert not np.asarray(gradient)[4:6].any()
+
+
 def test_decay_spares_vectors_in_the_paper_preset_only():
     def biases(preset, decay):
         head = probe.Head("lp", preset=preset, epochs=1, weight_decay=decay, learning_rate=0.1)

@@ -93,17 +93,19 @@ def advance(state, f, arrays, steps, *, preset, unrolled):
     """
     move = functools.partial(train_step, preset=preset, flipped=unrolled)
 
+    def one(state, rows, *rest):  # a gather for each lane: one of all would be cut up by copies
+        return move(state, f[rows].astype(jnp.float32), *rest)
+
     def step(i, carry):
         state, losses = carry
-        batch = f[arrays["rows"][:, i]].astype(jnp.float32)
-        now = {name: arrays[name][:, i] for name in ("labels", "masks", "rates", "steps")}
-        inputs = (batch, now["labels"], now["masks"], arrays["weights"], arrays["decay"])
-        inputs += (now["rates"], now["steps"])
+        now = [arrays[name][:, i] for name in ("rows", "labels", "masks")]
+        now += [arrays[name] for name in ("weights", "decay")]
+        now += [arrays[name][:, i] for name in ("rates", "steps")]
         if unrolled:
-            each = [move(s, *(a[lane] for a in inputs)) for lane, s in enumerate(state)]
+            each = [one(s, *(a[lane] for a in now)) for lane, s in enumerate(state)]
             state, loss = [s for s, _ in each], jnp.stack([value for _, value in each])
         else:
-            state, loss = jax.vmap(move)(state, *inputs)
+            state, loss = jax.vmap(one)(state, *now)
         return state, losses.at[:, i].set(loss)
 
     lanes = len(arrays["rates"])
