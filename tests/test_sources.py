@@ -16,7 +16,7 @@ from PIL import Image
 
 from noisy_fm import data, noise
 from noisy_fm.data import decode, prepare
-from noisy_fm.data.storage import FolderStorage, listing
+from noisy_fm.data.storage import FolderStorage, listing, open_storage
 
 REFERENCE = Path(__file__).parent / "references" / "input.npz"
 STORAGES = ("folder", "tar", "array_record", "parquet", "tfds:photos")
@@ -123,6 +123,38 @@ def test_the_stem_is_the_identity(name):
     assert listing.stem(b"n01440764.JPEG") == "n01440764"
 
 
+@pytest.mark.parametrize("name", STORAGES)
+def test_files_of_one_name_in_two_classes_are_told_apart_alike_in_every_storage(name, tmp_path):
+    rows = [(f"{i // 3:03}.JPEG", i % 3, pictures.jpeg(i)) for i in range(9)]
+    rows.append(("other.JPEG", 0, pictures.jpeg(9)))
+    pictures.write_folder(tmp_path / "folder", rows)
+    if name == "tar":  # as `tar -c train` would: the class is in the key too
+        inside = [(f"{pictures.CLASSES[label]}/{n}", label, b) for n, label, b in rows]
+        pictures.write_tar(tmp_path / "tar", inside)
+        (tmp_path / "tar" / "labels.txt").write_text("\n".join(pictures.CLASSES))
+    elif name == "parquet":
+        pictures.write_parquet(tmp_path / "parquet", rows)
+    elif name == "tfds:photos":
+        pictures.write_tfds(tmp_path / "tfds:photos", rows)
+    elif name == "array_record":
+        storage = FolderStorage(str(tmp_path / "folder"), "train")
+        prepare.prepare(storage, tmp_path / "array_record", "train", shard_size=4)
+    if name in ("tar", "parquet", "tfds:photos"):  # and what is prepared from them
+        storage = open_storage(name, str(tmp_path / name), "train")
+        prepare.prepare(storage, tmp_path / "prepared", "train")
+    expected = {}
+    for file, label, content in rows:
+        text = f"{pictures.CLASSES[label]}/{file.removesuffix('.JPEG')}".encode()
+        digest = hashlib.blake2b(text, digest_size=8).digest()
+        expected[int.from_bytes(digest, "little") >> 1] = (label, content)
+    for each, path in ((name, name), ("array_record", "prepared")):
+        if (tmp_path / path).exists():
+            source = data.load(each, path=str(tmp_path / path), split="train", size=32)
+            assert set(source.ids.tolist()) == set(expected)
+            for i, id_ in enumerate(source.ids.tolist()):
+                assert (source.labels[i], source.storage.read(i)) == expected[id_]
+
+
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -132,8 +164,8 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
     photo = pictures.jpeg(0)
     write(tmp_path / "flat" / "one.jpg", photo)
     (tmp_path / "empty" / "cat").mkdir(parents=True)
-    write(tmp_path / "twice" / "cat" / "1.jpg", photo)
-    write(tmp_path / "twice" / "dog" / "1.png", photo)
+    write(tmp_path / "twice" / "cat" / "a" / "1.jpg", photo)
+    write(tmp_path / "twice" / "cat" / "b" / "1.png", photo)
     pictures.write_tar(tmp_path / "bare", [("a.JPEG", 0, photo)], shards=1)
     shard = tmp_path / "bare" / "train-000000.tar"
     shard.write_bytes(shard.read_bytes().replace(b"a.cls", b"a.txt"))
@@ -149,7 +181,7 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
         ("folder", {"path": roots["folder"], "split": "val"}, "no subfolder 'val'; there is train"),
         ("folder", {"path": tmp_path / "flat"}, "no labels: expected a subfolder"),
         ("folder", {"path": tmp_path / "empty"}, "there is no image"),
-        ("folder", {"path": tmp_path / "twice"}, "cat/1.jpg and dog/1.png"),
+        ("folder", {"path": tmp_path / "twice"}, "cat/a/1.jpg and cat/b/1.png"),
         ("tar", {"path": tmp_path / "no"}, "does not exist"),
         ("tar", {"path": tmp_path / "flat"}, r"holds no \*.tar"),
         ("tar", {"path": roots["tar"], "split": "val"}, "none of 3 files is of split 'val'"),

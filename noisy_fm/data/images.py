@@ -29,7 +29,7 @@ class ImageSource:
     """
 
     storage: Storage
-    ids: np.ndarray  # int64 [n], a hash of the file's stem: the same in every storage
+    ids: np.ndarray  # int64 [n], the same in every storage: see `listing.ids_of`
     size: int
     canvas: int
     crop_fraction: float = 0.95
@@ -223,7 +223,7 @@ def open_images(
     if size < 1 or canvas < size:
         raise ValueError(f"{name}: size {size} and canvas {canvas}; expected canvas ≥ size ≥ 1")
     storage = open_storage(name, path, split)
-    return ImageSource(storage, ids_of(storage.listing.names, storage.where), size, canvas)
+    return ImageSource(storage, ids_of(storage.listing, storage.where), size, canvas)
 
 
 def pool(threads: int) -> ThreadPoolExecutor:

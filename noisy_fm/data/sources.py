@@ -181,7 +181,8 @@ def load(
     Images on disk, at `path`: `folder` (one subfolder a class, under a subfolder `split`), `tar`
     (WebDataset shards), `array_record` (what tools/prepare.py makes), `parquet` (Hugging Face's),
     `tfds:NAME` (prepared as array_record; `path` is the data_dir, None for TFDS' own). Ids are a
-    hash of the file's name without extension, so the same in all of them. `size` (None: 224) is
+    hash of the file's name without extension (where two classes have files of one name, of
+    CLASS/name), so the same in all of them. `size` (None: 224) is
     that of evaluation; training crops lie on a `canvas` of 2 × size pixels. See `ImageSource`.
     """
     loaders = {"emoji_domains": _load_emoji, "digits": _load_digits}

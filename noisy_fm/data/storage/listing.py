@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from zipfile import BadZipFile
@@ -37,26 +37,30 @@ class Storage(Protocol):
 
 
 def stem(name: bytes) -> str:
-    """A file's name without folders, extension and appended synset: the example's identity."""
+    """A file's name without folders, extension and appended synset."""
     base = os.fsdecode(name).replace("\\", "/").rsplit("/", 1)[-1]
     return APPENDED_SYNSET.sub("", base.rpartition(".")[0] or base)
 
 
-def ids_of(names: Iterable[bytes], where: str) -> np.ndarray:
-    """int64 [n] in [0, 2⁶³): BLAKE2b of each file's stem, so that it is the same in any storage.
+def ids_of(listing: Listing, where: str) -> np.ndarray:
+    """int64 [n] in [0, 2⁶³): BLAKE2b of each example's name, so that it is the same in any storage.
 
-    Raises ValueError if two names have one stem.
+    The name is the file's stem; where two files share one (cat/1.jpg and dog/1.jpg), it is
+    CLASS/stem for all of them. Raises ValueError if two files of one class share a stem.
     """
-    names = list(names)
-    digests = b"".join(hashlib.blake2b(stem(n).encode(), digest_size=8).digest() for n in names)
+    texts = [stem(name) for name in listing.names]
+    if len(set(texts)) < len(texts):
+        labels = listing.labels.tolist()
+        texts = [f"{listing.label_names[k]}/{text}" for k, text in zip(labels, texts, strict=True)]
+    digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
     ids = (np.frombuffer(digests, "<u8") >> np.uint64(1)).astype(np.int64)
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(np.diff(ids[order]) == 0)
     if len(same):
-        first, second = (os.fsdecode(names[order[same[0] + i]]) for i in (0, 1))
+        first, second = (os.fsdecode(listing.names[order[same[0] + i]]) for i in (0, 1))
         raise ValueError(
-            f"{where}: {len(same)} examples share another's file name, as {first} and {second}; "
-            "expected names (without folder and extension) that tell the examples apart"
+            f"{where}: {len(same)} examples share name and class with another, as {first} and "
+            f"{second}; expected other names (folders and extension do not count) within a class"
         )
     return ids
 
