@@ -42,15 +42,19 @@ def predictor(
     batch_size: int,
     mesh: jax.sharding.Mesh,
     pooled: bool = False,
+    threads: int | None = None,
+    buffer: int = 4,
+    max_bad: float = 0.001,
 ) -> Callable[[tuple[Any, Any], Any], dict[str, np.ndarray]]:
     """`predict` as (variables, source) → outputs, compiled once for all its calls.
 
     `pooled` averages features of more than two axes [n … d] (maps, tokens) over the middle ones,
-    in float32 on the device, so that only [n d] leaves it.
+    in float32 on the device, so that only [n d] leaves it. Images on disk are read as
+    `loader.eval_batches` says; where one could not be, the output "mask" is 0.
     """
 
     def step(variables, batch):
-        out = task.predict_fn(*variables, batch)
+        out = {"mask": batch["mask"], **task.predict_fn(*variables, batch)}
         named = {name: _pooled(x) if pooled else x for name, x in out.pop("features").items()}
         out |= {f"features/{name}": value for name, value in named.items()}
         missing = [name for name in keep if name not in out]
@@ -66,8 +70,12 @@ def predictor(
 
     def run(variables, source) -> dict[str, np.ndarray]:
         chunks: dict[str, list] = {name: [] for name in keep}
+        batches = loader.eval_batches(
+            source, batch_size=batch_size, rows=rows, threads=threads, buffer=buffer,
+            damage=loader.Damage(max_bad),
+        )  # fmt: skip
         with jax.set_mesh(mesh):
-            for batch in loader.eval_batches(source, batch_size=batch_size, rows=rows):
+            for batch in batches:
                 out = step(variables, sharding.to_global(batch, mesh))
                 for name in keep:
                     chunks[name].append(np.asarray(out[name]))
@@ -78,7 +86,7 @@ def predictor(
 
 def check_names(task: tasks.Task, variables: tuple[Any, Any], source, names, *, where: str) -> None:
     """Raises ValueError for the first of `names` that is no feature; compiles and runs nothing."""
-    outputs = jax.eval_shape(task.predict_fn, *variables, source.take(np.zeros(1, int)))
+    outputs = jax.eval_shape(task.predict_fn, *variables, loader.example(source))
     for name in names:
         if name not in outputs["features"]:
             raise ValueError(unknown(where, name, outputs["features"]))

@@ -1,6 +1,7 @@
 """The pipeline over images on disk: one order on any hosts and workers, damage, prefetching."""
 
 import io
+import json
 import threading
 import time
 
@@ -218,6 +219,11 @@ def test_unreadable_images_are_replaced_by_the_next_and_listed(own, workers):
     assert str(damage) == "4 of 20 examples cannot be read and were replaced"
     for row in bad:
         assert str(paths[row]).split("train/")[1] in damage.names[int(source.ids[row])]
+    again = loader.Damage(0.5, json.loads(json.dumps(damage.record)))
+    assert (again.ids, again.count, again.record) == (damage.ids, 4, damage.record)
+    train(source, 3, 4, damage=again)  # goes on elsewhere: what was known is counted once
+    assert again.record == damage.record
+    assert len(again.found) < 4
 
 
 def test_too_many_unreadable_images_stop_the_run(own):
@@ -230,6 +236,8 @@ def test_too_many_unreadable_images_stop_the_run(own):
     with pytest.raises(ValueError, match=r"4 of \d+ examples .* max_bad = 0.001; the last: .*/n0"):
         train(source)
     assert len(train(source, damage=loader.Damage(max_bad=0.9))) == 8
+    known = {str(id_): "known" for id_ in range(100)}  # do not stop whoever goes on
+    assert len(train(source, 0, 1, damage=loader.Damage(0.9, known))) == 1
     with pytest.raises(ValueError, match="max_bad is 2"):
         loader.Damage(max_bad=2)
     for path in paths:
@@ -246,6 +254,14 @@ def test_an_unreadable_image_is_masked_in_evaluation(own):
     assert batch["mask"].tolist() == [1, 1, 1, 1, 1, 0, 1, 1]
     assert batch["id"][5] == source.ids[6]
     assert batches.damage.ids == [int(source.ids[5])]
+
+
+def test_an_example_is_had_from_any_source_whose_first_is_damaged(own):
+    source, paths = own
+    harm(paths, [0, 1])
+    batch = loader.example(source)
+    assert batch["id"].tolist() == [source.ids[2]]
+    assert loader.example(data.load("digits"))["image"].shape == (1, 32, 32, 3)
 
 
 def test_mistakes_are_one_line(source):

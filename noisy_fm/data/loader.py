@@ -24,15 +24,18 @@ LISTED = 20  # damaged examples that are named as they are met
 class Damage:
     """Which examples could not be read: counted, listed, and an error above `max_bad`.
 
-    `max_bad` is the fraction of the examples read so far, counting each once; up to three are let
-    pass in any case. Each host counts its own share.
+    `max_bad` is the fraction of the examples read so far, by this process since it began, counting
+    each once; up to three are let pass in any case. `record` gives all that is known, from `before`
+    (a record: what an earlier process or another host found) too.
     """
 
-    def __init__(self, max_bad: float = 0.001):
+    def __init__(self, max_bad: float = 0.001, before: Mapping[str, str] | None = None):
         if not 0 <= max_bad <= 1:
             raise ValueError(f"max_bad is {max_bad}; expected a fraction in [0, 1]")
         self.max_bad = max_bad
-        self.names: dict[int, str] = {}  # id → where it is and why it cannot be read
+        # id → where it is and why it cannot be read
+        self.names = {int(id_): name for id_, name in (before or {}).items()}
+        self.found: set[int] = set()
         self.examples = 0
 
     @property
@@ -40,15 +43,16 @@ class Damage:
         return len(self.names)
 
     @property
-    def fraction(self) -> float:
-        return self.count / max(self.examples, 1)
-
-    @property
     def ids(self) -> list[int]:
         return sorted(self.names)
 
+    @property
+    def record(self) -> dict[str, str]:
+        """{id: "file: reason"}, to be kept as JSON; records of one data set unite as dicts do."""
+        return {str(id_): self.names[id_] for id_ in self.ids}
+
     def __str__(self):
-        return f"{self.count} of {self.examples} examples cannot be read and were replaced"
+        return f"{len(self.found)} of {self.examples} examples cannot be read and were replaced"
 
     def add(self, source, found: Iterable[tuple[int, str]], examples: int) -> None:
         """Takes note of the `found` (index, reason) among `examples` more that were read."""
@@ -59,7 +63,8 @@ class Damage:
                 self.names[id_] = f"{source.name(index)}: {reason}"
                 if self.count <= LISTED:
                     logging.warning("cannot be read, replaced by the next: %s", self.names[id_])
-        if found and self.count > max(FEW, self.max_bad * self.examples):
+            self.found.add(id_)
+        if found and len(self.found) > max(FEW, self.max_bad * self.examples):
             raise ValueError(
                 f"{self}, more than max_bad = {self.max_bad:g}; the last: {self.names[id_]}"
             )
@@ -140,6 +145,11 @@ def eval_batches(
         return Batches((fetch(step) for step in range(steps)), source, damage)
     dataset = grain.MapDataset.range(steps).map(fetch)
     return _stream(dataset, source, damage, buffer=buffer, workers=workers, threads=threads)
+
+
+def example(source) -> Mapping[str, np.ndarray]:
+    """A batch of one example that can be read: what evaluation batches are made of."""
+    return source.take(np.zeros(1, int), **({"damaged": []} if _on_disk(source) else {}))
 
 
 class _Fetch:

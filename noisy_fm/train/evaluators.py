@@ -17,20 +17,23 @@ def sample(indices: np.ndarray, most: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(indices, most, replace=False))
 
 
-def validation(task, source, **layout) -> Evaluator:
-    """Mean loss and accuracy over the whole of `source`, unreadable images left out.
+def readable(found: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(bool [n], the outputs where it holds); elsewhere another image stood in."""
+    read = found["mask"] != 0
+    return read, {name: value[read] for name, value in found.items()}
 
-    `layout` here and below: the `mesh` and `batch_size` of `features.predictor`.
+
+def validation(task, source, **layout) -> Evaluator:
+    """Mean loss and accuracy over the whole of `source`.
+
+    Unreadable images are left out, here and below. `layout`: what `features.predictor` takes to lay
+    out and read batches, `mesh`, `batch_size`, `threads`, `buffer`, `max_bad`.
     """
     predict = features.predictor(task, keep=("loss", "correct", "mask"), **layout)
 
     def evaluate(step, state):
-        out = predict(state.variables, source)
-        read = out["mask"] != 0  # where not, another image stands in
-        return {
-            "loss": float(out["loss"][read].mean()),
-            "accuracy": float(out["correct"][read].mean()),
-        }
+        _, out = readable(predict(state.variables, source))
+        return {"loss": float(out["loss"].mean()), "accuracy": float(out["correct"].mean())}
 
     return evaluate
 
@@ -43,15 +46,15 @@ def memorised(task, source, given: np.ndarray, *, most: int, **layout) -> Evalua
     """
     rows = sample(np.flatnonzero(given != source.labels), most)
     chosen = source.select(rows)
-    predict = features.predictor(task, keep=("prediction",), **layout)
+    predict = features.predictor(task, keep=("prediction", "mask"), **layout)
 
     def evaluate(step, state):
         if not len(rows):
             return {}
-        prediction = predict(state.variables, chosen)["prediction"]
+        read, found = readable(predict(state.variables, chosen))
         return {
-            "memorised": float(np.mean(prediction == given[rows])),
-            "resisted": float(np.mean(prediction == chosen.labels)),
+            "memorised": float(np.mean(found["prediction"] == given[rows][read])),
+            "resisted": float(np.mean(found["prediction"] == chosen.labels[read])),
         }
 
     return evaluate
@@ -83,12 +86,12 @@ def spectra(
     if min(most, len(source)) < 2:
         raise ValueError(f"a spectrum needs at least 2 rows; got {most} of {len(source)}")
     features.check_names(task, variables, source, names, where="feature")
-    keep = [f"features/{name}" for name in names]
+    keep = ["mask", *(f"features/{name}" for name in names)]
     predict = features.predictor(task, keep=keep, pooled=True, **layout)
     chosen = source.select(sample(np.arange(len(source)), most))
 
     def evaluate(step, state):
-        found = predict(state.variables, chosen)
+        _, found = readable(predict(state.variables, chosen))
         named = {name: found[f"features/{name}"] for name in names}
         return spectrum.track(named, center=center, normalize=normalize)
 
@@ -102,17 +105,19 @@ def probe(task, train, test, *, feature: str, most: int, **layout) -> Evaluator:
     (scikit-learn's RidgeClassifierCV). Features of more than one axis are averaged over positions.
     """
     name = f"features/{feature}"
-    predict = features.predictor(task, keep=(name,), pooled=True, **layout)
+    predict = features.predictor(task, keep=(name, "mask"), pooled=True, **layout)
     fitted, tested = (s.select(sample(np.arange(len(s)), most)) for s in (train, test))
+
+    def read(variables, part):
+        rows, found = readable(predict(variables, part))
+        return found[name].astype(np.float64), part.labels[rows]
 
     def evaluate(step, state):
         from sklearn.linear_model import RidgeClassifierCV
 
-        x, y = (
-            predict(state.variables, part)[name].astype(np.float64) for part in (fitted, tested)
-        )
+        (x, x_labels), (y, y_labels) = (read(state.variables, part) for part in (fitted, tested))
         size = np.sqrt(np.mean(x**2)) or 1.0  # the ridges tried are for features of this size
-        ridge = RidgeClassifierCV(alphas=np.logspace(-2, 4, 7)).fit(x / size, fitted.labels)
-        return {"probe": float(ridge.score(y / size, tested.labels))}
+        ridge = RidgeClassifierCV(alphas=np.logspace(-2, 4, 7)).fit(x / size, x_labels)
+        return {"probe": float(ridge.score(y / size, y_labels))}
 
     return evaluate

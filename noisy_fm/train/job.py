@@ -22,7 +22,13 @@ PREVIEW = 32  # augmented training examples shown in the log
 
 def make_evaluators(config: ConfigDict, made: Setup) -> dict[str, evaluators.Evaluator]:
     """The evaluators that `config.evaluators` asks for, by name; "" has the validation metrics."""
-    layout = {"mesh": made.mesh, "batch_size": config.batch_size}
+    layout = {
+        "mesh": made.mesh,
+        "batch_size": config.batch_size,
+        "threads": config.loader.threads * max(config.loader.workers, 1) or None,
+        "buffer": config.loader.buffer,
+        "max_bad": config.loader.max_bad,
+    }
     wanted = config.evaluators
     chosen = {"": evaluators.validation(made.task, made.eval_source, **layout)}
     most = wanted.examples
