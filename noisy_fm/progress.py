@@ -44,12 +44,15 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(count)
-        elif self.show and time.monotonic() - self.last > PLAIN_INTERVAL:
+        elif self.show and self._is_due():
             since, first = self.steady
             rate = (self.done - first) / max(time.monotonic() - since, 1e-9)
             left = f"{(self.total - self.done) / rate:.0f} s left" if rate else ""
             self._print(left)
             self.last = time.monotonic()
+
+    def _is_due(self) -> bool:
+        return self.done < self.total and time.monotonic() - self.last > PLAIN_INTERVAL
 
     def _print(self, tail: str) -> None:
         note = f"  {self.note}" if self.note else ""
