@@ -225,8 +225,12 @@ cross_entropy.defvjp(_cross_entropy, _cross_entropy_gradient)
 
 
 def transposed(params: dict) -> dict:
-    """The parameters with every matrix transposed, [out, in]."""
-    return jax.tree.map(lambda a: a.T if a.ndim == 2 else a, params)
+    """The parameters with the narrowing matrices (D → C, 4D → D) transposed, [out, in]."""
+
+    def turn(path, a):
+        return a.T if path[-1].key in ("kernel", "kernel_out") else a
+
+    return jax.tree_util.tree_map_with_path(turn, params)
 
 
 def train_step(
