@@ -1,7 +1,9 @@
 """Joining the other processes of a run: the same launch line on every host, or on one alone."""
 
+import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,6 +57,15 @@ def _given(variables: Mapping[str, str]) -> dict:
 def all_agree(value: bool) -> bool:
     """Whether `value` holds on every host; each of them has to ask."""
     return bool(multihost_utils.process_allgather(np.asarray(value)).all())
+
+
+def gather(value: Any) -> list:
+    """What each host holds, by their number: any JSON; each of them has to ask."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.asarray(len(text)))))
+    padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
+    rows = np.reshape(multihost_utils.process_allgather(padded), (jax.process_count(), -1))
+    return [json.loads(row.tobytes()) for row in rows]
 
 
 def first() -> bool:

@@ -82,6 +82,10 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     hosts.connect(seconds=60)
     assert jax.process_count() == int(os.environ["JAX_NUM_PROCESSES"])
+    said = [["é", "x" * host] for host in range(jax.process_count())]  # of different lengths
+    assert hosts.gather(said[jax.process_index()]) == said
+    assert hosts.all_agree(True)
+    assert not hosts.all_agree(hosts.first())
     with open(sys.argv[1]) as file:
         results = [train_toy(**run) for run in json.load(file)]
     if hosts.first():

@@ -271,11 +271,15 @@ def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_pa
     (tmp_path / "data/train/cat/train_cat_3.png").write_bytes(b"no image")
     cfg = on_disk(tmp_path / "data", evaluators__memorised=True)
     _, _, result = train.run(cfg, str(tmp_path / "run"))
-    assert result["unreadable"]
+    (file,) = result["unreadable"].values()
+    assert "train_cat_3.png" in file
     before = (tmp_path / "run/result.json").read_bytes()
     _, _, again = train.run(cfg, str(tmp_path / "run"))
     assert again == result
     assert (tmp_path / "run/result.json").read_bytes() == before
+    (tmp_path / "run/result.json").unlink()  # killed just before it was written
+    _, _, resumed = train.run(cfg, str(tmp_path / "run"))
+    assert resumed["unreadable"] == result["unreadable"]
 
 
 @pytest.mark.parametrize(

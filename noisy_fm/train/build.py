@@ -128,8 +128,18 @@ def make_task(config: ConfigDict, num_classes: int) -> tasks.Task:
     )
 
 
-def train_batches(config: ConfigDict, made: Setup, *, start: int, stop: int):
-    """This host's rows of the global batches `start … stop − 1`, with the wrong labels."""
+def train_batches(
+    config: ConfigDict,
+    made: Setup,
+    *,
+    start: int,
+    stop: int,
+    unreadable: Mapping[str, str] | None = None,
+):
+    """This host's rows of the global batches `start … stop − 1`, with the wrong labels.
+
+    `unreadable` is what `damage.record` of earlier batches said.
+    """
     return loader.train_batches(
         made.source,
         batch_size=config.batch_size,
@@ -142,5 +152,5 @@ def train_batches(config: ConfigDict, made: Setup, *, start: int, stop: int):
         workers=config.loader.workers,
         threads=config.loader.threads or None,
         buffer=config.loader.buffer,
-        damage=loader.Damage(config.loader.max_bad),
+        damage=loader.Damage(config.loader.max_bad, unreadable),
     )

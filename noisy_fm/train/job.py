@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import operator
 import time
 from collections.abc import Mapping
 
@@ -101,7 +102,13 @@ class Run:
         self.start = int(self.state.step)
         self.began = time.perf_counter() - before.get("seconds", 0.0)
         self.writers = writers.Writers(config.writers, self.folder, start=self.start, config=plain)
-        self.batches = train_batches(config, made, start=self.start, stop=made.steps)
+        self.batches = train_batches(
+            config,
+            made,
+            start=self.start,
+            stop=made.steps,
+            unreadable=before.get("unreadable"),
+        )
         self.metrics: dict[str, float] = {}
         self.measured_at = -1
         self.flops = self._flops_a_step()
@@ -139,8 +146,13 @@ class Run:
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts a checkpoint; it can be the best one if it has just been evaluated."""
-        meta = {**self.meta, "seconds": time.perf_counter() - self.began}
+        seconds = time.perf_counter() - self.began
+        meta = {**self.meta, "seconds": seconds, "unreadable": self.unreadable()}
         self.saver.save(step, state, meta, self.metrics if self.measured_at == step else None)
+
+    def unreadable(self) -> dict[str, str]:
+        """{id: "file: reason"} of the training images that no host could read so far."""
+        return functools.reduce(operator.or_, hosts.gather(self.batches.damage.record))
 
     def keep_batch(self, step: int, batch: Mapping[str, np.ndarray]) -> str:
         """Writes this host's share of a batch whose loss was not finite; returns its file."""
@@ -176,7 +188,7 @@ class Run:
             "num_params": optim.count(state.params) + optim.count(state.frozen),
             "eval": {k: v if np.isfinite(v) else None for k, v in self.metrics.items()},
             "skipped": int(state.skipped),
-            "unreadable": self.batches.damage.ids,
+            "unreadable": self.unreadable(),
             "duration_s": round(time.perf_counter() - self.began, 2),
             "resumed_at": self.start,
         }
