@@ -155,7 +155,7 @@ def test_mistakes_are_one_line(folder, tmp_path):
     for arguments, words in (
         (["foldr", *here], "unknown source 'foldr'; did you mean 'folder'?"),
         (["folder", "--path", folder], "--out is missing"),
-        (["folder", *here, "--split", "val"], "no subfolder 'val'; there is train"),
+        (["folder", *here, "--split", "val"], "has no folder val/ (the split); it has train/"),
         (["tfds:nothing", "--path", tmp_path], "pip install 'noisy-fm[prepare]'"),
     ):
         done = run_tool(*arguments)

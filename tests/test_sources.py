@@ -175,26 +175,43 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
     write(tmp_path / "parquet" / "train.parquet", b"PAR1 and no more")
     write(tmp_path / "names" / "labels.txt", b"tench\ngoldfish\n")
     pictures.write_tar(tmp_path / "names", pictures.examples())
+    path = "^--config.data.path /.*/"
     cases = [
-        ("folder", {}, "path is missing"),
-        ("folder", {"path": tmp_path / "no"}, "no folder"),
-        ("folder", {"path": roots["folder"], "split": "val"}, "no subfolder 'val'; there is train"),
-        ("folder", {"path": tmp_path / "flat"}, "no labels: expected a subfolder"),
-        ("folder", {"path": tmp_path / "empty"}, "there is no image"),
+        ("folder", {}, "--config.data.path is missing"),
+        ("folder", {"path": tmp_path / "no"}, path + "no is no folder; expected CLASS/IMAGE"),
+        (
+            "folder",
+            {"path": roots["folder"], "split": "val"},
+            path + "folder has no folder val/ .* has train/; expected val/CLASS",
+        ),
+        ("folder", {"path": tmp_path / "flat"}, "no classes; it has one.jpg; expected a folder"),
+        (
+            "folder",
+            {"path": tmp_path / "empty"},
+            r"no image in its 1 folders cat/; looked for .*\*.jpg",
+        ),
         ("folder", {"path": tmp_path / "twice"}, "cat/a/1.jpg and cat/b/1.png"),
-        ("tar", {"path": tmp_path / "no"}, "does not exist"),
-        ("tar", {"path": tmp_path / "flat"}, r"holds no \*.tar"),
-        ("tar", {"path": roots["tar"], "split": "val"}, "none of 3 files is of split 'val'"),
+        ("tar", {"path": tmp_path / "no"}, path + r"no does not exist; expected \*.tar"),
+        ("tar", {"path": tmp_path / "flat"}, r"has no \*.tar in it; it has one.jpg"),
+        (
+            "tar",
+            {"path": roots["tar"], "split": "val"},
+            r"no \*.tar of split 'val' .* 3 others, as train-0",
+        ),
         ("tar", {"path": tmp_path / "bare"}, "1 images have no label, as a.jpg; expected a.cls"),
         ("tar", {"path": tmp_path / "cut"}, "no whole uncompressed tar"),
         ("tar", {"path": tmp_path / "names"}, "8 labels are outside 0 … 1"),
         ("parquet", {"path": tmp_path / "parquet"}, "no whole parquet"),
         ("array_record", {"path": roots["tar"], "split": "train"}, "no finished split 'train'"),
-        ("array_record", {"path": roots["array_record"], "split": "val"}, "there is train"),
+        ("array_record", {"path": roots["array_record"], "split": "val"}, "it has train"),
         ("tfds:photos", {"path": roots["tfds:photos"]}, "split is missing; there is train"),
         ("tfds:photos", {"path": roots["tfds:photos"], "split": "x"}, "Unknown split 'x'"),
-        ("tfds:cars", {"path": roots["tfds:photos"]}, "tools/prepare.py tfds:cars"),
-        ("folder", {"path": roots["folder"], "task": "gender"}, "no task"),
+        (
+            "tfds:cars",
+            {"path": roots["tfds:photos"]},
+            path + "tfds has no prepared tfds:cars; .*prepare.py tfds:cars",
+        ),
+        ("folder", {"path": roots["folder"], "task": "gender"}, "no task, got task 'gender'"),
         ("folder", {"path": roots["folder"], "split": "train", "canvas": 8}, "canvas ≥ size"),
     ]
     for name, options, words in cases:

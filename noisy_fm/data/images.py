@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from noisy_fm.data import decode
-from noisy_fm.data.storage import Listing, Storage, open_storage
+from noisy_fm.data.storage import TFDS, Listing, Storage, open_storage
 from noisy_fm.data.storage.listing import ids_of
 
 MOST_IN_A_ROW = 100  # unreadable examples one after another
@@ -222,7 +222,12 @@ def open_images(
     canvas = 2 * size if canvas is None else canvas
     if size < 1 or canvas < size:
         raise ValueError(f"{name}: size {size} and canvas {canvas}; expected canvas ≥ size ≥ 1")
-    storage = open_storage(name, path, split)
+    if not path and not name.startswith(TFDS):
+        raise ValueError(f"{name}: --config.data.path is missing; expected where the images lie")
+    try:
+        storage = open_storage(name, path, split)
+    except FileNotFoundError as error:  # which begin with the path
+        raise FileNotFoundError(f"--config.data.path {error}") from None
     return ImageSource(storage, ids_of(storage.listing, storage.where), size, canvas)
 
 

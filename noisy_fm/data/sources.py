@@ -187,9 +187,13 @@ def load(
     """
     loaders = {"emoji_domains": _load_emoji, "digits": _load_digits}
     if name in FORMATS or name.startswith(TFDS):
-        for key, value in {"domain": domain, "task": task}.items():
-            if value is not None:
-                raise ValueError(f"{name}: there is no {key}, so it must be None, not {value!r}")
+        given = {k: v for k, v in {"domain": domain, "task": task}.items() if v is not None}
+        if given:
+            raise ValueError(
+                f"{name}: images on disk have no domain and no task, got "
+                f"{' and '.join(f'{k} {v!r}' for k, v in given.items())}; expected None (or "
+                """--config.data.domain="()" --config.data.task="", as in the _in1k.py configs)"""
+            )
         return open_images(name, path=path, split=split, size=size or 224, canvas=canvas)
     loader = loaders[_known(name, [*loaders, *FORMATS, f"{TFDS}NAME"], "data set")]
     if path is not None or canvas is not None:

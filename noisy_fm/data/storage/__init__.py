@@ -28,5 +28,5 @@ def open_storage(name: str, path: str | None, split: str | None) -> Storage:
     if name.startswith(TFDS):
         return TfdsStorage(name.removeprefix(TFDS), path, split)
     if not path:
-        raise ValueError(f"{name}: path is missing; expected where the images are")
+        raise ValueError(f"{name}: path is missing; expected where the images lie")
     return FORMATS[name](path, split)

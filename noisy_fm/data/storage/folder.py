@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from noisy_fm.data.storage.listing import IMAGE_SUFFIXES, make_listing, read_at
+from noisy_fm.data.storage.listing import IMAGE_SUFFIXES, contents, make_listing, read_at
 
 
 class FolderStorage:
@@ -11,24 +11,34 @@ class FolderStorage:
 
     def __init__(self, path: str, split: str | None = None):
         root = Path(path).expanduser()
+        expected = f"expected {split}/CLASS/IMAGE" if split else "expected CLASS/IMAGE"
         if not root.is_dir():
-            raise FileNotFoundError(f"{path} is no folder; expected one with a subfolder a class")
-        if split is not None and not (root / split).is_dir():
-            there = ", ".join(sorted(d.name for d in root.iterdir() if d.is_dir())[:10])
-            raise FileNotFoundError(f"{path} has no subfolder {split!r}; there is {there or '-'}")
+            raise FileNotFoundError(f"{path} is no folder; {expected} in one")
+        if split and not (root / split).is_dir():
+            raise FileNotFoundError(
+                f"{path} has no folder {split}/ (the split); it has {contents(root)}; {expected}"
+            )
         self.root = root / split if split else root
         self.where = str(self.root)
         classes = sorted(
             d.name for d in self.root.iterdir() if d.is_dir() and not d.name.startswith(".")
         )
         if not classes:
-            raise ValueError(f"{self.where} has no labels: expected a subfolder for each class")
+            raise ValueError(
+                f"{self.where} has no folders, and so no classes; it has {contents(self.root)}; "
+                "expected a folder for each class with its images"
+            )
         names: list[bytes] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
             found = sorted(self._images(name))
             names += found
             labels += [label] * len(found)
+        if not names:
+            raise ValueError(
+                f"{self.where} has no image in its {len(classes)} folders {contents(self.root)}; "
+                f"looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}"
+            )
         self.listing = make_listing(names, labels, classes, self.where)
 
     def _images(self, name: str):

@@ -105,21 +105,30 @@ def find_shards(path: str | os.PathLike, split: str | None, suffix: str) -> list
     if not root.is_dir():
         found = sorted(root.parent.glob(root.name)) if "*" in root.name else []
         if not found:
-            raise FileNotFoundError(f"{path} does not exist; expected a folder of *{suffix}")
+            raise FileNotFoundError(
+                f"{path} does not exist; expected *{suffix}: a file, a folder of some, or a pattern"
+            )
         return found
     files = sorted(root.rglob(f"*{suffix}"))
     if not files:
-        raise FileNotFoundError(f"{path} holds no *{suffix}")
-    if split is None:
+        raise FileNotFoundError(f"{path} has no *{suffix} in it; it has {contents(root)}")
+    if not split:
         return files
     word = re.compile(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z0-9])", re.IGNORECASE)
     chosen = [file for file in files if word.search(file.relative_to(root).as_posix())]
     if not chosen:
         raise FileNotFoundError(
-            f"{path}: none of {len(files)} files is of split {split!r}; "
-            f"there is {files[0].relative_to(root)}"
+            f"{path} has no *{suffix} of split {split!r} (a word of its name); "
+            f"it has {len(files)} others, as {files[0].relative_to(root)}"
         )
     return chosen
+
+
+def contents(folder) -> str:
+    """What a reader of a message may recognise a folder by."""
+    names = sorted(f"{f.name}/" if f.is_dir() else f.name for f in folder.iterdir())
+    shown = [name for name in names if name[0] != "."]
+    return ", ".join(shown[:8] + ["…"] * (len(shown) > 8)) or "nothing"
 
 
 def label_names_beside(folder: Path) -> list[str] | None:

@@ -5,7 +5,7 @@ from zipfile import BadZipFile
 import numpy as np
 from etils import epath
 
-from noisy_fm.data.storage.listing import make_listing
+from noisy_fm.data.storage.listing import contents, make_listing
 
 VERSION = 1
 
@@ -22,11 +22,12 @@ class RecordStorage:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{path} is no folder; expected one made by tools/prepare.py")
         there = sorted(file.name.removesuffix(".npz") for file in self.folder.glob("[!.]*.npz"))
-        split = there[0] if split is None and len(there) == 1 else split
+        split = there[0] if not split and len(there) == 1 else split
         if split not in there:
             raise FileNotFoundError(
-                f"{path} has no finished split {split!r}; there is {', '.join(there) or 'none'} "
-                "(tools/prepare.py makes them, and finishes one that it began)"
+                f"{path} has no finished split {split!r}; it has "
+                f"{', '.join(there) or contents(self.folder)} "
+                "(tools/prepare.py makes splits, and finishes one that it began)"
             )
         self.where = f"{path}/{split}"
         try:

@@ -26,7 +26,7 @@ class TfdsStorage:
         self.where = f"tfds:{name} in {self.folder}"
         self.split = split
         info = self._builder().info
-        if split is None:
+        if not split:
             raise ValueError(f"tfds:{name}: split is missing; there is {', '.join(info.splits)}")
         self.keys = _keys(info.features, self.where)
         self._open()
@@ -89,8 +89,8 @@ def find_folder(name: str, path: str | None) -> str:
     found = [root] if (root / "dataset_info.json").exists() else _versions(root)
     if not found:
         raise FileNotFoundError(
-            f"tfds:{name} is not prepared in {data_dir}; "
-            f"python tools/prepare.py tfds:{name} --path {data_dir} does it"
+            f"{data_dir} has no prepared tfds:{name}; "
+            f"python tools/prepare.py tfds:{name} --path {data_dir} makes it"
         )
     return str(max(found, key=lambda folder: [int(n) for n in folder.name.split(".")]))
 
