@@ -188,7 +188,7 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
         (
             "folder",
             {"path": tmp_path / "empty"},
-            r"no image in its 1 folders cat/; looked for .*\*.jpg",
+            r"no image in cat/; looked for .*\*.jpg",
         ),
         ("folder", {"path": tmp_path / "twice"}, "cat/a/1.jpg and cat/b/1.png"),
         ("tar", {"path": tmp_path / "no"}, path + r"no does not exist; expected \*.tar"),
@@ -213,6 +213,7 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
         ),
         ("folder", {"path": roots["folder"], "task": "gender"}, "no task, got task 'gender'"),
         ("folder", {"path": roots["folder"], "split": "train", "canvas": 8}, "canvas ≥ size"),
+        ("digits", {"path": roots["folder"]}, "images on disk .--config.data.name=folder, tar"),
     ]
     for name, options, words in cases:
         options = {k: str(v) if k == "path" else v for k, v in options.items()}

@@ -197,7 +197,10 @@ def load(
         return open_images(name, path=path, split=split, size=size or 224, canvas=canvas)
     loader = loaders[_known(name, [*loaders, *FORMATS, f"{TFDS}NAME"], "data set")]
     if path is not None or canvas is not None:
-        raise ValueError(f"{name}: it has no path and no canvas; those are for images on disk")
+        raise ValueError(
+            f"{name}: it has no path and no canvas; those are for images on disk "
+            f"(--config.data.name={', '.join(FORMATS)} or {TFDS}NAME)"
+        )
     size = SIZES[0] if size is None else size
     if size not in SIZES:
         raise ValueError(f"{name}: size {size!r} does not exist; there are 32 and 64")

@@ -36,7 +36,7 @@ class FolderStorage:
             labels += [label] * len(found)
         if not names:
             raise ValueError(
-                f"{self.where} has no image in its {len(classes)} folders {contents(self.root)}; "
+                f"{self.where} has no image in {contents(self.root)}; "
                 f"looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}"
             )
         self.listing = make_listing(names, labels, classes, self.where)
