@@ -305,7 +305,8 @@ def num_steps(config: ConfigDict, num_examples: int) -> tuple[int, int]:
     if per_epoch == 0:
         raise ValueError(
             f"config.batch_size is {config.batch_size}, the training set has {num_examples} "
-            "examples; expected at least one whole batch"
+            f"examples; expected at least one whole batch (--config.batch_size={num_examples} or "
+            "less)"
         )
     return max(1, round(config.epochs * per_epoch)), per_epoch
 

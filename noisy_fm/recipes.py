@@ -14,7 +14,7 @@ def imagenet(arg: str = "") -> tuple[ConfigDict, ConfigDict]:
     """The shared part of a recipe on ImageNet-1K, and the arguments read from `arg`.
 
     LAMB at 5e-3 on a cosine, binary cross-entropy, three repeats of an example, mixed examples, and
-    what method.md's table gives for both models. A recipe adds its model, batch and epochs.
+    what else the paper's table of settings has for both models. A recipe adds model, batch, epochs.
     """
     args = config_lib.parse_arg(
         arg, noise_rate=0.0, noise_kind="symmetric", synonyms="lemma", seed=0, debug=False

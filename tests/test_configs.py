@@ -1,9 +1,12 @@
 """Every config takes one step, shrunken."""
 
 import importlib.util
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from noisy_fm import config, study, train
 
@@ -41,3 +44,19 @@ def test_a_study_config_resolves(file):
     assert full.model == full.pretrain.model.name
     changed = config.differences(config.plain(module.get_config()), config.plain(full))
     assert any("pretrain.epochs" in line for line in changed)
+
+
+def test_the_config_for_images_on_disk_trains_on_them(tmp_path):
+    for split, name in itertools.product(("train", "val"), ("cat", "dog")):
+        folder = tmp_path / "data" / split / name
+        folder.mkdir(parents=True)
+        for i in range(8):  # as people name them
+            Image.fromarray(np.full((40, 30, 3), 30 * i, np.uint8)).save(folder / f"{i}.jpg")
+    file = ROOT / "pretrain/folder.py"
+    cfg = load(file).get_config("noise_rate=0.25,size=32")
+    cfg.data.path = str(tmp_path / "data")
+    cfg.model.name = "resnet10_half"
+    cfg.batch_size, cfg.epochs, cfg.schedule.warmup_epochs = 8, 1.0, 0.0
+    _, made, result = train.run(cfg, str(tmp_path / "run"))
+    assert result["steps"] == 2
+    assert (made.labels != made.source.labels).sum() == 4

@@ -269,6 +269,7 @@ def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_pa
     classes = ("cat", "dog")
     folder_of_images(tmp_path / "data", {"train": classes, "val": classes})
     (tmp_path / "data/train/cat/train_cat_3.png").write_bytes(b"no image")
+    (tmp_path / "data/val/cat/val_cat_0.png").write_bytes(b"no image")  # the very first
     cfg = on_disk(tmp_path / "data", evaluators__memorised=True)
     _, _, result = train.run(cfg, str(tmp_path / "run"))
     (file,) = result["unreadable"].values()
@@ -285,7 +286,7 @@ def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_pa
 @pytest.mark.parametrize(
     ("val", "name", "message"),
     [
-        (("dog",), "imagenet", "expected the same classes in both"),
+        (("dog",), "imagenet", "expected the same in both, but 'cat' is only in one"),
         (("cat", "dog"), "flip_crop", "images on disk come as crops"),
     ],
 )

@@ -39,19 +39,21 @@ def setup(config: ConfigDict) -> Setup:
     sharding.check_batch(config.batch_size // config.microbatches, mesh)
     source, eval_source = (load_split(config, s) for s in (config.split, config.eval_split))
     if source.label_names != eval_source.label_names:
+        alone = sorted(set(source.label_names) ^ set(eval_source.label_names))
         raise ValueError(
-            f"config.split {config.split!r} has {len(source.label_names)} classes and config."
-            f"eval_split {config.eval_split!r} has {len(eval_source.label_names)}, or others; "
-            "expected the same classes in both"
+            f"config.split {config.split!r} has {len(source.label_names)} classes, config."
+            f"eval_split {config.eval_split!r} has {len(eval_source.label_names)}; expected the "
+            f"same in both"
+            + (f", but {alone[0]!r} is only in one" if alone else ", in the same order")
         )
     if hasattr(source, "crops") and config.augment.name != "imagenet":
         raise ValueError(
             f"config.augment.name is {config.augment.name!r}; images on disk come as crops to be "
-            "resized, so expected 'imagenet' (start from a config in configs/pretrain/*_in1k.py)"
+            "resized, so expected 'imagenet' (start from configs/pretrain/folder.py)"
         )
     labels, manifest = corrupted(config, source)
     task = make_task(config, source.num_classes)
-    example = eval_source.take(np.zeros(1, int))
+    example = loader.example(eval_source)
     plan = plan_training(config, task, example, mesh=mesh, num_examples=len(source))
     steps, _ = config_lib.num_steps(config, len(source))
     if config.profile and config.profile[1] > steps:

@@ -115,7 +115,7 @@ class Run:
 
     def _flops_a_step(self) -> int:
         """Three times the forward pass of a batch (see `flops.count`)."""
-        example = self.made.eval_source.take(np.zeros(1, int))
+        example = loader.example(self.made.eval_source)
         predict = functools.partial(self.made.task.predict_fn, batch=example)
         one = flops.count(lambda v: predict(*v)["logits"], abstract(self.state.variables))
         return 3 * one * self.config.batch_size
