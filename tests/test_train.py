@@ -250,10 +250,10 @@ def test_a_run_killed_many_times_ends_with_the_same_bits(tmp_path):
             time.sleep(0.02)
         time.sleep(float(rng.uniform(0, 5 if step < 0 else 0.3)))
         assert process.poll() is None, log.read_text()
+        importing = not log.stat().st_size  # nothing said yet; Ctrl-C there can even abort Python
         process.send_signal(number)
-        interrupted = (1, 2, 130)  # 1: while Python was still importing
-        codes = {signal.SIGTERM: (143,), signal.SIGKILL: (), signal.SIGINT: interrupted}
-        assert process.wait() in (0, -number, *codes[number]), log.read_text()
+        codes = {signal.SIGTERM: (143,), signal.SIGKILL: (), signal.SIGINT: (130,)}
+        assert process.wait() in (0, -number, *codes[number]) or importing, log.read_text()
     subprocess.run(command(killed), cwd=root, check=True, capture_output=True)
 
     cfg = config.train()
