@@ -347,14 +347,15 @@ def _matrix_inverse_sqrt(k, noise):
     return p @ last
 
 
-def _leading_eigenpairs(k, count, *, degree=8, tolerance=3e-5, max_rounds=12):
+def _leading_eigenpairs(k, count, *, degree=8, tolerance=2e-6, max_rounds=12):
     """The `count` largest eigenvalues and vectors (rows, [count n]) of a positive semidefinite k.
 
     Also a bound on the next eigenvalue. Subspace iteration with a Chebyshev filter. Each round
     damps the spectrum below the block's smallest Ritz value b; Ritz vectors beyond 3b are
     projected out of the filter, whose range would else exceed float32's, and take plain power
-    steps. It ends when every residual is below `tolerance` of the last wanted eigenvalue (the
-    values are then good to its square).
+    steps. It ends when the residuals are below `tolerance` of the last wanted eigenvalue and twice
+    the rounding of the largest, or no longer halve: rounding is all that is left of them. The
+    vectors, which the gradient needs, are good to that over the distance to the next eigenvalue.
     """
     n = len(k)
     block = min(n, count + 7)
@@ -368,11 +369,10 @@ def _leading_eigenpairs(k, count, *, degree=8, tolerance=3e-5, max_rounds=12):
         values, rotation = values[::-1], rotation[:, ::-1].T
         x, xk = rotation @ q, rotation @ qk
         residual = jnp.sum((xk - x * values[:, None]) ** 2, axis=1)
-        bound = tolerance * values[count - 1] + floor * values[0]
-        return values, x, xk, residual, jnp.sum(residual[:count]) > bound**2
+        return values, x, xk, residual
 
     def refine(state):
-        rounds, values, x, xk, _, _ = state
+        rounds, _, values, x, xk, residual = state
         edge = jnp.maximum(values[-1], floor * values[0])
         locked = (values > 3 * edge)[:, None]
         done = jnp.where(locked, x, 0)
@@ -386,14 +386,16 @@ def _leading_eigenpairs(k, count, *, degree=8, tolerance=3e-5, max_rounds=12):
         for _ in range(degree - 1):
             old, new = new, 2 * filtered(new) - old
         y = jnp.where(locked, xk @ k / values[:, None] ** 2, new)
-        return rounds + 1, *rayleigh_ritz(y)
+        return rounds + 1, jnp.sum(residual[:count]), *rayleigh_ritz(y)
 
-    state = jax.lax.while_loop(
-        lambda state: (state[0] < max_rounds) & state[-1],
-        refine,
-        (0, *rayleigh_ritz(y @ k @ k)),
-    )
-    _, values, x, xk, residual, _ = state
+    def unfinished(state):
+        rounds, before, values, _, _, residual = state
+        now = jnp.sum(residual[:count])
+        bound = tolerance * values[count - 1] + 2 * jnp.finfo(k.dtype).eps * values[0]
+        return (rounds < max_rounds) & (now > bound**2) & (4 * now < before)
+
+    start = (0, jnp.array(jnp.inf, k.dtype), *rayleigh_ritz(y @ k @ k))
+    _, _, values, x, xk, residual = jax.lax.while_loop(unfinished, refine, start)
     following = min(count, block - 1)
     bound = values[following] + jnp.sqrt(residual[following])
     # One more power step, at no cost, for the vectors that stand apart.

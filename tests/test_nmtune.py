@@ -332,3 +332,27 @@ def test_the_singular_value_term_does_not_depend_on_the_scale(method, scale):
     np.testing.assert_allclose(value, -sigma[:5].mean() / sigma.sum(), rtol=1e-5)
     whole = loss(jnp.asarray(z))[1]
     np.testing.assert_allclose(gradient * np.float32(scale), whole, rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "top_k", "least", "bound"),
+    [
+        ((128, 512), 1, -np.inf, 1e-5),
+        ((64, 512), 1, -np.inf, 1e-5),
+        ((64, 512), 5, -np.inf, 1e-5),
+        # Rectified: σ_1 is five times σ_2, and rounding of its square hides what σ_2 to σ_6 differ.
+        ((128, 2048), 5, 0, 5e-5),
+    ],
+)
+def test_matmul_gradient_where_the_leading_values_lie_close(shape, top_k, least, bound):
+    """Against a float64 SVD; the σ of a normal matrix lie about a percent apart."""
+    z = np.random.default_rng(0).normal(size=shape).clip(least).astype(np.float32)
+    u, sigma, v = np.linalg.svd(z.astype(np.float64), full_matrices=False)
+    total = sigma.sum()
+    ratio = sigma[:top_k].sum() / (top_k * total)
+    leading = np.arange(len(sigma)) < top_k
+    expected = (u * (ratio - leading / top_k) / total) @ v
+    loss = functools.partial(nmtune.singular_value_loss, top_k=top_k, method="matmul")
+    value, gradient = jax.value_and_grad(loss)(z)
+    assert value == pytest.approx(-ratio, rel=1e-5)
+    assert np.linalg.norm(gradient - expected) < bound * np.linalg.norm(expected)
