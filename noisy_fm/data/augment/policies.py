@@ -17,15 +17,17 @@ import jax.numpy as jnp
 from noisy_fm.data.augment import geometry, pixels
 from noisy_fm.messages import unknown
 
-TABLES: dict[str, Callable] = {
-    "AutoContrast": lambda image, _: pixels.autocontrast_table(pixels.histogram(image)),
-    "Equalize": lambda image, _: pixels.equalize_table(pixels.histogram(image)),
-    "Invert": lambda image, _: pixels.invert_table(),
-    "Posterize": lambda image, bits: pixels.posterize_table(bits.astype(jnp.int32)),
-    "Solarize": lambda image, threshold: pixels.solarize_table(threshold),
-    "SolarizeAdd": lambda image, added: pixels.solarize_add_table(added.astype(jnp.int32)),
-    "Contrast": lambda image, factor: pixels.blend(pixels.mean_grey(image), pixels.VALUES, factor),
-    "Brightness": lambda image, factor: pixels.blend(jnp.int32(0), pixels.VALUES, factor),
+TABLES: dict[str, Callable] = {  # of the image, its histogram and the argument
+    "AutoContrast": lambda image, counts, _: pixels.autocontrast_table(counts),
+    "Equalize": lambda image, counts, _: pixels.equalize_table(counts),
+    "Invert": lambda image, counts, _: pixels.invert_table(),
+    "Posterize": lambda image, counts, bits: pixels.posterize_table(bits.astype(jnp.int32)),
+    "Solarize": lambda image, counts, threshold: pixels.solarize_table(threshold),
+    "SolarizeAdd": lambda image, counts, n: pixels.solarize_add_table(n.astype(jnp.int32)),
+    "Contrast": lambda image, counts, factor: pixels.blend(
+        pixels.mean_grey(image), pixels.VALUES, factor
+    ),
+    "Brightness": lambda image, counts, factor: pixels.blend(jnp.int32(0), pixels.VALUES, factor),
 }
 BLENDS: dict[str, Callable] = {
     "Color": lambda image: pixels.grey(image)[..., None],
@@ -80,8 +82,9 @@ def apply_op(op, argument, bicubic, image, *, ops=OPS, fill=(128, 128, 128)):
         return any(name in ops for name in candidates)
 
     if possible(TABLES):
-        start = jnp.broadcast_to(pixels.VALUES, (3, 256))
-        image = pixels.look_up(image, chosen(TABLES, start, lambda f: f(image, argument)))
+        start, counts = jnp.broadcast_to(pixels.VALUES, (3, 256)), pixels.histogram(image)
+        table = chosen(TABLES, start, lambda f: f(image, counts, argument))
+        image = pixels.look_up(image, table)
     if possible(BLENDS):
         base = chosen(BLENDS, image.astype(jnp.int32), lambda f: f(image))
         image = pixels.blend(base, image, argument).astype(jnp.uint8)
