@@ -1,5 +1,6 @@
 """The operations on the device against Pillow's, and the whole pipeline against Pillow's path."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -104,6 +105,58 @@ def test_an_operation_gives_pillows_image(images, name):
                 assert (difference > 0).mean() < rare
             else:
                 np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("count", [pixels.histogram_by_scatter, pixels.histogram_by_product])
+def test_histograms_are_pillows(images, count):
+    """The form of a TPU, and that of other processors."""
+    ours = np.asarray(jax.jit(jax.vmap(count))(images))
+    theirs = [Image.fromarray(image).histogram() for image in images]
+    np.testing.assert_array_equal(ours, np.reshape(theirs, (-1, 3, 256)))
+
+
+@pytest.mark.parametrize("look_up", [pixels.look_up_by_gather, pixels.look_up_by_product])
+def test_every_value_is_looked_up(images, look_up):
+    rng = np.random.default_rng(0)
+    images = np.concatenate([images, images])
+    images[-1].reshape(-1, 3)[:256] = np.arange(256)[:, None]
+    tables = rng.integers(0, 256, (len(images), 3, 256), dtype=np.uint8)
+    tables[-1] = 255 - np.arange(256)
+    theirs = [
+        np.asarray(Image.fromarray(image).point(table.reshape(-1).tolist()))
+        for image, table in zip(images, tables, strict=True)
+    ]
+    np.testing.assert_array_equal(jax.jit(jax.vmap(look_up))(images, tables), theirs)
+
+
+def test_a_tpus_affine_transform_is_the_gathered_one(images):
+    """All of RandAugment's displacements and beyond: bit for bit."""
+    shifts = [
+        [jnp.float32(value) for value in policies.SHIFTS[name](argument, H, W)]
+        for name in policies.SHIFTS
+        for argument in (*ARGUMENTS[name], 0.6 if name.startswith("Shear") else 0.5)
+    ]
+    shifts += [policies.SHIFTS["Rotate"](degrees, H, W) for degrees in (-44.0, -41.0, 20.0, 44.0)]
+    shifts = jnp.asarray(shifts, jnp.float32)
+    noise = jnp.broadcast_to(images[0], (len(shifts), H, W, 3))
+    results = []
+    for rows_about in (geometry.rows_by_gather, geometry.rows_by_products):
+        one = partial(geometry.affine_from, rows_about, fill=FILL)
+        results.append(jax.jit(jax.vmap(one))(noise, shifts, jnp.arange(len(shifts)) % 3 > 0))
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_tpu_neither_gathers_nor_scatters_pixels(images):
+    """Lowered for a TPU, where both are slow; other processors gather."""
+    pipeline = augment.imagenet(size=W, policy=RAND)
+    batch = {"image": np.zeros((2, W, W, 3), np.uint8)}
+    text = jax.export.export(jax.jit(pipeline), platforms=["tpu"])(jax.random.key(0), batch)
+    moved = [
+        line for line in text.mlir_module().splitlines() if "gather" in line or "scatter" in line
+    ]
+    assert not [line for line in moved if f"{W}x{W}" in line]
+    gathered = jax.export.export(jax.jit(pipeline))(jax.random.key(0), batch).mlir_module()
+    assert [line for line in gathered.splitlines() if "gather" in line and f"{W}x{W}" in line]
 
 
 def test_autocontrast_is_exact_for_every_range():
