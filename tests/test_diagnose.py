@@ -46,6 +46,15 @@ def test_intervals_are_nadeau_and_bengios(curved):
     assert row["p"] == pytest.approx(2 * stats.t.cdf(-abs(statistic), df=5))
 
 
+def test_an_interval_of_accuracies_stays_within_0_and_1():
+    random = np.random.default_rng(0)
+    y = np.repeat([0, 1], 30)
+    x = random.normal(size=(60, 4)) + 3.5 * y[:, None] * [1, 0, 0, 0]
+    table = diagnose(x.astype(np.float32), y, cv=3).table
+    assert table["low"].min() < table["accuracy"].max() < 1  # else nothing was cut off
+    assert table["high"].max() == 1
+
+
 def test_spectrum_and_text(curved):
     x, y, found = curved
     sigma = np.linalg.svd(x.astype(float), compute_uv=False)

@@ -227,7 +227,7 @@ def _check_counts(classes, counts, cv, repeats) -> None:
 def _tables(scores: dict[str, np.ndarray], ratio: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Each method's accuracy, and the difference of each pair, with intervals (and p)."""
     columns = ["low", "high", "p"]
-    table = {name: _interval(values, ratio) for name, values in scores.items()}
+    table = {name: np.clip(_interval(values, ratio), 0, 1) for name, values in scores.items()}
     lp, mlp, nmtune = scores
     compared = {
         f"{a} − {b}": _interval(scores[a] - scores[b], ratio)
