@@ -11,7 +11,8 @@ import pytest
 import scipy.special
 
 from noisy_fm import config, models
-from noisy_fm.models.layers import DropPath, drop_rates
+from noisy_fm.models import vit
+from noisy_fm.models.layers import DropPath, drop_rates, pointwise, product
 from noisy_fm.models.resnet import BasicBlock, Bottleneck
 from noisy_fm.models.vit import Attention, Block, sincos2d
 
@@ -400,6 +401,34 @@ def test_pooling_reads_what_it_says():
     np.testing.assert_allclose(
         logits, features["pre_logits"] @ head["kernel"] + head["bias"], rtol=1e-5
     )
+
+
+def test_the_product_and_its_gradients_are_numpys():
+    random = np.random.default_rng(0)
+    x, kernel, g = (random.normal(size=s) for s in [(3, 5, 7, 4), (4, 6), (3, 5, 7, 6)])
+    value, vjp = jax.vjp(product, *(a.astype(np.float32) for a in (x, kernel)))
+    expected = x @ kernel, g @ kernel.T, x.reshape(-1, 4).T @ g.reshape(-1, 6)
+    found = value, *vjp(g.astype(np.float32))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    strided = pointwise(x, kernel[None, None], (2, 3), "VALID")
+    np.testing.assert_allclose(strided, (x @ kernel)[:, ::2, ::3], rtol=1e-5)
+
+
+def test_a_gradient_repeats_less_than_by_the_rule_of_jax(monkeypatch):
+    """Additions of the gradients of later blocks, which XLA on a CPU makes part of each copy."""
+    model = models.create("vit_tiny", 4, depth=12)
+    image = jnp.zeros((2, 16, 16, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+
+    def additions():
+        gradient = jax.jit(jax.grad(lambda v, x: model.apply(v, x)[0].sum()))
+        text = gradient.lower(variables, image).compile().as_text()
+        return len(re.findall(r"= f32\[\S* add\(", text))
+
+    ours = additions()
+    monkeypatch.setattr(vit, "dot_general", jax.lax.dot_general)
+    assert ours < 0.8 * additions()
 
 
 def test_positions_distinguish_patches():

@@ -17,6 +17,41 @@ REMAT: dict[str, Callable | None] = {
 }
 
 
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [… d] @ kernel [d e], whose gradient for the kernel is faster on a CPU than by JAX's rule.
+
+    XLA copies there the left operand of a product over several axes, and computes in the copy what
+    it is made of. By JAX's rule that is the output's gradient: in a residual network a sum over all
+    later blocks, anew for each kernel. Here it is x. On a TPU nothing changes.
+    """
+    return x @ kernel
+
+
+def _product_fwd(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_bwd(residuals, g):
+    x, kernel = residuals
+    leading = tuple(range(x.ndim - 1))
+    return g @ kernel.T, jax.lax.dot_general(x, g, ((leading, leading), ((), ())))
+
+
+product.defvjp(_product_fwd, _product_bwd)
+
+
+def dot_general(x, kernel, dimension_numbers, precision=None):
+    """`product` as `nn.Dense` calls it."""
+    return product(x, kernel)
+
+
+def pointwise(x, kernel, strides, padding, **unused):
+    """`product` as `nn.Conv` calls a convolution, of a 1×1 kernel [1 1 c f]."""
+    h, w = strides
+    return product(x[:, ::h, ::w], kernel[0, 0])
+
+
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al., ECCV 2016): drops the whole branch of an example.
 

@@ -15,6 +15,7 @@ from noisy_fm.models.layers import (
     check_rate,
     check_remat,
     drop_rates,
+    pointwise,
 )
 
 # (kernel, stride, whether a 3×3 maximum pooling of stride 2 follows)
@@ -33,6 +34,7 @@ def _conv(features: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
         use_bias=False,
         kernel_init=_he_normal,
         dtype=dtype,
+        conv_general_dilated=pointwise if kernel == 1 else None,
         name=name,
     )
 

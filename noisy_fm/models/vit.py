@@ -14,6 +14,7 @@ from noisy_fm.models.layers import (
     check_images,
     check_rate,
     check_remat,
+    dot_general,
     drop_rates,
 )
 
@@ -29,7 +30,7 @@ def _norm(dtype, name: str) -> nn.LayerNorm:
 
 
 def _dense(features: int, dtype, name: str) -> nn.Dense:
-    return nn.Dense(features, kernel_init=_init, dtype=dtype, name=name)
+    return nn.Dense(features, kernel_init=_init, dtype=dtype, dot_general=dot_general, name=name)
 
 
 def sincos2d(h: int, w: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
