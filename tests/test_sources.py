@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from noisy_fm import data, noise
-from noisy_fm.data import decode, prepare
+from noisy_fm.data import decode, images, prepare
 from noisy_fm.data.storage import FolderStorage, listing, open_storage
 
 REFERENCE = Path(__file__).parent / "references" / "input.npz"
@@ -123,6 +124,24 @@ def test_the_stem_is_the_identity(name):
     assert listing.stem(b"n01440764.JPEG") == "n01440764"
 
 
+def test_names_that_are_no_text_are_names_too():
+    names = [b"caf\xe9.jpg", "café.jpg".encode()]
+    found = listing.make_listing(names, [0, 1], ["a", "b"], "here")
+    assert len(set(listing.ids_of(found, "here"))) == 2
+    source = images.ImageSource(types.SimpleNamespace(where="here", listing=found), None, 8, 16)
+    assert source.name(0).encode() == b"here: caf\\xe9.jpg"
+
+
+def test_shared_names_in_classes_without_names_are_refused(tmp_path):
+    """Their ids would be others once the classes are named."""
+    rows = [(f"{i % 3}/{i // 3:03}.JPEG", i % 3, pictures.jpeg(i)) for i in range(6)]
+    pictures.write_tar(tmp_path, rows)
+    with pytest.raises(ValueError, match=r"expected labels\.txt beside the shards"):
+        data.load("tar", path=str(tmp_path))
+    (tmp_path / "labels.txt").write_text("\n".join(pictures.CLASSES))
+    assert len(data.load("tar", path=str(tmp_path))) == 6
+
+
 @pytest.mark.parametrize("name", STORAGES)
 def test_files_of_one_name_in_two_classes_are_told_apart_alike_in_every_storage(name, tmp_path):
     rows = [(f"{i // 3:03}.JPEG", i % 3, pictures.jpeg(i)) for i in range(9)]
@@ -175,9 +194,9 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
     write(tmp_path / "parquet" / "train.parquet", b"PAR1 and no more")
     write(tmp_path / "names" / "labels.txt", b"tench\ngoldfish\n")
     pictures.write_tar(tmp_path / "names", pictures.examples())
-    path = "^--config.data.path /.*/"
+    path = "^/.*/"
     cases = [
-        ("folder", {}, "--config.data.path is missing"),
+        ("folder", {}, "folder: path is missing"),
         ("folder", {"path": tmp_path / "no"}, path + "no is no folder; expected CLASS/IMAGE"),
         (
             "folder",

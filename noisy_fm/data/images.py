@@ -70,7 +70,8 @@ class ImageSource:
 
     def name(self, index: int) -> str:
         """Where the example comes from, for a reader of messages."""
-        return f"{self.storage.where}: {os.fsdecode(self.storage.listing.names[index])}"
+        file = self.storage.listing.names[index].decode(errors="backslashreplace")
+        return f"{self.storage.where}: {file}"
 
     def select(self, indices) -> "ImageSource":
         """The examples at `indices` [m], in that order, as a source."""
@@ -163,8 +164,8 @@ class _Selection:
 
     def __init__(self, storage: Storage, rows: np.ndarray):
         self.storage, self.rows, self.where = storage, rows, storage.where
-        names, labels, label_names = storage.listing
-        self.listing = Listing(names[rows], labels[rows], label_names)
+        names, labels, label_names, named = storage.listing
+        self.listing = Listing(names[rows], labels[rows], label_names, named)
 
     def read(self, index: int) -> bytes:
         return self.storage.read(int(self.rows[index]))
@@ -223,11 +224,8 @@ def open_images(
     if size < 1 or canvas < size:
         raise ValueError(f"{name}: size {size} and canvas {canvas}; expected canvas ≥ size ≥ 1")
     if not path and not name.startswith(TFDS):
-        raise ValueError(f"{name}: --config.data.path is missing; expected where the images lie")
-    try:
-        storage = open_storage(name, path, split)
-    except FileNotFoundError as error:  # which begin with the path
-        raise FileNotFoundError(f"--config.data.path {error}") from None
+        raise ValueError(f"{name}: path is missing; expected where the images lie")
+    storage = open_storage(name, path, split)
     return ImageSource(storage, ids_of(storage.listing, storage.where), size, canvas)
 
 

@@ -86,7 +86,12 @@ def plan_training(
 def load_split(config: ConfigDict, split: str):
     """The source of `config.data` restricted to `split`; empty strings mean "not given"."""
     arguments = {key: value or None for key, value in config.data.items() if key != "name"}
-    return data_lib.load(config.data.name, split=split, **arguments)
+    try:
+        return data_lib.load(config.data.name, split=split, **arguments)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"config.data: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"config.data: {error}") from None
 
 
 def corrupted(config: ConfigDict, source) -> tuple[np.ndarray, noise.Manifest]:

@@ -24,6 +24,7 @@ class Listing(NamedTuple):
     names: np.ndarray  # bytes [n], the files' names as stored
     labels: np.ndarray  # int32 [n]
     label_names: tuple[str, ...]
+    named: bool = True  # the classes; else `label_names` are but their numbers
 
 
 class Storage(Protocol):
@@ -46,13 +47,19 @@ def ids_of(listing: Listing, where: str) -> np.ndarray:
     """int64 [n] in [0, 2⁶³): BLAKE2b of each example's name, so that it is the same in any storage.
 
     The name is the file's stem; where two files share one (cat/1.jpg and dog/1.jpg), it is
-    CLASS/stem for all of them. Raises ValueError if two files of one class share a stem.
+    CLASS/stem for all of them, so that one such file more changes all ids. Raises ValueError if two
+    files of one class share a stem, or two of classes that have no name.
     """
     texts = [stem(name) for name in listing.names]
     if len(set(texts)) < len(texts):
+        if not listing.named:
+            raise ValueError(
+                f"{where}: files of several classes share a name and the classes have none to tell "
+                "them apart; expected labels.txt beside the shards, the name of a class on a line"
+            )
         labels = listing.labels.tolist()
         texts = [f"{listing.label_names[k]}/{text}" for k, text in zip(labels, texts, strict=True)]
-    digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
+    digests = b"".join(hashlib.blake2b(os.fsencode(t), digest_size=8).digest() for t in texts)
     ids = (np.frombuffer(digests, "<u8") >> np.uint64(1)).astype(np.int64)
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(np.diff(ids[order]) == 0)
@@ -83,6 +90,7 @@ def make_listing(
         if unlisted:
             raise ValueError(f"{where}: label {unlisted[0]!r} is not among the label names")
         array = np.array([number[text] for text in texts])
+    named = label_names is not None
     if label_names is None:
         label_names = [str(i) for i in range(int(array.max()) + 1)]
     bad = np.flatnonzero((array < 0) | (array >= len(label_names)))
@@ -91,7 +99,7 @@ def make_listing(
             f"{where}: {len(bad)} labels are outside 0 … {len(label_names) - 1}, as "
             f"{array[bad[0]]} of {os.fsdecode(names[bad[0]])}; expected a labelled split"
         )
-    return Listing(np.array(names, np.bytes_), array.astype(np.int32), tuple(label_names))
+    return Listing(np.array(names, np.bytes_), array.astype(np.int32), tuple(label_names), named)
 
 
 def find_shards(path: str | os.PathLike, split: str | None, suffix: str) -> list[Path]:
