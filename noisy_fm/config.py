@@ -237,7 +237,8 @@ def check_train(config: ConfigDict) -> None:
     if config.keep_best and config.keep_best not in measured:
         raise ValueError(unknown("config.keep_best", config.keep_best, measured))
     if config.profile and not (
-        len(config.profile) == 2 and 0 < config.profile[0] <= config.profile[1]
+        [type(step) for step in config.profile] == [int, int]
+        and 0 < config.profile[0] <= config.profile[1]
     ):
         raise ValueError(f"config.profile is {config.profile}; expected (first, last) step")
     if config.schedule.warmup_epochs >= config.epochs:
@@ -262,14 +263,24 @@ RANGES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
         "a whole number",
     ),
     (
+        ("seeds.noise", "seeds.order", "seeds.init", "seeds.dropout"),
+        lambda v: isinstance(v, int) and 0 <= v < 2**32,
+        "a whole number below 2³²",
+    ),
+    (
         ("checkpoint_minutes", "stall_seconds", "clip", "mix.mixup", "mix.cutmix",
-         "schedule.warmup_epochs", "schedule.warmup_rate", "schedule.min_rate"),
+         "optimizer.weight_decay", "schedule.warmup_epochs", "schedule.warmup_rate",
+         "schedule.min_rate"),
         lambda v: v >= 0,
         "0 or more",
     ),
     (("noise.rate",), lambda v: 0 <= v < 1, "γ in [0, 1)"),
-    (("ema", "loss.label_smoothing", "loader.max_bad"), lambda v: 0 <= v < 1, "[0, 1)"),
-    (("mix.probability", "mix.switch_probability"), lambda v: 0 <= v <= 1, "[0, 1]"),
+    (("ema", "loss.label_smoothing"), lambda v: 0 <= v < 1, "[0, 1)"),
+    (
+        ("loader.max_bad", "mix.probability", "mix.switch_probability"),
+        lambda v: 0 <= v <= 1,
+        "[0, 1]",
+    ),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Joining the other processes of a run: the same launch line on every host, or on one alone."""
+"""The processes of a run, one a host: joining them, and what they tell one another."""
 
 import json
 import os

@@ -40,7 +40,10 @@ class Progress:
         self.done += count
         self.note = note or self.note
         # What comes first is compiled first, which says nothing of what is left.
-        self.steady = self.steady or (time.monotonic(), self.done)
+        if self.steady is None:
+            self.steady = (time.monotonic(), self.done)
+            if self.bar is not None:
+                self.bar.start_t, self.bar.initial = self.bar._time(), self.done
         if self.bar is not None:
             self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(count)

@@ -48,7 +48,9 @@ def test_what_stood_in_is_neither_memorised_nor_resisted(source, told):
 
 def test_the_probe_learns_and_tests_without_it(source, told):
     task, state = told
-    measure = evaluators.probe(task, source, source, feature="label", most=100, **LAYOUT)
+    measure = evaluators.probe(
+        task, source, source, feature="label", variables=state.variables, most=100, **LAYOUT
+    )
     assert measure(0, state) == {"probe": 1.0}
 
 
@@ -56,7 +58,7 @@ def test_spectra_are_of_the_others(tmp_path, source, told):
     task, state = told
     measure = evaluators.spectra(task, source, ["label"], variables=state.variables, **LAYOUT)
     share = np.sqrt([7, 8, 8]) / np.sqrt([7, 8, 8]).sum()
-    assert measure(0, state)["label/sve"] == pytest.approx(-(share * np.log(share)).sum())
+    assert measure(0, state)["spectrum/label/sve"] == pytest.approx(-(share * np.log(share)).sum())
 
 
 def test_the_share_that_may_be_damaged_is_the_configs(tmp_path):
@@ -69,6 +71,6 @@ def test_the_share_that_may_be_damaged_is_the_configs(tmp_path):
     cfg.batch_size = 8
     made = train.setup(cfg)
     with pytest.raises(ValueError, match=r"more than max_bad = 0\.001"):
-        job.make_evaluators(cfg, made)[""](0, made.state)
+        job.make_evaluators(cfg, made)[0](0, made.state)
     cfg.loader.max_bad = 0.5
-    assert np.isfinite(job.make_evaluators(cfg, made)[""](0, made.state)["loss"])
+    assert np.isfinite(job.make_evaluators(cfg, made)[0](0, made.state)["loss"])

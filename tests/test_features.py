@@ -154,12 +154,12 @@ def test_tracked_spectra_are_of_the_pooled_features_of_the_same_rows():
     for name, x in (("stem", named["stem"].mean((1, 2))), ("pre_logits", named["pre_logits"])):
         values = np.linalg.svd(np.asarray(x, np.float64), compute_uv=False)
         p = values / values.sum()
-        assert got[f"{name}/sve"] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-5)
-        assert got[f"{name}/lsvr"] == pytest.approx(-np.log(p[0]), abs=1e-5)
+        assert got[f"spectrum/{name}/sve"] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-5)
+        assert got[f"spectrum/{name}/lsvr"] == pytest.approx(-np.log(p[0]), abs=1e-5)
     assert all(type(value) is float for value in got.values())
     np.testing.assert_equal(tracker(8, State(variables)), got)  # α of five values is NaN
     dead = jax.tree.map(jnp.zeros_like, variables)
-    assert np.isnan(tracker(9, State(dead))["stem/sve"])
+    assert np.isnan(tracker(9, State(dead))["spectrum/stem/sve"])
 
 
 def test_a_tracker_follows_training_and_is_compiled_once():
@@ -179,15 +179,15 @@ def test_a_tracker_follows_training_and_is_compiled_once():
     calls = len(traced)
     after = tracker(3, toy.fit(one, 3, source=source)[0])
     assert len(traced) == calls
-    assert before["pre_logits/sve"] != after["pre_logits/sve"]
+    assert before["spectrum/pre_logits/sve"] != after["spectrum/pre_logits/sve"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"names": ("stemm",)}, "unknown feature 'stemm'; did you mean 'stem'"),
+        ({"names": ("stemm",)}, "unknown config.evaluators.spectrum 'stemm'; did you mean 'stem'"),
         ({"names": ()}, "no features to track"),
-        ({"most": 1}, "at least 2 rows; got 1 of 45"),
+        ({"most": 1}, "at least 2 rows; got 1 .* of the 45"),
     ],
 )
 def test_a_tracker_that_cannot_work_is_refused_when_made(options, message):

@@ -38,6 +38,7 @@ def done(tmp_path_factory):
         ema=0.9,
         microbatches=2,
         mix__mixup=0.2,
+        mix__groups=64,
         evaluators__examples=200,
         evaluators__memorised=True,
         evaluators__spectrum=("pre_logits",),
@@ -141,7 +142,12 @@ def test_the_probe_finds_what_is_linear_in_the_features():
         noise = jax.random.normal(jax.random.key(0), (len(batch["label"]), 4))
         return {"features": {"label": 100 * label, "noise": noise}}
 
-    options = {"most": 200, "batch_size": 50, "mesh": toy.one_device()}
+    options = {
+        "variables": state.variables,
+        "most": 200,
+        "batch_size": 50,
+        "mesh": toy.one_device(),
+    }
     told = task._replace(predict_fn=spelled)
     train_set, test_set = toy.ToySource(200), toy.ToySource(200, seed=1)
     score = {

@@ -61,7 +61,7 @@ class Damage:
             id_ = int(source.ids[index])
             if id_ not in self.names:
                 self.names[id_] = f"{source.name(index)}: {reason}"
-                if self.count <= LISTED:
+                if len(self.found) < LISTED:
                     logging.warning("cannot be read, replaced by the next: %s", self.names[id_])
             self.found.add(id_)
         if found and len(self.found) > max(FEW, self.max_bad * self.examples):

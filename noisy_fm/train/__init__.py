@@ -1,10 +1,12 @@
 """Training: the state and its step, the one loop, and a run made from a config.
 
-`run(config, workdir)` does all of it; `python -m noisy_fm.train` is its command line.
+`run(config, workdir)` does all of it; `python -m noisy_fm.train` is its command line. From the
+inside out: `state` (what is trained, and its step), `loop` (the one loop, `fit`), `build` (a config
+made data, task, optimiser and state), `job` (a run in its folder: resume, checkpoints, log).
+`evaluators`, `writers`, `pictures` and `flops` are what a run measures and where it says so.
 """
 
 from noisy_fm.train.build import (
-    Setup,
     corrupted,
     load_split,
     make_task,
@@ -14,20 +16,16 @@ from noisy_fm.train.build import (
 )
 from noisy_fm.train.job import Run, run
 from noisy_fm.train.loop import fit
-from noisy_fm.train.state import TrainState, abstract, init_state, make_step, plan_state
+from noisy_fm.train.state import abstract, make_step
 
 __all__ = [
     "Run",
-    "Setup",
-    "TrainState",
     "abstract",
     "corrupted",
     "fit",
-    "init_state",
     "load_split",
     "make_step",
     "make_task",
-    "plan_state",
     "plan_training",
     "run",
     "setup",

@@ -71,12 +71,12 @@ def spectra(
     normalize=False,
     **layout,
 ) -> Evaluator:
-    """Spectra of named features as {"NAME/sve": …, "NAME/lsvr": …, …}.
+    """Spectra of named features as {"spectrum/NAME/sve": …, "spectrum/NAME/lsvr": …, …}.
 
     Of the same examples of `source` at every step, at most `most`: a spectrum depends on how many
     rows it is of. Maps and tokens [n … d] are averaged over positions. `center` and `normalize` as
-    in `spectrum.Spectrum`; `spectrum.plot_track` draws the result. `variables` (or their shapes)
-    only tell which features there are.
+    in `spectrum.Spectrum`; `spectrum.plot_track` draws the result, with prefix="spectrum/".
+    `variables` (or their shapes) only tell which features there are.
 
     Raises:
       ValueError: an unknown or no name, `most` or a source of fewer than two.
@@ -84,8 +84,11 @@ def spectra(
     if not names:
         raise ValueError("no features to track; expected at least one name")
     if min(most, len(source)) < 2:
-        raise ValueError(f"a spectrum needs at least 2 rows; got {most} of {len(source)}")
-    features.check_names(task, variables, source, names, where="feature")
+        raise ValueError(
+            f"a spectrum needs at least 2 rows; got {most} (config.evaluators.examples) of the "
+            f"{len(source)} there are"
+        )
+    features.check_names(task, variables, source, names, where="config.evaluators.spectrum")
     keep = ["mask", *(f"features/{name}" for name in names)]
     predict = features.predictor(task, keep=keep, pooled=True, **layout)
     chosen = source.select(sample(np.arange(len(source)), most))
@@ -93,17 +96,22 @@ def spectra(
     def evaluate(step, state):
         _, found = readable(predict(state.variables, chosen))
         named = {name: found[f"features/{name}"] for name in names}
-        return spectrum.track(named, center=center, normalize=normalize)
+        found = spectrum.track(named, center=center, normalize=normalize)
+        return {f"spectrum/{name}": value for name, value in found.items()}
 
     return evaluate
 
 
-def probe(task, train, test, *, feature: str, most: int, **layout) -> Evaluator:
+def probe(
+    task, train, test, *, feature: str, variables: tuple[Any, Any], most: int, **layout
+) -> Evaluator:
     """Accuracy on `test` of a ridge classifier fitted to true labels of `train`: a quick probe.
 
     Both are samples of at most `most` examples; the ridge is chosen by leave-one-out on the first
     (scikit-learn's RidgeClassifierCV). Features of more than one axis are averaged over positions.
+    Raises ValueError for an unknown feature; `variables` as in `spectra`.
     """
+    features.check_names(task, variables, test, [feature], where="config.evaluators.probe")
     name = f"features/{feature}"
     predict = features.predictor(task, keep=(name, "mask"), pooled=True, **layout)
     fitted, tested = (s.select(sample(np.arange(len(s)), most)) for s in (train, test))

@@ -11,7 +11,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, features, hosts, optim
+from noisy_fm import checkpoint, hosts, optim, sharding
 from noisy_fm import config as config_lib
 from noisy_fm.data import loader
 from noisy_fm.train import evaluators, flops, loop, pictures, writers
@@ -21,8 +21,8 @@ from noisy_fm.train.state import TrainState, abstract, make_step
 PREVIEW = 32  # augmented training examples shown in the log
 
 
-def make_evaluators(config: ConfigDict, made: Setup) -> dict[str, evaluators.Evaluator]:
-    """The evaluators that `config.evaluators` asks for, by name; "" has the validation metrics."""
+def make_evaluators(config: ConfigDict, made: Setup) -> list[evaluators.Evaluator]:
+    """Validation, and the evaluators that `config.evaluators` asks for."""
     layout = {
         "mesh": made.mesh,
         "batch_size": config.batch_size,
@@ -31,31 +31,20 @@ def make_evaluators(config: ConfigDict, made: Setup) -> dict[str, evaluators.Eva
         "max_bad": config.loader.max_bad,
     }
     wanted = config.evaluators
-    chosen = {"": evaluators.validation(made.task, made.eval_source, **layout)}
+    chosen = [evaluators.validation(made.task, made.eval_source, **layout)]
     most = wanted.examples
     if wanted.memorised:
-        chosen["noise"] = evaluators.memorised(
-            made.task, made.source, made.labels, most=most, **layout
+        chosen.append(
+            evaluators.memorised(made.task, made.source, made.labels, most=most, **layout)
         )
+    named = {"variables": made.state.variables, "most": most, **layout}
     if wanted.spectrum:
-        chosen["spectrum"] = evaluators.spectra(
-            made.task,
-            made.eval_source,
-            wanted.spectrum,
-            variables=made.state.variables,
-            most=most,
-            **layout,
-        )
+        chosen.append(evaluators.spectra(made.task, made.eval_source, wanted.spectrum, **named))
     if wanted.probe:
-        features.check_names(
-            made.task,
-            made.state.variables,
-            made.eval_source,
-            [wanted.probe],
-            where="config.evaluators.probe",
-        )
-        chosen["probe"] = evaluators.probe(
-            made.task, made.source, made.eval_source, feature=wanted.probe, most=most, **layout
+        chosen.append(
+            evaluators.probe(
+                made.task, made.source, made.eval_source, feature=wanted.probe, **named
+            )
         )
     return chosen
 
@@ -135,11 +124,8 @@ class Run:
     def evaluate(self, step: int, state: TrainState) -> str:
         """Runs every evaluator; the values go to the writers, the checkpoint and the result."""
         self.metrics, self.measured_at = {}, step
-        for name, evaluate in self.evaluators.items():
-            found = evaluate(step, state)
-            self.metrics |= {
-                f"{name}/{k}" if name == "spectrum" else k: v for k, v in found.items()
-            }
+        for evaluate in self.evaluators:
+            self.metrics |= evaluate(step, state)
         self.writers.scalars(step, {f"eval/{k}": v for k, v in self.metrics.items()})
         shown = {k: v for k, v in self.metrics.items() if "/" not in k and k != "loss"}
         return "  ".join(f"eval {key} {value:.4f}" for key, value in shown.items())
@@ -168,8 +154,11 @@ class Run:
         batches = train_batches(config, made, start=self.start, stop=self.start + 1)
         batch = next(batches)
         batches.close()
+        with jax.set_mesh(made.mesh):  # all of it, as examples are mixed with any others
+            whole = sharding.to_global(batch, made.mesh)
+            key = jax.random.key(config.seeds.dropout)
+            shown = jax.jit(made.task.prepare_fn)(whole, key)["image"][:PREVIEW]
         batch = {name: value[:PREVIEW] for name, value in batch.items()}
-        shown = jax.jit(made.task.prepare_fn)(batch, jax.random.key(config.seeds.dropout))["image"]
         truth = loader.relabel(made.source.ids, made.source.labels)(batch)["label"]
         names = made.source.label_names
         captions = [
