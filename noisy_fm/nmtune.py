@@ -347,7 +347,7 @@ def _matrix_inverse_sqrt(k, noise):
     return p @ last
 
 
-def _leading_eigenpairs(k, count, *, degree=8, tolerance=2e-6, max_rounds=12):
+def _leading_eigenpairs(k, count, *, tolerance=2e-6, max_rounds=12):
     """The `count` largest eigenvalues and vectors (rows, [count n]) of a positive semidefinite k.
 
     Also a bound on the next eigenvalue. Subspace iteration with a Chebyshev filter. Each round
@@ -359,6 +359,8 @@ def _leading_eigenpairs(k, count, *, degree=8, tolerance=2e-6, max_rounds=12):
     """
     n = len(k)
     block = min(n, count + 7)
+    # A round's QR and `eigh` cost as much as a few products; more so at a large n, of tall blocks.
+    degree = 8 if n < 256 else 12
     y = jnp.asarray(np.random.default_rng(0).standard_normal((block, n)), k.dtype)
     floor = 16 * jnp.finfo(k.dtype).eps
 
