@@ -47,9 +47,8 @@ def dot_general(x, kernel, dimension_numbers, precision=None):
 
 
 def pointwise(x, kernel, strides, padding, **unused):
-    """`product` as `nn.Conv` calls a convolution, of a 1×1 kernel [1 1 c f]."""
-    h, w = strides
-    return product(x[:, ::h, ::w], kernel[0, 0])
+    """`product` as `nn.Conv` calls a convolution: of a kernel [1 1 c f], without strides."""
+    return product(x, kernel[0, 0])
 
 
 class DropPath(nn.Module):

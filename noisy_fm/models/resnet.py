@@ -34,7 +34,7 @@ def _conv(features: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
         use_bias=False,
         kernel_init=_he_normal,
         dtype=dtype,
-        conv_general_dilated=pointwise if kernel == 1 else None,
+        conv_general_dilated=pointwise if kernel == stride == 1 else None,
         name=name,
     )
 
