@@ -181,16 +181,20 @@ def read_json(path):
 
 
 def claim(workdir, name: str, value: dict, *, differences) -> None:
-    """Marks `workdir` as belonging to the config `value`, or raises if it is another's."""
+    """Marks `workdir` as belonging to the config `value`, or raises if it is another's.
+
+    `differences(old, new)` gives a line for each key that must not differ.
+    """
     path = epath.Path(workdir) / name
-    if path.exists():
-        old = read_json(path)
-        if old != value:
-            lines = "; ".join(differences(old, value)[:4])
-            raise ValueError(
-                f"{workdir} holds results of another config ({lines}); choose another --workdir"
-            )
-    elif hosts.first():
+    if path.parent.exists() and not path.parent.is_dir():
+        raise ValueError(f"--workdir {workdir} is a file; expected a folder, or nothing yet")
+    old = read_json(path) if path.exists() else None
+    if old is not None and (lines := differences(old, value)):
+        raise ValueError(
+            f"{workdir} was begun with another config ({'; '.join(lines[:4])}); choose another "
+            "--workdir"
+        )
+    if old != value and hosts.first():
         try:
             write_json(path, value)
         except OSError as error:

@@ -248,6 +248,14 @@ def check_train(config: ConfigDict) -> None:
         )
 
 
+# What may change when a run is resumed: how it is read, laid out, watched and kept, not what it is.
+# Moved data must be the same: the noise manifest says whether it is.
+FREE = {
+    *("data.path", "loader", "mesh", "evaluators", "writers", "profile"),
+    *("log_every", "eval_every", "checkpoint_every", "checkpoint_minutes"),
+    *("keep_checkpoints", "keep_best", "max_skipped", "stall_seconds"),
+}
+
 # (keys, condition, its wording) for the numbers of a training config.
 RANGES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
     (("epochs", "optimizer.learning_rate"), lambda v: v > 0, "a positive number"),
@@ -356,6 +364,15 @@ def differences(old: dict, new: dict, *, prefix: str = "") -> list[str]:
         elif a != b:
             lines.append(f"{name}: {a} → {b}")
     return lines
+
+
+def run_differences(old: dict, new: dict) -> list[str]:
+    """Those of the `differences` that a run in progress must not have: see `FREE`."""
+    return [
+        line
+        for line in differences(old, new)
+        if not {line.partition(":")[0], line.partition(":")[0].partition(".")[0]} & FREE
+    ]
 
 
 def updated(config: ConfigDict, changes: Mapping) -> ConfigDict:

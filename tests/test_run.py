@@ -254,6 +254,24 @@ def test_mistakes_are_found_before_anything_is_written(changes, message, tmp_pat
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_training_is_kept_when_its_evaluation_fails_and_goes_on_with_another_tolerance(tmp_path):
+    classes = ("cat", "dog")
+    folder_of_images(tmp_path / "data", {"train": classes, "val": classes})
+    for i in range(4):
+        (tmp_path / f"data/val/cat/val_cat_{i}.png").write_bytes(b"no image")
+    cfg = on_disk(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"4 of 8 .* max_bad = 0\.001"):
+        train.run(cfg, str(tmp_path / "run"))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    cfg.loader.max_bad, cfg.data.path = 0.5, str(tmp_path / "moved")
+    _, made, result = train.run(cfg, str(tmp_path / "run"))
+    assert result["resumed_at"] == made.steps
+    assert result["config"]["loader"]["max_bad"] == 0.5
+    cfg.optimizer.learning_rate = 0.5
+    with pytest.raises(ValueError, match=r"begun with another config \(optimizer.learning_rate: "):
+        train.run(cfg, str(tmp_path / "run"))
+
+
 def folder_of_images(root, names):
     for split, classes in names.items():
         for name in classes:
@@ -292,7 +310,11 @@ def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_pa
 @pytest.mark.parametrize(
     ("val", "name", "message"),
     [
-        (("dog",), "imagenet", "expected the same in both, but 'cat' is only in one"),
+        (
+            ("dog",),
+            "imagenet",
+            "same in both, in the same order; only config.split 'train' has cat",
+        ),
         (("cat", "dog"), "flip_crop", "images on disk come as crops"),
     ],
 )

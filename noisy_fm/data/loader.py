@@ -66,7 +66,8 @@ class Damage:
             self.found.add(id_)
         if found and len(self.found) > max(FEW, self.max_bad * self.examples):
             raise ValueError(
-                f"{self}, more than max_bad = {self.max_bad:g}; the last: {self.names[id_]}"
+                f"{self}, more than max_bad = {self.max_bad:g} (config.loader); the last: "
+                f"{self.names[id_]}"
             )
 
 

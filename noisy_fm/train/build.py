@@ -39,12 +39,16 @@ def setup(config: ConfigDict) -> Setup:
     sharding.check_batch(config.batch_size // config.microbatches, mesh)
     source, eval_source = (load_split(config, s) for s in (config.split, config.eval_split))
     if source.label_names != eval_source.label_names:
-        alone = sorted(set(source.label_names) ^ set(eval_source.label_names))
+        sides = (("split", source, eval_source), ("eval_split", eval_source, source))
+        alone = [
+            f"; only config.{key} {config[key]!r} has {', '.join(sorted(names)[:3])}"
+            for key, one, other in sides
+            if (names := set(one.label_names) - set(other.label_names))
+        ]
         raise ValueError(
-            f"config.split {config.split!r} has {len(source.label_names)} classes, config."
-            f"eval_split {config.eval_split!r} has {len(eval_source.label_names)}; expected the "
-            f"same in both"
-            + (f", but {alone[0]!r} is only in one" if alone else ", in the same order")
+            f"config.split has {len(source.label_names)} classes, config.eval_split has "
+            f"{len(eval_source.label_names)}; expected the same in both, in the same order"
+            + "".join(alone)
         )
     if hasattr(source, "crops") and config.augment.name != "imagenet":
         raise ValueError(

@@ -60,7 +60,7 @@ class Run:
         self.config, self.made, self.folder = config, made, checkpoint.absolute(workdir)
         self.evaluators = make_evaluators(config, made)  # may find a mistake
         plain = config_lib.plain(config)
-        checkpoint.claim(self.folder, "config.json", plain, differences=config_lib.differences)
+        checkpoint.claim(self.folder, "config.json", plain, differences=config_lib.run_differences)
         self.meta = {
             "config": plain,
             "config_hash": config_lib.hash_of(config),

@@ -45,10 +45,11 @@ def fit(
 
     `batches` starts at `state.step` and holds this host's share of each global batch. `on_log`
     gets the means since the last log. `evaluate` returns a note to show. `save` is called every
-    `save_every` steps, at a log line once `save_minutes` have passed, at the end, and when Ctrl-C
-    or SIGTERM asks to stop (which then raises). `on_skip` gets each batch whose loss or update was
-    not finite, and returns where it put it; more than `max_skipped` of them raise
-    FloatingPointError. After `stall_seconds` without a step a line says what is waited for.
+    `save_every` steps, at a log line once `save_minutes` have passed, at the end, if `evaluate`
+    fails, and when Ctrl-C or SIGTERM asks to stop (which then raises). `on_skip` gets each batch
+    whose loss or update was not finite, and returns where it put it; more than `max_skipped` of
+    them raise FloatingPointError. After `stall_seconds` without a step a line says what is waited
+    for.
     """
     start = int(state.step)
     in_flight: collections.deque = collections.deque()
@@ -88,7 +89,8 @@ def fit(
                 note = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
             watchdog.waits_for("", step)  # these may take long, and say so themselves
             if evaluates:
-                note = f"{note}  {evaluate(step, state)}"
+                with saved_if_it_fails(save, step, state):
+                    note = f"{note}  {evaluate(step, state)}"
             if saves:
                 save(step, state)
                 clock.saved()
@@ -96,6 +98,20 @@ def fit(
             if asked:
                 raise signals.error()
     return state
+
+
+@contextlib.contextmanager
+def saved_if_it_fails(save: Callable, step: int, state: TrainState):
+    """Saves the state before an error goes on, so that no training is lost to it.
+
+    Not with several hosts: the others, which may not have met the error, would be waited for.
+    """
+    try:
+        yield
+    except Exception:
+        if jax.process_count() == 1:
+            save(step, state)
+        raise
 
 
 class Skips:
