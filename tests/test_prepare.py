@@ -145,7 +145,7 @@ def test_a_damaged_record_is_replaced_in_training(folder, tmp_path):
 def test_mistakes_are_one_line(folder, tmp_path):
     storage = open_storage("folder", str(folder), "train")
     prepare.prepare(storage, tmp_path / "out", "train", shard_size=16)
-    with pytest.raises(ValueError, match=r"another 'train' \(its records differ\)"):
+    with pytest.raises(ValueError, match=r"another 'train' \(its records differ: other"):
         prepare.prepare(storage, tmp_path / "out", "train", shard_size=8)
     with pytest.raises(ValueError, match="shard_size is 0"):
         prepare.prepare(storage, tmp_path / "new", "train", shard_size=0)

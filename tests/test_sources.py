@@ -183,6 +183,8 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
     photo = pictures.jpeg(0)
     write(tmp_path / "flat" / "one.jpg", photo)
     (tmp_path / "empty" / "cat").mkdir(parents=True)
+    write(tmp_path / "other" / "cat" / "1.jpg", photo)
+    write(tmp_path / "other" / "dog" / "1.gif", b"GIF89a")
     write(tmp_path / "twice" / "cat" / "a" / "1.jpg", photo)
     write(tmp_path / "twice" / "cat" / "b" / "1.png", photo)
     pictures.write_tar(tmp_path / "bare", [("a.JPEG", 0, photo)], shards=1)
@@ -209,6 +211,8 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
             {"path": tmp_path / "empty"},
             r"no image in cat/; looked for .*\*.jpg",
         ),
+        ("folder", {"path": tmp_path / "other"}, "no image in dog/, but dog/1.gif; looked for"),
+        ("folder", {"path": roots["folder"]}, "has train/, which look like splits, not classes"),
         ("folder", {"path": tmp_path / "twice"}, "cat/a/1.jpg and cat/b/1.png"),
         ("tar", {"path": tmp_path / "no"}, path + r"no does not exist; expected \*.tar"),
         ("tar", {"path": tmp_path / "flat"}, r"has no \*.tar in it; it has one.jpg"),

@@ -23,7 +23,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 from PIL import Image
 
 SIZES = (32, 64)
@@ -298,6 +297,8 @@ def draw(payload, suffix):
     Compositing first makes averaging the same as with premultiplied alpha.
     """
     if suffix == ".svg":
+        import resvg_py  # here, so that --help does without
+
         payload = resvg_py.svg_to_bytes(
             svg_string=payload.decode(), width=4 * NATIVE, skip_system_fonts=True
         )

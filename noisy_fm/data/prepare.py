@@ -99,8 +99,8 @@ def _claim(folder: Path, split: str, plan: Path, table: dict[str, np.ndarray]) -
             differs = [k for k, v in table.items() if not np.array_equal(before[k], v)]
         if differs:
             raise ValueError(
-                f"{folder} holds another {split!r} (its {' and '.join(differs)} differ); "
-                "choose another folder or delete that one"
+                f"{folder} holds another {split!r} (its {' and '.join(differs)} differ: other "
+                "images, or another shard size); choose another folder or delete that one"
             )
         return
     temporary = folder / f".{split}.plan.tmp.npz"

@@ -173,7 +173,8 @@ def load(
     `task` is a key of `TASKS`, or None: every example, labelled with its concept group.
     Ids: 10,000 × the domain's number + the row in drawings.csv.
     `size` is 32 (None) or 64 pixels. The 64×64 emoji are too big for the package: build them with
-    tools/build_emoji_domains.py and name their folder in the environment variable NOISY_FM_EMOJI.
+    tools/build_emoji_domains.py (extra `build-data`) and name their folder in the environment
+    variable NOISY_FM_EMOJI.
 
     `digits`: scikit-learn's 1,797 handwritten digits, dark on white; `split` "train" or "test",
     `size` as above.

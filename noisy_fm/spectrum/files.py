@@ -64,7 +64,7 @@ def split_key(source: str) -> tuple[Path, str | None]:
 def _read_npy(path, key=None):
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
-    if len(start) == len(MAGIC) and start != MAGIC:
+    if start != MAGIC[: len(start)]:
         raise _FormatError("not a .npy file" + PICKLED * start.startswith(b"\x80"))
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -3,7 +3,16 @@
 import os
 from pathlib import Path
 
+from absl import logging
+
 from noisy_fm.data.storage.listing import IMAGE_SUFFIXES, contents, make_listing, read_at
+
+SPLITS = frozenset(("train", "val", "valid", "validation", "test"))
+LOOKED_FOR = f"looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}"
+
+
+def _is_image(file: str) -> bool:
+    return os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
 
 
 class FolderStorage:
@@ -28,25 +37,37 @@ class FolderStorage:
                 f"{self.where} has no folders, and so no classes; it has {contents(self.root)}; "
                 "expected a folder for each class with its images"
             )
+        if not split and SPLITS.issuperset(classes):
+            raise ValueError(
+                f"{self.where} has {contents(self.root)}, which look like splits, not classes; "
+                "expected one of them as the split"
+            )
         names: list[bytes] = []
         labels: list[int] = []
+        others: list[str] = []
         for label, name in enumerate(classes):
-            found = sorted(self._images(name))
-            names += found
+            files = sorted(self._files(name))
+            found = [file for file in files if _is_image(file)]
+            names += map(os.fsencode, found)
             labels += [label] * len(found)
+            others += [file for file in files if not _is_image(file)]
+            if files and not found:
+                raise ValueError(
+                    f"{self.where} has no image in {name}/, but {files[0]}; {LOOKED_FOR}"
+                )
         if not names:
-            raise ValueError(
-                f"{self.where} has no image in {contents(self.root)}; "
-                f"looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}"
+            raise ValueError(f"{self.where} has no image in {contents(self.root)}; {LOOKED_FOR}")
+        if others:
+            logging.warning(
+                "%s: %d files are no images by their names and ignored, as %s",
+                *(self.where, len(others), others[0]),
             )
         self.listing = make_listing(names, labels, classes, self.where)
 
-    def _images(self, name: str):
+    def _files(self, name: str):
         for folder, _, files in os.walk(self.root / name, followlinks=True):
             below = os.path.relpath(folder, self.root)
-            for file in files:
-                if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and file[0] != ".":
-                    yield os.fsencode(f"{below}/{file}")
+            yield from (f"{below}/{file}" for file in files if file[0] != ".")
 
     def read(self, index: int) -> bytes:
         return read_at(f"{self.where}/{os.fsdecode(self.listing.names[index])}")
