@@ -4,6 +4,7 @@ The order is a pure function of (seed, step): batch `step` holds the same exampl
 whatever the number of hosts, threads, workers or restarts, so resuming is starting at `step`.
 """
 
+import gc
 import os
 import queue
 import threading
@@ -85,6 +86,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def close(self) -> None:
         self.iterator.close()
+        gc.collect()  # batches in cycles, which else hold their workers' shared memory to the end
 
 
 def train_batches(
