@@ -34,9 +34,13 @@ def _conv(features: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
         use_bias=False,
         kernel_init=_he_normal,
         dtype=dtype,
-        conv_general_dilated=pointwise if kernel == stride == 1 else None,
+        conv_general_dilated=_pointwise if kernel == stride == 1 else None,
         name=name,
     )
+
+
+def _pointwise(x, kernel, strides, padding, **unused):
+    return pointwise(x, kernel)
 
 
 def _norm(train: bool, dtype, name: str, scale_init=nn.initializers.ones):
