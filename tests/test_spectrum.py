@@ -316,6 +316,19 @@ def test_compare_needs_as_many_directions_as_it_compares():
         spectrum.compare(x, np.zeros((3, 8)), top_k=1)
 
 
+def test_compare_takes_collapsed_and_small_features_as_they_are():
+    few, many = power_law(8, 32), power_law(500, 32)
+    got = spectrum.compare(few, many)
+    assert got["angles"].shape == (8,)
+    np.testing.assert_array_equal(got["angles"], spectrum.compare(few, many, top_k=8)["angles"])
+    assert got["sve_change"] == pytest.approx(
+        spectrum.summary(many)["sve"] - spectrum.summary(few)["sve"]
+    )
+    assert spectrum.compare(many, many * 2)["angles"].shape == (10,)
+    collapsed = np.outer(np.arange(1.0, 501), np.ones(32))
+    assert spectrum.compare(many, collapsed)["angles"].shape == (1,)
+
+
 def test_class_alignment_is_one_for_points_and_zero_by_chance():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 400)

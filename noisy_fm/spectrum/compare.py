@@ -5,13 +5,14 @@ import numpy as np
 from noisy_fm.spectrum.moments import Spectrum
 
 
-def compare(before, after, *, top_k: int = 10) -> dict:
+def compare(before, after, *, top_k: int | None = None) -> dict:
     """How the right singular directions and energies of two spectra [d] differ.
 
     Either may be features [n d] instead of a `Spectrum`: one is made of them, with the other's
     settings if that is one.
 
-    Energies are shares: σᵢ²/Σσ², so that neither scale nor the number of rows matters.
+    Energies are shares: σᵢ²/Σσ², so that neither scale nor the number of rows matters. `top_k` is
+    10 by default, or the rank of the lesser where that is lower.
 
     Returns a dict of
       energy_before, energy_after [d]: share by index, each in its own directions;
@@ -24,8 +25,8 @@ def compare(before, after, *, top_k: int = 10) -> dict:
       sve_change, lsvr_change: after − before.
 
     Raises:
-      ValueError: different d or settings (center, normalize), or top_k out of 1 … the rank of
-        the two (beyond it a subspace is any at all).
+      ValueError: different d or settings (center, normalize), or a top_k out of 1 … the rank
+        of the two (beyond it a subspace is any at all).
     """
     given = next((s for s in (before, after) if isinstance(s, Spectrum)), Spectrum())
     before, after = (
@@ -38,6 +39,8 @@ def compare(before, after, *, top_k: int = 10) -> dict:
         raise ValueError(f"cannot compare {before.settings} with {after.settings}")
     first, second = before.summary(), after.summary()
     rank = min(first["numerical_rank"], second["numerical_rank"])
+    if top_k is None:
+        top_k = min(10, rank)
     if not 1 <= top_k <= rank:
         raise ValueError(f"top_k must be 1 to {rank}, the numerical rank of both, got {top_k}")
     (old, old_vectors), (new, new_vectors) = _full(before), _full(after)
