@@ -43,7 +43,7 @@ class Progress:
         if self.steady is None:
             self.steady = (time.monotonic(), self.done)
             if self.bar is not None:
-                self.bar.start_t, self.bar.initial = self.bar._time(), self.done
+                self.bar.start_t, self.bar.initial = time.time(), self.done
         if self.bar is not None:
             self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(count)

@@ -60,4 +60,5 @@ def on_emoji(config: ConfigDict, *, epochs: float, **model: Any) -> ConfigDict:
 
 
 def emoji_size() -> int:
+    """Pixels a side of the emoji: 64 where those have been built (NOISY_FM_EMOJI), else 32."""
     return 64 if os.environ.get("NOISY_FM_EMOJI") else 32
