@@ -448,8 +448,9 @@ def test_selection_keeps_an_example_of_every_class_to_train_on(validation):
         probe.select(TRAIN[0][:3], np.arange(3), GRID[:1], **settings)
 
 
-def test_a_small_budget_tests_fewer_heads_at_once(monkeypatch):
-    together = fit(GRID[3:7], keep_parameters=False)
+@pytest.fixture
+def tested_at_once(monkeypatch):
+    """How many heads every block of a test set went through."""
     counts = []
     predictions = engine._predictions
 
@@ -458,15 +459,31 @@ def test_a_small_budget_tests_fewer_heads_at_once(monkeypatch):
         return predictions(params, statistics, f)
 
     monkeypatch.setattr(engine, "_predictions", watched)
-    leaves = jax.tree.leaves(recipes.initialize("plain", 0, WIDTH, CLASSES)[0])
-    two = 2 * 4 * (2 * sum(a.size for a in leaves) + 512 * 10 * WIDTH)
-    for budget, most in ((two, 2), (1, 1)):
+    return counts
+
+
+def test_a_small_budget_tests_fewer_heads_at_once(tested_at_once):
+    together = fit(GRID[3:7], keep_parameters=False)
+    assert set(tested_at_once) == {4}
+    tested_at_once.clear()
+    # A head's hidden layer on a block, 512 rows of 48 units, takes 98 kB.
+    for budget, most in ((400_000, 2), (1, 1)):
         apart = fit(GRID[3:7], memory_budget=budget)
         for a, b in zip(together, apart, strict=True):
             np.testing.assert_array_equal(a.predictions["test"], b.predictions["test"])
             assert a.metrics == b.metrics
-        assert set(counts) == {most}
-        counts.clear()
+        assert set(tested_at_once) == {most}
+        tested_at_once.clear()
+
+
+def test_the_scores_of_many_classes_count_in_the_budget(tested_at_once):
+    heads = [probe.Head("lp", seed=seed, epochs=1, fraction=0.2) for seed in range(4)]
+    # A head's scores on a block, 512 rows of 5,000 classes, take 10 MB.
+    fit(heads, num_classes=5_000, memory_budget=25_000_000)
+    assert set(tested_at_once) == {2}
+    tested_at_once.clear()
+    fit(heads, num_classes=5_000, memory_budget=15_000_000)
+    assert set(tested_at_once) == {1}
 
 
 def test_a_head_that_diverges_is_told_and_never_chosen():

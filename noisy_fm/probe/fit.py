@@ -315,7 +315,7 @@ def _lanes_within(budget: int, start, rows: int, layout: str, width: int) -> int
 
 def _test(results, tests, num_classes: int, memory_budget: int) -> None:
     """Fills metrics and predictions; heads of one shape see each block of a test set together."""
-    for members in _together(results, memory_budget):
+    for members in _groups_within_budget(results, memory_budget):
         if members[0].head.method != "knn":
             trees = [(r.parameters, r.statistics) for r in members]
             stacked = jax.tree.map(lambda *a: np.stack(a).astype(np.float32), *trees)
@@ -332,17 +332,21 @@ def _test(results, tests, num_classes: int, memory_budget: int) -> None:
                 )
 
 
-def _together(results, memory_budget: int):
+def _groups_within_budget(results, memory_budget: int):
     """Lists of results of one shape, as many as fit the budget with what a block makes of them."""
     shapes: dict[str, list[Result]] = {}
     for result in results:
         name = result.head.layout if result.head.method in TRAINED else result.head.method
         shapes.setdefault(name, []).append(result)
     for members in shapes.values():
-        sizes = [np.size(a) for a in jax.tree.leaves(members[0].parameters)]
-        # Twice: NumPy's stack and the device's; of a block, hidden layer, z and scores.
-        width = members[0].parameters.get("kernel", np.empty((0, 0))).shape[0]
-        each = 4 * (2 * sum(sizes) + ROWS * 10 * width)
+        parameters = members[0].parameters
+        held = sum(np.size(a) for a in jax.tree.leaves(parameters))
+        of_a_row = 0
+        if "kernel" in parameters:  # of kNN there is nothing to stack
+            width, scores = parameters["kernel"].shape
+            hidden = parameters["mlp"]["kernel_in"].shape[1] if "mlp" in parameters else 0
+            of_a_row = width + hidden + width * bool(hidden) + scores  # f, hidden, z, scores
+        each = 4 * (2 * held + ROWS * of_a_row)  # parameters twice: NumPy's stack, the device's
         most = max(1, memory_budget // each)
         for first in range(0, len(members), most):
             yield members[first : first + most]
