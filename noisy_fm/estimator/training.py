@@ -60,8 +60,8 @@ def stretched(plan: Plan, min_steps: int) -> Plan:
 def run(state: State, plan: Plan, features, *, rates, first: int = 0, stride: int, bar=None):
     """Yields (state, losses [stride]) after every `stride` steps, until `rates` are used up.
 
-    features float32 [n d]; `first` is the plan's step to begin with; `bar` a
-    `Progress` to move. Raises ValueError where the loss is no longer finite.
+    features float32 [n d]; `first` is the plan's step to begin with; `bar` a `Progress` to move.
+    Raises ValueError where the loss is no longer finite.
     """
     head = plan.head
     resident = np.zeros((bucket(len(features)), 1, features.shape[1]), np.float32)

@@ -39,10 +39,11 @@ def select(
     """Fits all heads without a validation part, and the best there once more on everything.
 
     The part is a share of each class (at least one example, and never the last one: a class of one
-    is trained on only), or of the `groups` [n] where related examples must stay together. `metric`
-    is one of `evaluate.classification_metrics`; ties go to the earlier head. Label noise of a head
-    falls on the part it trains on, never on the validation labels. `test_groups` are the `groups`
-    of `fit_heads`, `keep_parameters` is of the best head, and other settings are those of
+    is trained on only), or of the `groups` [n] where related examples must stay together; a class
+    whose groups are all drawn is then left without a training row. `metric` is one of
+    `evaluate.classification_metrics`; ties go to the earlier head. Label noise of a head falls on
+    the part it trains on, never on the validation labels. `test_groups` are the `groups` of
+    `fit_heads`, `keep_parameters` is of the best head, and other settings are those of
     `fit_heads`. Raises ValueError for features that would stream: their two parts are read into
     memory.
     """
@@ -91,9 +92,10 @@ def select(
 def _held_out(labels, share: float, seed: int, ids, groups) -> np.ndarray:
     if groups is None:
         held = subset(labels, share, seed=seed, ids=ids)
-        kept = np.bincount(labels) - np.bincount(labels[held], minlength=labels.max() + 1)
-        last = {label: place for place, label in enumerate(labels[held]) if not kept[label]}
-        held = np.sort(np.delete(held, list(last.values())))
+        # A class must keep a row to train on: one that is held out whole gives back one of its.
+        left = np.bincount(labels) - np.bincount(labels[held], minlength=labels.max() + 1)
+        give_back = {label: place for place, label in enumerate(labels[held]) if not left[label]}
+        held = np.sort(np.delete(held, list(give_back.values())))
         if not len(held):
             raise ValueError("no class has two examples: there is nothing left to validate on")
         return held
