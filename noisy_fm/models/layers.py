@@ -48,12 +48,13 @@ def dot_general(x, kernel, dimension_numbers, precision=None):
 
 @jax.custom_vjp
 def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [n h w c] convolved with kernel [1 1 c f]: on a CPU by `product`, which is faster there."""
+    """x [n h w c] convolved with kernel [1 1 c f]: on a CPU as a product, which is faster there."""
     return jax.lax.platform_dependent(x, kernel, cpu=_by_product, default=_by_convolution)
 
 
 def _by_product(x, kernel):
-    return product(x, kernel[0, 0])
+    rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return rows.reshape(*x.shape[:-1], -1)
 
 
 def _by_convolution(x, kernel):
