@@ -75,8 +75,8 @@ class Damage:
 class Batches(Iterator[dict[str, np.ndarray]]):
     """An iterator over batches that knows the `damage` met so far; `close` ends its workers."""
 
-    def __init__(self, iterator, source, damage: Damage | None):
-        self.iterator, self.source = iterator, source
+    def __init__(self, iterator, source, damage: Damage | None, *, workers: int = 0):
+        self.iterator, self.source, self.workers = iterator, source, workers
         self.damage = Damage() if damage is None else damage
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -86,7 +86,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def close(self) -> None:
         self.iterator.close()
-        gc.collect()  # batches in cycles, which else hold their workers' shared memory to the end
+        if self.workers:
+            gc.collect()  # batches in cycles, which else hold shared memory to the process' end
 
 
 def train_batches(
@@ -232,7 +233,7 @@ def _stream(dataset, source, damage, *, buffer, workers, threads) -> Batches:
         iterator = iter(dataset.to_iter_dataset(options).mp_prefetch(processes))
     else:
         iterator = iter(dataset.to_iter_dataset(options))
-    return Batches(iterator, source, damage)
+    return Batches(iterator, source, damage, workers=workers)
 
 
 def to_device(
