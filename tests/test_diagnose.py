@@ -66,6 +66,17 @@ def test_spectrum_and_text(curved):
     assert f"{max(np.mean(y == 'same'), np.mean(y == 'other')):.1%}" in text
 
 
+def test_the_spread_of_few_features_is_named(curved):
+    x, y, found = curved
+    assert "spread out, the energy of 6 equal directions out of 6" in str(found)
+    with pytest.warns(UserWarning, match="features are constant"):
+        flat = diagnose(np.ones((240, 4)), y, cv=2, repeats=1, epochs=1, min_steps=0)
+    assert "concentrated, the energy of 1 direction out of 4" in str(flat)
+    with pytest.warns(UserWarning, match="set standardize=True") as said:
+        diagnose(x + 1e4, y, cv=2, repeats=1, epochs=1, min_steps=0)
+    assert said[0].filename == __file__
+
+
 def test_plot_shows_both_panels(curved):
     _, _, found = curved
     figure = found.plot()

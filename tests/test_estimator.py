@@ -24,6 +24,7 @@ from noisy_fm import (
     NMTuneTransformer,
 )
 from noisy_fm.estimator import rows
+from noisy_fm.estimator.check import warn_scale
 from noisy_fm.probe import Head
 from noisy_fm.probe.fit import fit_plans
 from noisy_fm.probe.plan import Plan, subset
@@ -289,7 +290,7 @@ def test_files_that_cannot_be_loaded(digits, tmp_path):
     x, y = digits
     path = tmp_path / "m.safetensors"
     LinearProbe(epochs=1, random_state=0).fit(x, y).save(path)
-    with pytest.raises(ValueError, match="holds a LinearProbe, not a NMTuneClassifier"):
+    with pytest.raises(ValueError, match="holds LinearProbe, expected NMTuneClassifier"):
         NMTuneClassifier.load(path)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match="not a readable safetensors file"):
@@ -423,6 +424,42 @@ def test_constant_features_are_said():
     with pytest.warns(UserWarning, match="features are constant") as said:
         LinearProbe(epochs=1, min_steps=0).fit(np.ones((8, 2)), np.arange(8) % 2)
     assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("estimator", [LinearProbe, NMTuneClassifier])
+@pytest.mark.parametrize("change", [lambda x: x + 1e6, lambda x: x * 1e-30, lambda x: x * 1e25])
+def test_offsets_and_scales_that_hide_the_classes_are_said(digits, estimator, change):
+    x, y = digits
+    if estimator is LinearProbe:  # NMTune diverges on huge ones, which is told too
+        with pytest.warns(UserWarning, match="set standardize=True") as said:
+            estimator(epochs=1, min_steps=0).fit(change(x), y)
+        assert len(said) == 1
+        assert said[0].filename == __file__
+    model = estimator(epochs=3, standardize=True, random_state=0)
+    assert model.fit(change(x), y).score(change(x), y) > 0.8
+
+
+def test_a_spread_that_float32_loses_is_said(digits):
+    x, y = digits
+    with pytest.warns(UserWarning, match="subtract their mean in float64 first"):
+        LinearProbe(epochs=1, min_steps=0, standardize=True).fit(x + 1.3e7, y)
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "unit", "cone", "counts", "tiny unit"])
+def test_ordinary_embeddings_are_taken_without_a_word(kind):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 1536))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    x = {
+        "normal": x,
+        "relu": np.maximum(x, 0) * 30,
+        "unit": unit,
+        "cone": x + 10,  # cosines of 0.99
+        "counts": rng.poisson(2e4, size=(120, 30)).astype(float),
+        "tiny unit": np.tile(unit / 5, (1, 4)) + 0.01,
+    }[kind]
+    for linear in (True, False):
+        warn_scale(x.astype(np.float32), linear=linear, standardize=False)
 
 
 @pytest.mark.parametrize("arguments", [{"weights": 0.1}, {"learning_rates": ()}])

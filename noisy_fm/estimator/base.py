@@ -16,6 +16,7 @@ from noisy_fm.estimator.check import (
     require_labels,
     seed_of,
     single,
+    warn_scale,
 )
 from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head, cosine
@@ -99,6 +100,7 @@ class HeadEstimator(BaseEstimator):
         kept, weights = rows.merge(X, labels, weights)
         X, labels = X[kept], labels[kept]
         warn_constant(X, "features")
+        warn_scale(X, linear=self._method == "lp", standardize=bool(self.standardize))
         train = held = np.arange(len(X))
         if self.early_stopping:
             train, held = _holdout(labels, self.validation_fraction, head.seed)

@@ -1,9 +1,19 @@
 """Mistakes in features and arguments, each told in one line before anything is compiled."""
 
+import warnings
+
 import numpy as np
 from sklearn.utils import check_random_state
 
 from noisy_fm.spectrum.metrics import as_labels
+
+# Offset over spread. Between 30 and 300 a linear probe falls to chance, behind BatchNorm a head
+# does from 10⁴ on, and beyond 10⁷ float32 has no digits left for the spread. Embeddings whose
+# cosines are 0.99 throughout have 10.
+FAR, FAR_WITH_NORM, LOST = 200, 3e3, 1e7
+# Spread, √Σσ². Below, weights cannot grow large enough; above, squares overflow.
+FAINT, HUGE = 1e-3, 1e17
+SAMPLE = 4096
 
 
 def single(X: np.ndarray, *, name: str = "X") -> np.ndarray:
@@ -29,6 +39,28 @@ def require_finite(X: np.ndarray, *, name: str = "X") -> None:
             f"{name} must be finite: {bad.any(axis=1).sum()} of {len(X)} rows have NaN or inf, "
             f"the first is {X[row, column]} at row {row}, column {column}"
         )
+
+
+def warn_scale(X: np.ndarray, *, linear: bool, standardize: bool, stacklevel: int = 4) -> None:
+    """Warns of features float32 [n d] whose offset or scale leaves nothing to train on.
+
+    Offset ‖μ‖ and spread √Σσ² are those of some thousand rows; equal ones are `warn_constant`'s.
+    """
+    rows = X[:: -(-len(X) // SAMPLE)].astype(np.float64)
+    if (rows == rows[0]).all():
+        return
+    offset, spread = np.linalg.norm(rows.mean(axis=0)), np.sqrt(rows.var(axis=0).sum())
+    far = offset > (FAR if linear else FAR_WITH_NORM) * spread
+    if offset > LOST * spread:
+        advice = "float32 rounds that away, subtract their mean in float64 first"
+    elif not standardize and (far or not FAINT <= spread <= HUGE):
+        advice = "heads learn little or nothing from such, set standardize=True"
+    else:
+        return
+    warnings.warn(
+        f"features lie {offset:.1e} from 0 and spread over {spread:.1e}: {advice}",
+        stacklevel=stacklevel,
+    )
 
 
 def require_labels(y, *, name: str = "y") -> None:

@@ -16,7 +16,14 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from noisy_fm import spectrum
 from noisy_fm.estimator import folds
-from noisy_fm.estimator.check import check_flag, check_whole, require_labels, seed_of, single
+from noisy_fm.estimator.check import (
+    check_flag,
+    check_whole,
+    require_labels,
+    seed_of,
+    single,
+    warn_scale,
+)
 from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head
 from noisy_fm.spectrum.draw import COLOURS, FAINT, INK
@@ -77,15 +84,17 @@ class Diagnosis:
         n, d, c = self.shape
         most = min(n, d)
         say = self.spectrum
-        share = say["effective_rank"] / most
+        # From 1 equal direction (nothing spread) to all of them, so that few features do both.
+        share = (say["effective_rank"] - 1) / max(most - 1, 1)
         spread = "concentrated" if share < 0.25 else "spread out" if share > 0.75 else "moderate"
+        directions = "direction" if round(say["effective_rank"]) == 1 else "equal directions"
         lines = [
             f"{n:,} examples, {d:,} features, {c} classes; the largest class holds "
             f"{self.chance:.1%}",
             "",
             "Spectrum (uncentred)",
             f"  SVE {say['sve']:.3f} of at most {np.log(most):.3f}: {spread}, the energy of "
-            f"{say['effective_rank']:.0f} equal directions out of {most:,}",
+            f"{say['effective_rank']:.0f} {directions} out of {most:,}",
             f"  LSVR {say['lsvr']:.3f}: the strongest direction holds {np.exp(-say['lsvr']):.1%} "
             "of the sum of singular values",
             f"  class alignment {say['class_alignment']:.2f}: share of the {c} leading directions' "
@@ -180,6 +189,7 @@ def diagnose(
     rows = single(X)
     _check_counts(classes, counts, cv, repeats)
     warn_constant(rows, "features")
+    warn_scale(rows, linear=True, standardize=standardize, stacklevel=3)
     values = spectrum.singular_values(X)
     summary = spectrum.summary(X, labels=labels)
     seed = seed_of(random_state)

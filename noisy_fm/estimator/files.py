@@ -109,7 +109,7 @@ def load(cls, path):
             f"{path}: format {header['format']} of noisy_fm {header['version']}, expected {FORMAT}"
         )
     if header["estimator"] != cls.__name__:
-        raise ValueError(f"{path}: holds a {header['estimator']}, not a {cls.__name__}")
+        raise ValueError(f"{path}: holds {header['estimator']}, expected {cls.__name__}")
     estimator = cls(**header["arguments"])
     for name, value in header["fitted"].items():
         setattr(estimator, name, value)
