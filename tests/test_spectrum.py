@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -835,8 +836,13 @@ def test_command_prints_a_table_and_writes_a_page(tmp_path, capsys):
     expected = f"{lapack(x)[0]:.4g}"
     assert printed.count(expected) == len(sources)
     page = (tmp_path / "r.html").read_text()
-    assert "<svg" in page
-    assert "γ = 0" in page
+    assert page.count("<figure><svg") == 2  # panels of their own, which a phone stacks
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([^")]*)', page)) <= set(ids)
+    legend = page.partition('<ul class="legend">')[2].partition("</ul>")[0]
+    assert legend.count("<li>") == len(sources)
+    assert "γ = 0" in legend
     assert page.count(expected) >= len(sources)
     assert "http-equiv" not in page
     assert "src=" not in page

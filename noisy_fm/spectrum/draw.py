@@ -34,6 +34,27 @@ def plot(
     """
     from noisy_fm.spectrum.figure import Figure
 
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    _draw(figure.subplots(1, 2), spectra, intervals or {}, bands or {})
+    return _finished(figure, title)
+
+
+def panels(spectra, *, intervals=None, bands=None) -> tuple[list, dict[str, str]]:
+    """The two panels of `plot` as figures of their own, and their legend: {label: colour}."""
+    from matplotlib.colors import to_hex
+
+    from noisy_fm.spectrum.figure import Figure
+
+    figures = [Figure(figsize=(5, 3.8), layout="constrained") for _ in range(2)]
+    axes = [figure.subplots() for figure in figures]
+    _draw(axes, spectra, intervals or {}, bands or {})
+    for each in axes:
+        _frame(each)
+    return figures, {str(line.get_label()): to_hex(line.get_color()) for line in axes[0].lines}
+
+
+def _draw(axes, spectra, intervals: Mapping, bands: Mapping) -> None:
+    """The lines of `plot` on its two axes."""
     if isinstance(spectra, list | tuple) and any(
         isinstance(part, Spectrum) or getattr(part, "ndim", 0) == 2 for part in spectra
     ):
@@ -45,18 +66,17 @@ def plot(
         spectra = {"": spectra}
     if not spectra:
         raise ValueError("no spectra to plot")
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    decay, gathered = figure.subplots(1, 2)
+    decay, gathered = axes
     shades = _colours(len(spectra))
     for colour, (name, spectrum) in zip(shades, spectra.items(), strict=True):
         values = _values(spectrum)
         p = values / values.sum()
         index = np.arange(1, len(p) + 1)
         seen = p > p[0] * 1e-12  # rounding below it would stretch the axis over nothing
-        label = _label(name, p, (intervals or {}).get(name, {}))
+        label = _label(name, p, intervals.get(name, {}))
         style = {"color": colour, "linewidth": 1.8, "solid_capstyle": "round"}
         decay.plot(index[seen], p[seen], label=label, **style)
-        if bands and name in bands:
+        if name in bands:
             low, high = np.asarray(bands[name])[:, : seen.sum()]
             decay.fill_between(index[: len(low)], low, high, color=colour, alpha=0.2, linewidth=0)
         gathered.plot(index, np.cumsum(values**2) / (values**2).sum(), **style)
@@ -68,7 +88,6 @@ def plot(
         xscale="log", xlabel="index $i$", ylabel="share of $\\sum\\sigma^2$", ylim=(0, 1.02)
     )
     gathered.set_title("Energy in the first $i$ directions", loc="left")
-    return _finished(figure, title)
 
 
 def plot_track(
@@ -135,12 +154,16 @@ def _finished(figure, title: str | None):
         labelcolor=INK,
     )  # fmt: skip
     for axes in figure.axes:
-        axes.grid(color=FAINT, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _frame(axes)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
+
+
+def _frame(axes) -> None:
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _colours(count: int) -> list:

@@ -3,12 +3,13 @@
 import html
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from noisy_fm.spectrum.draw import metric_title, plot
+from noisy_fm.spectrum.draw import metric_title, panels
 from noisy_fm.spectrum.intervals import Interval, band, jackknife
 from noisy_fm.spectrum.metrics import METRICS
 from noisy_fm.spectrum.moments import Spectrum, as_features, resolve
@@ -21,9 +22,18 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 74rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } .note { opacity: .75; margin-top: 0; }
-figure { margin: 1.5rem 0; background: #fff; border-radius: 6px; overflow-x: auto; }
-figure svg { width: 100%; height: auto; min-width: 34rem; display: block; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.panels { display: grid; gap: 1rem; margin: 1.5rem 0 .8rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+figure { margin: 0; min-width: 0; background: #fff; border-radius: 6px; }
+figure svg { width: 100%; height: auto; display: block; }
+.legend { list-style: none; padding: 0; margin: 0 0 1.5rem; display: flex; flex-wrap: wrap;
+  gap: .2rem 1.4rem; font-size: .9rem; overflow-wrap: anywhere; }
+.legend i { display: inline-block; width: 1.2rem; height: .2rem; margin: 0 .5rem .25rem 0; }
+.wide { overflow-x: auto; }
+/* The shadow at the right stays in place, its cover scrolls: it shows while there is more. */
+.wide { background: linear-gradient(to left, Canvas 45%, transparent) right / 3rem 100%
+  no-repeat local, linear-gradient(to left, #8888, transparent) right / 1.4rem 100% no-repeat; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 table { font-size: .9rem; } td { white-space: nowrap; } th { vertical-align: bottom; }
 th, td { padding: .35rem 0 .35rem .9rem; text-align: right; border-bottom: 1px solid #8884; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
@@ -89,15 +99,12 @@ def report(features: Mapping[str, object] | object, path: str | Path, **options)
 
 def page(spectra, summaries, bounds, bands) -> str:
     """The HTML text: picture, table, and what every number means."""
-    from matplotlib import rc_context
-
-    picture = io.StringIO()
-    with rc_context({"svg.hashsalt": "noisy_fm", "svg.fonttype": "path"}):
-        plot(spectra, intervals=bounds, bands=bands).savefig(
-            picture, format="svg", metadata={"Date": None}
-        )
-    svg = picture.getvalue()
-    svg = svg[svg.index("<svg") :]
+    figures, colours = panels(spectra, intervals=bounds, bands=bands)
+    drawn = "".join(f"<figure>{_svg(each, i)}</figure>" for i, each in enumerate(figures))
+    legend = "".join(
+        f'<li><i style="background:{colour}"></i>{html.escape(label)}</li>'
+        for label, colour in colours.items()
+    )
     settings = next(iter(spectra.values())).settings
     how = (
         f"centre: {settings['center'] or 'none'}, rows "
@@ -125,11 +132,23 @@ def page(spectra, summaries, bounds, bands) -> str:
 <html lang="en"><head><meta charset="utf-8"><title>Feature spectra</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>
 <body><h1>Feature spectra</h1><p class="note">{html.escape(how)}</p>
-<figure>{svg}</figure>
-<div class="wide"><table><thead><tr><th>features</th><th>n × d</th>{head}</tr></thead>
+<div class="panels">{drawn}</div><ul class="legend">{legend}</ul>
+<div class="wide" tabindex="0" role="region" aria-label="metrics">
+<table><thead><tr><th>features</th><th>n × d</th>{head}</tr></thead>
 <tbody>{rows}</tbody></table></div>{notes}
 <h2>What the numbers mean</h2><dl>{meanings}</dl></body></html>
 """
+
+
+def _svg(figure, number: int) -> str:
+    """The figure as an SVG element whose ids are its own on the page."""
+    from matplotlib import rc_context
+
+    picture = io.StringIO()
+    with rc_context({"svg.hashsalt": "noisy_fm", "svg.fonttype": "path"}):
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+    svg = picture.getvalue()
+    return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>panel{number}-", svg[svg.index("<svg") :])
 
 
 def prepare_page(path: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
