@@ -221,6 +221,12 @@ def built(study):
     return path.parent, Page(path.read_text())
 
 
+def test_one_of_a_thing_is_singular():
+    assert tables.plural(1, "epoch") == "1 epoch"
+    assert tables.plural(1200, "step") == "1,200 steps"
+    assert tables.plural(0.5, "epoch") == "0.5 epochs"
+
+
 def test_page_is_self_contained_and_complete(built):
     folder, page = built
     local = ("#", "data:image/png;base64,", "records.", "figures/")

@@ -104,9 +104,9 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
     pretrained = records[records["stage"] == "pretrain"]
     probes = records[records["stage"] == "probe"]
     steps = [
-        f"{find(found.config, key):,.10g} {key}"
-        for key in ("steps", "epochs")
-        if isinstance(find(found.config, key), (int, float))
+        tables.plural(find(found.config, f"{unit}s"), unit)
+        for unit in ("step", "epoch")
+        if isinstance(find(found.config, f"{unit}s"), (int, float))
     ]
     tasks = {
         shift: rows[["dataset", "task", "source", "target"]].drop_duplicates().shape[0]

@@ -260,16 +260,17 @@ def tested(base: Finding, difference: pd.Series) -> Finding:
     runs = heads.groupby(["model", "seed"]).mean()
     if 2 * 0.5 ** len(runs) <= RUNS_SUFFICE:
         pairs, averaged = runs, ["heads", *averaged]
-        what, scope = "pairs: pre-training seeds", scope_of_runs(rows)
+        what, scope = "pre-training seeds", scope_of_runs(rows)
     else:
         pairs = heads
-        what = "pairs: trained heads of the same pre-training seed, task and source"
+        what = "trained heads of the same pre-training seed, task and source"
         once = f"; its {' and '.join(averaged)} count once" if averaged else ""
         scope = these_models(rows, f"trained heads (one task, one source domain{once})")
     found = paired.signed_rank(pairs)
     return base.measured(
         found,
-        test=f"Wilcoxon signed-rank, two-sided, Hodges–Lehmann effect; {found.n} {what} "
+        test="Wilcoxon signed-rank, two-sided, Hodges–Lehmann effect; "
+        f"{tables.plural(found.n, 'pair')}: {what} "
         f"({', '.join([*averaged, 'probe seeds'])} averaged)",
         scope=scope,
         by_part=parts_of(runs, by_rate.groupby("noise_rate").mean()),

@@ -265,5 +265,6 @@ def signed_interval(low: float, high: float, digits: int) -> str:
     return f"{signed(low, digits)},\N{NO-BREAK SPACE}{signed(high, digits)}"
 
 
-def plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def plural(number: float, noun: str) -> str:
+    """ "1 epoch", "2,000 steps"."""
+    return f"{number:,.10g} {noun}" + ("" if number == 1 else "s")
