@@ -36,7 +36,7 @@ def test_a_workdir_in_a_bucket_is_claimed_once(workdir):
     checkpoint.claim(workdir, "config.json", {"a": 1}, differences=config.differences)
     assert set(Bucket.store) == {"/bucket/run/config.json"}
     checkpoint.claim(workdir, "config.json", {"a": 1}, differences=config.differences)
-    with pytest.raises(ValueError, match=r"^gs://bucket/run holds results of another .*a: 1 → 2"):
+    with pytest.raises(ValueError, match=r"^gs://bucket/run was begun with another .*a: 1 → 2"):
         checkpoint.claim(workdir, "config.json", {"a": 2}, differences=config.differences)
 
 
