@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -60,7 +61,8 @@ class Checkpointer:
         return self._manager.best_step() if self._best else None
 
     def _score(self, metrics: dict) -> float:
-        return self._sign * metrics[self._best]
+        found = metrics.get(self._best)  # older checkpoints may have been kept for another
+        return -math.inf if found is None else self._sign * found
 
     def save(self, step: int, state, meta: dict, metrics: dict | None = None) -> None:
         """Starts writing in the background; `wait` or `close` waits until it is on disk."""
@@ -194,7 +196,7 @@ def claim(workdir, name: str, value: dict, *, differences) -> None:
             f"{workdir} was begun with another config ({'; '.join(lines[:4])}); choose another "
             "--workdir"
         )
-    if old != value and hosts.first():
+    if old is None and hosts.first():
         try:
             write_json(path, value)
         except OSError as error:

@@ -249,7 +249,7 @@ def check_train(config: ConfigDict) -> None:
 
 
 # What may change when a run is resumed: how it is read, laid out, watched and kept, not what it is.
-# Moved data must be the same: the noise manifest says whether it is.
+# Moved data must be the same: ids and labels are compared (`data_hash`).
 FREE = {
     *("data.path", "loader", "mesh", "evaluators", "writers", "profile"),
     *("log_every", "eval_every", "checkpoint_every", "checkpoint_minutes"),

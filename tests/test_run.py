@@ -264,8 +264,15 @@ def test_training_is_kept_when_its_evaluation_fails_and_goes_on_with_another_tol
         train.run(cfg, str(tmp_path / "run"))
     (tmp_path / "data").rename(tmp_path / "moved")
     cfg.loader.max_bad, cfg.data.path = 0.5, str(tmp_path / "moved")
+    (tmp_path / "moved/val/dog/val_dog_7.png").rename(tmp_path / "one.png")
+    with pytest.raises(ValueError, match="was trained on other data"):
+        train.run(cfg, str(tmp_path / "run"))
+    kept = json.loads((tmp_path / "run/config.json").read_text())
+    assert kept["loader"]["max_bad"] == 0.001
+    (tmp_path / "one.png").rename(tmp_path / "moved/val/dog/val_dog_7.png")
     _, made, result = train.run(cfg, str(tmp_path / "run"))
     assert result["resumed_at"] == made.steps
+    assert json.loads((tmp_path / "run/config.json").read_text()) == result["config"]
     assert result["config"]["loader"]["max_bad"] == 0.5
     cfg.optimizer.learning_rate = 0.5
     with pytest.raises(ValueError, match=r"begun with another config \(optimizer.learning_rate: "):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import operator
 import time
 from collections.abc import Mapping
@@ -49,6 +50,15 @@ def make_evaluators(config: ConfigDict, made: Setup) -> list[evaluators.Evaluato
     return chosen
 
 
+def identity(*sources) -> str:
+    """Twelve hex digits for which examples there are and how they are truly labelled."""
+    digest = hashlib.sha256()
+    for source in sources:
+        for column in (source.ids.astype("<i8"), source.labels.astype("<i4")):
+            digest.update(column.tobytes())
+    return digest.hexdigest()[:12]
+
+
 class Run:
     """One run's folder: what it wrote before, and what it writes from now on.
 
@@ -65,6 +75,7 @@ class Run:
             "config": plain,
             "config_hash": config_lib.hash_of(config),
             "manifest_hash": made.manifest.hash,
+            "data_hash": identity(made.source, made.eval_source),
             **checkpoint.provenance(),
         }
         self.saver = checkpoint.Checkpointer(
@@ -76,11 +87,12 @@ class Run:
         found = self.saver.restore(target)
         self.state: TrainState
         self.state, before = found or (made.state, self.meta)
-        if before["manifest_hash"] != made.manifest.hash:
-            raise ValueError(
-                f"{workdir} was trained under other noise (manifest {before['manifest_hash']}, now "
-                f"{made.manifest.hash}): the data changed; choose another --workdir"
-            )
+        for key in ("manifest_hash", "data_hash"):
+            if before.get(key, self.meta[key]) != self.meta[key]:
+                raise ValueError(
+                    f"{workdir} was trained on other data ({key} {before[key]}, now "
+                    f"{self.meta[key]}); choose another --workdir"
+                )
         if hosts.first():
             made.manifest.save(self.folder / "noise.npz")
             # No values: this process may hold but a part of them.
@@ -199,6 +211,8 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
     if here.start >= made.steps and stored.exists():  # there is nothing left to do
         here.close()
         return state, made, checkpoint.read_json(stored)
+    if hosts.first():  # what may change on resume may have
+        checkpoint.write_json(here.folder / "config.json", here.meta["config"])
     profile = None
     if config.profile:
         profile = loop.Profile(here.folder / "profile", *config.profile)

@@ -104,6 +104,7 @@ def fit(
 def saved_if_it_fails(save: Callable, step: int, state: TrainState):
     """Saves the state before an error goes on, so that no training is lost to it.
 
+    A resumed run goes on from there; only at the last step is the evaluation made again.
     Not with several hosts: the others, which may not have met the error, would be waited for.
     """
     try:
