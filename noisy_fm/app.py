@@ -76,10 +76,10 @@ def _cause(error: BaseException, argv: Sequence[str]) -> object:
         name, _, hint = str(inner.args[0]).partition("\n")
         name = name.strip("'")
         given = (arg[2:].partition("=")[0] for arg in argv if arg.startswith("--config."))
-        flags = [key for key in given if key.endswith(f".{name}")]  # one of them is it
+        flags = [key for key in given if name in key.split(".")[1:]]  # one of them is it
         if not flags:
             return f"the config file uses {name!r}, which is not there; {hint}".rstrip("; ")
-        if any(key.split(".")[-2] in OPEN_ENDED for key in flags):
+        if any(key.partition(f".{name}")[0].split(".")[-1] in OPEN_ENDED for key in flags):
             hint = f"{hint} An argument that a config file does not set is set there".strip()
         return f"there is no key {' or '.join(flags)}; {hint or 'see noisy_fm/config.py'}"
     return error

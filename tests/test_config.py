@@ -116,6 +116,7 @@ PRETRAIN = "--config=configs/pretrain/emoji.py"
         ((PRETRAIN, "--config.optimizer.weight_decay=-1"), "weight_decay is -1.0; expected 0 or"),
         ((PRETRAIN, "--config.data.name=folder"), "config.data: folder: "),
         ((PRETRAIN, "--config.data.size=64", "--config.model.size=3"), "config.model.size"),
+        ((PRETRAIN, "--config.optimzer.clip=1"), "no key config.optimzer.clip"),
         ((PRETRAIN, "--config.model.width=8"), "that a config file does not set is set there"),
         (("--config=configs/missing.py",), "there is no config file configs/missing.py"),
         ((), "--config is missing"),

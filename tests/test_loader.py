@@ -233,7 +233,9 @@ def test_too_many_unreadable_images_stop_the_run(own):
     assert len(list(batches)) == 10  # a few are never too many
     assert batches.damage.count == 3
     harm(paths, [16])
-    with pytest.raises(ValueError, match=r"4 of \d+ examples .* max_bad = 0\.001 .*; the last: .*/n0"):
+    with pytest.raises(
+        ValueError, match=r"4 of \d+ examples .* max_bad = 0\.001 .*; the last: .*/n0"
+    ):
         train(source)
     assert len(train(source, damage=loader.Damage(max_bad=0.9))) == 8
     known = {str(id_): "known" for id_ in range(100)}  # do not stop whoever goes on

@@ -2,7 +2,7 @@
 
 It is that of `grain.MapDataset.range(n).shuffle(seed)`, an epoch at a time: grain enciphers every
 index by itself in Python, which costs up to 30 µs of the interpreter's time an image. Only where n
-is 4ᵏ + 1 it differs: there grain gives one index twice and another not at all.
+is 4ᵏ + 1, k ≥ 8, it differs: there grain gives one index twice and another not at all.
 """
 
 import functools

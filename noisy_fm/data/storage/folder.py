@@ -52,9 +52,7 @@ class FolderStorage:
             labels += [label] * len(found)
             others += [file for file in files if not _is_image(file)]
             if files and not found:
-                raise ValueError(
-                    f"{self.where} has no image in {name}/, but {files[0]}; {LOOKED_FOR}"
-                )
+                logging.warning("%s: %s/ is a class without an image", self.where, name)
         if not names:
             raise ValueError(f"{self.where} has no image in {contents(self.root)}; {LOOKED_FOR}")
         if others:

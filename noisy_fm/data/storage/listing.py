@@ -52,11 +52,6 @@ def ids_of(listing: Listing, where: str) -> np.ndarray:
     """
     texts = [stem(name) for name in listing.names]
     if len(set(texts)) < len(texts):
-        if not listing.named:
-            raise ValueError(
-                f"{where}: files of several classes share a name and the classes have none to tell "
-                "them apart; expected labels.txt beside the shards, the name of a class on a line"
-            )
         labels = listing.labels.tolist()
         texts = [f"{listing.label_names[k]}/{text}" for k, text in zip(labels, texts, strict=True)]
     digests = b"".join(hashlib.blake2b(os.fsencode(t), digest_size=8).digest() for t in texts)
@@ -68,6 +63,12 @@ def ids_of(listing: Listing, where: str) -> np.ndarray:
         raise ValueError(
             f"{where}: {len(same)} examples share name and class with another, as {first} and "
             f"{second}; expected other names (folders and extension do not count) within a class"
+        )
+    if len(set(map(stem, listing.names))) < len(ids) and not listing.named:
+        raise ValueError(
+            f"{where}: files of several classes share a name and the classes have none to tell "
+            "them apart; expected names of the classes (labels.txt beside tar shards, a line each; "
+            "a ClassLabel or text column in parquet)"
         )
     return ids
 
