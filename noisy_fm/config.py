@@ -368,11 +368,12 @@ def differences(old: dict, new: dict, *, prefix: str = "") -> list[str]:
 
 def run_differences(old: dict, new: dict) -> list[str]:
     """Those of the `differences` that a run in progress must not have: see `FREE`."""
-    return [
-        line
-        for line in differences(old, new)
-        if not {line.partition(":")[0], line.partition(":")[0].partition(".")[0]} & FREE
-    ]
+
+    def held(config):
+        flat = flatten(config).items()
+        return {key: value for key, value in flat if not {key, key.partition(".")[0]} & FREE}
+
+    return differences(held(old), held(new))
 
 
 def updated(config: ConfigDict, changes: Mapping) -> ConfigDict:
