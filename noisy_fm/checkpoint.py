@@ -1,24 +1,17 @@
-"""Saving and restoring: whole checkpoints (orbax), and small artifacts that are whole or absent."""
+"""Checkpoints of a training state (orbax), what made them, and whose folder it is."""
 
 import contextlib
 import importlib.metadata
-import io
-import json
 import math
-import os
-import shutil
 import subprocess
-import uuid
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from noisy_fm import hosts
+from noisy_fm import files, hosts
 
 VERSIONED = ("noisy-fm", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SCHEMA = 1  # of the checkpoint's meta; raised when old checkpoints stop being readable
@@ -33,7 +26,7 @@ class Checkpointer:
     """
 
     def __init__(self, folder, *, keep: int = 2, best: str = ""):
-        self.folder = absolute(folder)
+        self.folder = files.absolute(folder)
         kept: list = [checkpoint_managers.LatestN(keep)]
         self._sign = -1.0 if best.endswith("loss") else 1.0
         if best:
@@ -117,71 +110,6 @@ class Checkpointer:
         self._manager.close()
 
 
-def absolute(path) -> epath.Path:
-    """`path` as it stays when the working directory changes; a bucket's URL as it is."""
-    path = epath.Path(path)
-    return path if "://" in str(path) else path.absolute()
-
-
-@contextlib.contextmanager
-def written_whole(path) -> Iterator[Path]:
-    """Gives a temporary sibling of `path` to write to, and moves it there when all went well.
-
-    Works for files and folders. If the body raises, or the process is killed in it, what stood at
-    `path` is untouched; a folder is never seen half written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield temporary
-        if path.is_dir():  # a folder cannot be replaced in one move
-            aside = temporary.with_suffix(".old")
-            path.rename(aside)
-            os.replace(temporary, path)
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path, value) -> None:
-    """Writes `value` as JSON, whole or not at all."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    _write(path, text.encode())
-
-
-def write_arrays(path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a .npz file of named arrays, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-    _write(path, buffer.getvalue())
-
-
-def _write(path, content: bytes) -> None:
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_json(path):
-    """Reads what `write_json` wrote; one line that names the file if it is damaged."""
-    path = epath.Path(path)
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to have it made again") from None
-
-
 def claim(workdir, name: str, value: dict, *, differences) -> None:
     """Marks `workdir` as belonging to the config `value`, or raises if it is another's.
 
@@ -190,7 +118,7 @@ def claim(workdir, name: str, value: dict, *, differences) -> None:
     path = epath.Path(workdir) / name
     if path.parent.exists() and not path.parent.is_dir():
         raise ValueError(f"--workdir {workdir} is a file; expected a folder, or nothing yet")
-    old = read_json(path) if path.exists() else None
+    old = files.read_json(path) if path.exists() else None
     if old is not None and (lines := differences(old, value)):
         raise ValueError(
             f"{workdir} was begun with another config ({'; '.join(lines[:4])}); choose another "
@@ -198,7 +126,7 @@ def claim(workdir, name: str, value: dict, *, differences) -> None:
         )
     if old is None and hosts.first():
         try:
-            write_json(path, value)
+            files.write_json(path, value)
         except OSError as error:
             reason = error.strerror or error
             raise ValueError(f"--workdir {workdir} cannot be written to: {reason}") from None

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisy_fm import checkpoint, sharding, tasks
+from noisy_fm import files, sharding, tasks
 from noisy_fm.data import loader
 from noisy_fm.messages import unknown
 from noisy_fm.spectrum.files import STORE_VERSION
@@ -124,16 +124,16 @@ def write_store(path, *, features, ids, labels=None, meta: Mapping) -> None:
     for name, value in arrays.items():
         if value.dtype.hasobject:
             raise TypeError(f"a feature store holds plain arrays; {name} has dtype {value.dtype}")
-    with checkpoint.written_whole(path) as folder:
+    with files.written_whole(path) as folder:
         folder.mkdir()
         for name, value in arrays.items():
             np.save(folder / f"{name}.npy", value)
-        files = {
+        contents = {
             name: {"shape": list(v.shape), "dtype": str(v.dtype), "crc32": _crc(v)}
             for name, v in arrays.items()
         }
-        checkpoint.write_json(
-            folder / "meta.json", {"store_version": STORE_VERSION, "files": files, **meta}
+        files.write_json(
+            folder / "meta.json", {"store_version": STORE_VERSION, "files": contents, **meta}
         )
 
 
@@ -146,7 +146,7 @@ def open_store(path, *, verify: bool = True) -> FeatureStore:
     path = Path(path)
     if not (path / "meta.json").is_file():
         raise FileNotFoundError(f"{path} is not a feature store (it has no meta.json)")
-    meta = checkpoint.read_json(path / "meta.json")
+    meta = files.read_json(path / "meta.json")
     if meta.get("store_version") != STORE_VERSION:
         raise ValueError(
             f"{path} is a store of version {meta.get('store_version')}; this noisy_fm reads "

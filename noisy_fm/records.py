@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from noisy_fm import checkpoint, evaluate, train
+from noisy_fm import checkpoint, evaluate, files, train
 from noisy_fm import config as config_lib
 
 NUM_EXAMPLES = 12  # images with wrong labels shown in the report
@@ -51,9 +51,7 @@ def assemble(config: ConfigDict, workdir: Path, outputs: dict) -> None:
     write_lines(workdir / "spectra.jsonl", curves)
     write_lines(workdir / "stages.jsonl", durations)
     write_lines(workdir / "manifests.jsonl", manifests)
-    checkpoint.write_json(
-        workdir / "examples.json", wrong_labels(max(outputs, key=lambda c: c.rate))
-    )
+    files.write_json(workdir / "examples.json", wrong_labels(max(outputs, key=lambda c: c.rate)))
 
 
 def cell_records(cell, out: dict, shared: dict, config: ConfigDict) -> Iterable[dict]:
@@ -121,7 +119,7 @@ def cell_curves(out: dict, about: dict) -> Iterable[dict]:
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
-    with checkpoint.written_whole(path) as temporary:
+    with files.written_whole(path) as temporary:
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
         temporary.write_text("".join(f"{line}\n" for line in lines))
 

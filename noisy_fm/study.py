@@ -18,7 +18,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from noisy_fm import app, checkpoint, evaluate, features, probe, records, report, spectrum, train
+from noisy_fm import (
+    app,
+    checkpoint,
+    evaluate,
+    features,
+    files,
+    probe,
+    records,
+    report,
+    spectrum,
+    train,
+)
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
 
@@ -54,13 +65,13 @@ def stage(path: Path, key: dict, work: Callable[[], dict], *, intact: bool = Tru
     """
     mark = config_lib.hash_of(key)
     if path.exists():
-        found = checkpoint.read_json(path)
+        found = files.read_json(path)
         if found.get("key") == mark and intact:
             return found
     began = time.perf_counter()
     made = {**work(), "key": mark, **checkpoint.provenance()}
     made["duration_s"] = round(time.perf_counter() - began, 2)
-    checkpoint.write_json(path, made)
+    files.write_json(path, made)
     return made
 
 
@@ -154,7 +165,7 @@ def is_stored(cell: Cell, config: ConfigDict, name: str, domain: str, split: str
     """Whether the store is there and was made by this cell's model and feature."""
     meta = store_path(cell, name, domain, split) / "meta.json"
     key = store_key(cell, config, name, domain, split)
-    return meta.is_file() and key.items() <= checkpoint.read_json(meta).items()
+    return meta.is_file() and key.items() <= files.read_json(meta).items()
 
 
 def load(cell: Cell, name: str, *, domain: str, split: str, task: str = ""):
@@ -329,9 +340,9 @@ def run(config: ConfigDict, workdir: str) -> Path:
     folder = Path(workdir).absolute()
     plain = config_lib.plain(config)
     checkpoint.claim(folder, "pretrain.json", plain["pretrain"], differences=config_lib.differences)
-    checkpoint.write_json(folder / "config.json", plain)
+    files.write_json(folder / "config.json", plain)
     if not (folder / "environment.json").exists():  # each record says what made it since
-        checkpoint.write_json(folder / "environment.json", records.environment())
+        files.write_json(folder / "environment.json", records.environment())
     grid = cells(config, folder)
     outputs: dict[Cell, dict[str, dict]] = {}
     for number, cell in enumerate(grid, 1):

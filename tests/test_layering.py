@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "noisy_fm"
 # Each layer may import from the ones before it, and from itself.
 LAYERS = (
-    {"noise", "spectrum", "nmtune", "losses", "progress", "messages"},
+    {"noise", "spectrum", "nmtune", "losses", "progress", "messages", "files"},
     {"data", "models"},
     {
         "config",
@@ -27,7 +27,7 @@ LAYERS = (
     {"probe", "tune", "estimator", "diagnose"},
     {"study", "records", "report", "export"},
 )
-HELPERS = ("progress", "messages")
+HELPERS = ("progress", "messages", "files")
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -9,7 +9,7 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
-from noisy_fm import checkpoint, config, noise
+from noisy_fm import checkpoint, config, files, noise
 
 
 class Bucket(MemoryFileSystem):
@@ -43,13 +43,13 @@ def test_a_workdir_in_a_bucket_is_claimed_once(workdir):
 def test_noise_and_results_are_written_whole_and_read_back(workdir):
     _, manifest = noise.flip_labels(np.arange(10), 10, 0.3, ids=np.arange(10), seed=0)
     manifest.save(workdir / "noise.npz")
-    checkpoint.write_json(workdir / "result.json", {"accuracy": 0.5})
+    files.write_json(workdir / "result.json", {"accuracy": 0.5})
     assert noise.Manifest.load(workdir / "noise.npz").hash == manifest.hash
-    assert checkpoint.read_json(workdir / "result.json") == {"accuracy": 0.5}
+    assert files.read_json(workdir / "result.json") == {"accuracy": 0.5}
     assert {path.rsplit("/", 1)[1] for path in Bucket.store} == {"noise.npz", "result.json"}
 
 
 def test_nothing_lands_in_the_current_folder(workdir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint.write_json(workdir / "result.json", {})
+    files.write_json(workdir / "result.json", {})
     assert not list(tmp_path.iterdir())

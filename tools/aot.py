@@ -28,7 +28,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, config_flags
 
-from noisy_fm import checkpoint, collectives, optim, sharding, train
+from noisy_fm import checkpoint, collectives, files, optim, sharding, train
 from noisy_fm import config as config_lib
 from noisy_fm.app import fail
 from noisy_fm.train import flops
@@ -225,8 +225,8 @@ def markdown(reports: list[dict]) -> str:
 def main(argv) -> None:
     given = flags.FLAGS
     if given.table:
-        files = sorted(epath.Path(given.table).glob("*.json"))
-        print(markdown([checkpoint.read_json(file) for file in files]))
+        tables = sorted(epath.Path(given.table).glob("*.json"))
+        print(markdown([files.read_json(file) for file in tables]))
         return
     if given.config is None:
         fail("--config is missing; expected --config=FILE, or --table=FOLDER")
@@ -255,7 +255,7 @@ def main(argv) -> None:
     }
     print(table(out))
     if given.out:
-        checkpoint.write_json(given.out, out)
+        files.write_json(given.out, out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, hosts, optim, sharding
+from noisy_fm import checkpoint, files, hosts, optim, sharding
 from noisy_fm import config as config_lib
 from noisy_fm.data import loader
 from noisy_fm.train import evaluators, flops, loop, pictures, writers
@@ -67,7 +67,7 @@ class Run:
     """
 
     def __init__(self, config: ConfigDict, made: Setup, workdir: str):
-        self.config, self.made, self.folder = config, made, checkpoint.absolute(workdir)
+        self.config, self.made, self.folder = config, made, files.absolute(workdir)
         self.evaluators = make_evaluators(config, made)  # may find a mistake
         plain = config_lib.plain(config)
         checkpoint.claim(self.folder, "config.json", plain, differences=config_lib.run_differences)
@@ -155,7 +155,7 @@ class Run:
     def keep_batch(self, step: int, batch: Mapping[str, np.ndarray]) -> str:
         """Writes this host's share of a batch whose loss was not finite; returns its file."""
         path = self.folder / f"skipped_step{step}_host{jax.process_index()}.npz"
-        checkpoint.write_arrays(path, batch)
+        files.write_arrays(path, batch)
         return str(path)
 
     def preview(self) -> None:
@@ -210,9 +210,9 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
     stored = here.folder / "result.json"
     if here.start >= made.steps and stored.exists():  # there is nothing left to do
         here.close()
-        return state, made, checkpoint.read_json(stored)
+        return state, made, files.read_json(stored)
     if hosts.first():  # what may change on resume may have
-        checkpoint.write_json(here.folder / "config.json", here.meta["config"])
+        files.write_json(here.folder / "config.json", here.meta["config"])
     profile = None
     if config.profile:
         profile = loop.Profile(here.folder / "profile", *config.profile)
@@ -250,5 +250,5 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
         here.close()
     result = here.result(state)
     if hosts.first():
-        checkpoint.write_json(here.folder / "result.json", result)
+        files.write_json(here.folder / "result.json", result)
     return state, made, result

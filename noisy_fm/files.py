@@ -1,0 +1,78 @@
+"""Small artifacts on disk or in a bucket: whole or absent, and one line where one is damaged."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+
+def absolute(path) -> epath.Path:
+    """`path` as it stays when the working directory changes; a bucket's URL as it is."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.absolute()
+
+
+@contextlib.contextmanager
+def written_whole(path) -> Iterator[Path]:
+    """Gives a temporary sibling of `path` to write to, and moves it there when all went well.
+
+    Works for files and folders. If the body raises, or the process is killed in it, what stood at
+    `path` is untouched; a folder is never seen half written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield temporary
+        if path.is_dir():  # a folder cannot be replaced in one move
+            aside = temporary.with_suffix(".old")
+            path.rename(aside)
+            os.replace(temporary, path)
+            shutil.rmtree(aside)
+        else:
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value) -> None:
+    """Writes `value` as JSON, whole or not at all."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    _write(path, text.encode())
+
+
+def write_arrays(path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a .npz file of named arrays, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
+    _write(path, buffer.getvalue())
+
+
+def _write(path, content: bytes) -> None:
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path):
+    """Reads what `write_json` wrote; one line that names the file if it is damaged."""
+    path = epath.Path(path)
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to have it made again") from None
