@@ -466,6 +466,22 @@ def test_drop_path_keeps_the_expectation_and_drops_whole_examples():
     assert drop_rates(0.2, 1) == [0.0]
 
 
+def test_every_block_of_a_vit_drops_alike_by_the_uniform_rule():
+    """The first block passes an example on unchanged where both of its branches are dropped."""
+    images = jnp.tile(random_images(1), (400, 1, 1, 1))
+    unchanged = {}
+    for rule in ("linear", "uniform"):
+        model, variables = make("vit_tiny", drop_path=0.5, drop_rule=rule)
+        rngs = {"dropout": jax.random.key(0)}
+        features = model.apply(variables, images, train=True, rngs=rngs)[1]
+        same = (features["block0"] == features["embed"]).all(axis=(1, 2))
+        unchanged[rule] = int(same.sum())
+    assert unchanged["linear"] == 0
+    assert abs(unchanged["uniform"] - 100) < 4 * math.sqrt(400 * 0.25 * 0.75)
+    with pytest.raises(ValueError, match="drop_rule is 'constant'; expected one of linear, unif"):
+        models.create("vit_tiny", 5, drop_rule="constant")
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_drop_path_acts_in_training_only(name):
     model, variables = make(name, drop_path=0.5)

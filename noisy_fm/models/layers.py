@@ -99,9 +99,9 @@ class DropPath(nn.Module):
         return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def drop_rates(last: float, depth: int) -> list[float]:
-    """Rates that rise linearly from 0 at the first of `depth` blocks to `last` at the last."""
-    return [last * i / max(1, depth - 1) for i in range(depth)]
+def drop_rates(last: float, depth: int, *, rule: str = "linear") -> list[float]:
+    """The rates of `depth` blocks: rising linearly from 0 to `last`, or "uniform", all `last`."""
+    return [last if rule == "uniform" else last * i / max(1, depth - 1) for i in range(depth)]
 
 
 def check_rate(name: str, rate: float) -> None:

@@ -20,6 +20,7 @@ from noisy_fm.models.layers import (
 
 POOLS = ("token", "gap")
 POSITIONS = ("learned", "sincos2d")
+DROP_RULES = ("linear", "uniform")
 
 _init = nn.initializers.truncated_normal(0.02)
 
@@ -131,8 +132,9 @@ class ViT(nn.Module):
     head and returns the pooled features as logits.
 
     position: "learned" (with a row for the class token; as long as the images it is initialised
-    with need) or "sincos2d" (fixed). drop_path: stochastic depth's rate at the last block, rising
-    linearly from 0. layer_scale: γ's initial value, 0 for no LayerScale.
+    with need) or "sincos2d" (fixed). drop_path: stochastic depth's rate, by drop_rule that of the
+    last block, to which it rises from 0 ("linear"), or of all ("uniform"; Huang et al., ECCV 2016,
+    compare both). layer_scale: γ's initial value, 0 for no LayerScale.
 
     scan: one block is compiled, and looped over. The parameters are stacked for the loop inside the
     step and nowhere else: each block's keep their names, "block0/attn/qkv/kernel", so that what is
@@ -151,13 +153,14 @@ class ViT(nn.Module):
     position: str = "learned"
     layer_scale: float = 0.0
     drop_path: float = 0.0
+    drop_rule: str = "linear"
     scan: bool = False
     remat: str = "none"
     dtype: Any = jnp.float32
 
     def __post_init__(self):
         super().__post_init__()
-        for field, known in (("pool", POOLS), ("position", POSITIONS)):
+        for field, known in (("pool", POOLS), ("position", POSITIONS), ("drop_rule", DROP_RULES)):
             if getattr(self, field) not in known:
                 raise ValueError(
                     f"{field} is {getattr(self, field)!r}; expected one of {', '.join(known)}"
@@ -203,9 +206,9 @@ class ViT(nn.Module):
             run = jax.checkpoint(run, policy=REMAT[self.remat], prevent_cse=not self.scan)
         drops: list[tuple] = [()] * self.depth
         if draws:
-            rates = jnp.asarray(drop_rates(self.drop_path, self.depth), jnp.float32)
+            rates = drop_rates(self.drop_path, self.depth, rule=self.drop_rule)
             keys = jax.random.split(self.make_rng("dropout"), self.depth)
-            drops = [(rates[i], {"dropout": keys[i]}) for i in range(self.depth)]
+            drops = [(jnp.float32(rates[i]), {"dropout": keys[i]}) for i in range(self.depth)]
         params = [self.variables["params"][name] for name in names]
         layers = list(zip(params, drops, strict=True))
         if self.scan:
