@@ -281,7 +281,7 @@ def swap_captions(
 # Hashing and drawing -------------------------------------------------------------------------
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def splitmix64(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser, a bijection of uint64 (Steele, Lea and Flood, OOPSLA 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -292,8 +292,8 @@ def _hash(seed: int, stream: int, ids: np.ndarray) -> np.ndarray:
     """uint64 [n]: for one seed and stream a bijection of the ids."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     key = np.array([seed], np.uint64)
-    key = _mix(_mix(key + golden) + np.array([stream], np.uint64) * golden)
-    return _mix(_mix(ids.astype(np.uint64) + golden) ^ key)
+    key = splitmix64(splitmix64(key + golden) + np.array([stream], np.uint64) * golden)
+    return splitmix64(splitmix64(ids.astype(np.uint64) + golden) ^ key)
 
 
 def _below(bits: np.ndarray, bound: int) -> np.ndarray:

@@ -126,7 +126,7 @@ def test_both_depthwise_forms_are_tensorflow_padded_correlation(kernel, stride, 
     full = [scipy.ndimage.correlate(x[0, :, :, c], w[:, :, 0, c], mode="constant") for c in (0, 1)]
     expected = np.stack(full, -1)[first[0] :: stride, first[1] :: stride]
     x, w = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
-    for form in (efficientnet._sum_of_taps, efficientnet._grouped_conv):
+    for form in (efficientnet.sum_of_taps, efficientnet.grouped_conv):
         np.testing.assert_allclose(form(x, w, stride=stride)[0], expected, atol=1e-5)
 
 
@@ -138,7 +138,7 @@ def test_both_depthwise_forms_have_the_same_gradient():
         return jax.grad(lambda x, w: (form(x, w, stride=2) ** 2).sum(), (0, 1))(x, w)
 
     for one, other in zip(
-        gradient(efficientnet._sum_of_taps), gradient(efficientnet._grouped_conv), strict=True
+        gradient(efficientnet.sum_of_taps), gradient(efficientnet.grouped_conv), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
@@ -192,7 +192,7 @@ def test_weights_that_do_not_fit_are_refused():
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
     with pytest.raises(ValueError, match="the weights have no _"):
         efficientnet.from_torch({}, shapes, STAGES)
-    state = efficientnet.read_state_dict(efficientnet._packaged_weights())
+    state = efficientnet.read_state_dict(efficientnet.packaged_weights())
     assert "_blocks.0._bn1.num_batches_tracked" in state
     with pytest.raises(ValueError, match=r"gives shape .*; expected"):
         efficientnet.from_torch(state, shapes, STAGES)

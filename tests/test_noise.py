@@ -244,7 +244,7 @@ def test_hash_is_splitmix64_and_stays_what_it_is():
     # First outputs of the reference generator seeded with 0: its state grows by the golden gamma.
     golden = np.uint64(0x9E3779B97F4A7C15)
     state = np.array([1, 2, 3], np.uint64) * golden
-    assert [hex(x) for x in noise._mix(state).tolist()] == [
+    assert [hex(x) for x in noise.splitmix64(state).tolist()] == [
         "0xe220a8397b1dcdaf",
         "0x6e789e6aa1b965f4",
         "0x6c45d188009454f",

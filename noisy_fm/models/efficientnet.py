@@ -56,13 +56,14 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x):
         shape = (self.kernel, self.kernel, 1, x.shape[-1])
         w = self.param("kernel", _fan_out, shape, jnp.float32).astype(self.dtype)
-        branch = partial(_sum_of_taps, stride=self.stride)
+        branch = partial(sum_of_taps, stride=self.stride)
         return jax.lax.platform_dependent(
-            x.astype(self.dtype), w, cpu=branch, default=partial(_grouped_conv, stride=self.stride)
+            x.astype(self.dtype), w, cpu=branch, default=partial(grouped_conv, stride=self.stride)
         )
 
 
-def _grouped_conv(x, w, *, stride: int):
+def grouped_conv(x, w, *, stride: int):
+    """Depthwise convolution of x [n h w c] with w [k k 1 c], padded to ⌈h/stride⌉."""
     return jax.lax.conv_general_dilated(
         x,
         w,
@@ -73,7 +74,7 @@ def _grouped_conv(x, w, *, stride: int):
     )
 
 
-def _sum_of_taps(x, w, *, stride: int):
+def sum_of_taps(x, w, *, stride: int):
     """The same as k² shifted products: XLA's grouped convolution is 5 to 50 times slower on CPU."""
     n, h, wide, c = x.shape
     k = w.shape[0]
@@ -218,14 +219,15 @@ def load_lite0(path=None) -> tuple[EfficientNetLite, dict[str, Any]]:
     Raises ModuleNotFoundError with the line to install the package; FileNotFoundError or ValueError
     for a file that cannot be read or holds another network.
     """
-    state = read_state_dict(_packaged_weights() if path is None else path)
+    state = read_state_dict(packaged_weights() if path is None else path)
     module = EfficientNetLite(num_classes=1000)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
     return module, from_torch(state, shapes, module.stages)
 
 
-def _packaged_weights():
+def packaged_weights():
+    """The path of the published weights, checked; ModuleNotFoundError says what to install."""
     try:
         files = importlib.metadata.files(WEIGHTS_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
