@@ -2,23 +2,24 @@
 
 import inspect
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from noisy_fm.config import OPEN_ENDED
+from noisy_fm.messages import say, settle
 
 
 def run_app(main: Callable, *, config_file: str | None = None, workdir: str | None = None) -> None:
     """Parses `--config` and `--workdir`, runs `main(config, workdir)`, and words its failures.
 
     A user's mistake is one line on stderr and exit code 2 (its traceback with `--traceback`);
-    Ctrl-C ends with 130 and SIGTERM with 143, after what was running has been saved.
+    Ctrl-C ends with 130 and a signal of `signals.STOP` with 143, after what was running has been
+    saved.
     """
     from absl import app, flags, logging
     from ml_collections import config_flags
 
-    from noisy_fm import hosts
+    from noisy_fm import hosts, signals
 
     flags.DEFINE_bool("traceback", False, "show where an error was raised")
     flags.DEFINE_string("workdir", workdir, "folder for results; a run found there is resumed")
@@ -43,24 +44,21 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
             if not flags.FLAGS[name].value:
                 fail(f"--{name} is missing; see --help")
         logging.set_verbosity(logging.WARNING)
-        signal.signal(signal.SIGTERM, _terminate)  # of several hosts JAX's own service takes it
+        signals.listen(signals.terminate)  # of several hosts JAX's own service takes SIGTERM
         try:
             hosts.connect()
             main(flags.FLAGS.config, flags.FLAGS.workdir)
         except KeyboardInterrupt:
             fail("interrupted; run the same line again to go on", 130)
-        except Terminated:
+        except signals.Terminated:
             fail("terminated; run the same line again to go on", 143)
         except MISTAKES as error:
             if flags.FLAGS.traceback:
                 raise
             fail(error)
+        settle()
 
     app.run(wrapped, flags_parser=parse)
-
-
-class Terminated(BaseException):
-    """SIGTERM: the machine is being taken away."""
 
 
 # What a user can cause; anything else is a fault of ours and keeps its traceback.
@@ -85,18 +83,14 @@ def _cause(error: BaseException, argv: Sequence[str]) -> object:
     return error
 
 
-def _terminate(signum, frame):
-    raise Terminated
-
-
 def _usage(main: Callable) -> None:
     module = sys.modules[main.__module__]
-    print(inspect.getdoc(module))
-    print("\nflags: --config=FILE[:ARG=VALUE,…] --config.KEY=VALUE … --workdir=DIR --traceback")
+    say(inspect.getdoc(module) or "")
+    say("\nflags: --config=FILE[:ARG=VALUE,…] --config.KEY=VALUE … --workdir=DIR --traceback")
 
 
 def fail(error: object, code: int = 2) -> None:
     """Prints one line to stderr and ends the process."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    say(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    settle()
     os._exit(code) if code in (130, 143) else sys.exit(code)

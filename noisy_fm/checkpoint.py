@@ -1,17 +1,23 @@
 """Checkpoints of a training state (orbax), what made them, and whose folder it is."""
 
 import contextlib
+import functools
+import hashlib
 import importlib.metadata
+import json
 import math
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from noisy_fm import files, hosts
+from noisy_fm import files, hosts, sharding
 
 VERSIONED = ("noisy-fm", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SCHEMA = 1  # of the checkpoint's meta; raised when old checkpoints stop being readable
@@ -21,8 +27,9 @@ class Checkpointer:
     """Checkpoints of a training state in a folder, newest last.
 
     Each holds the state (arrays, with their shardings) and `meta` (JSON: config, versions, commit,
-    noise manifest hash). A checkpoint that was being written when the process died is not listed.
-    The newest `keep` stay, and the one whose metric `best` was best (the smallest, of a loss).
+    noise manifest hash). A checkpoint that was being written when the process died is not listed,
+    one whose bits are not those that were saved is not restored. The newest `keep` stay, and the
+    one whose metric `best` was best (the smallest, of a loss).
     """
 
     def __init__(self, folder, *, keep: int = 2, best: str = ""):
@@ -64,11 +71,12 @@ class Checkpointer:
             self._damaged.remove(number)
         if step in self._manager.all_steps():
             return
+        meta = {"schema": SCHEMA, **meta, "digests": digests(state)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave({"schema": SCHEMA, **meta}),
+                meta=ocp.args.JsonSave({**meta, "digest": _digest_of(meta)}),
             ),
             metrics=metrics if self._best and metrics and self._best in metrics else None,
         )
@@ -81,7 +89,7 @@ class Checkpointer:
         """
         steps = self.steps if step is None else [step]
         for number in reversed(steps):
-            found, reason = None, "another host cannot"
+            found, reason = None, ""
             try:
                 found = self._manager.restore(
                     number,
@@ -89,12 +97,15 @@ class Checkpointer:
                         state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
                     ),
                 )
+                if reason := _damage(found["state"], found["meta"]):
+                    found = None
             except Exception as error:
-                reason = " ".join(str(error).split())[:200]
+                found, reason = None, " ".join(str(error).split())[:200]
             readable = hosts.all_agree(found is not None)
             if found is not None and readable:
                 return found["state"], found["meta"]
             self._damaged.add(number)
+            reason = reason or "another host cannot"
             logging.warning("checkpoint %s cannot be read: %s", self.folder / str(number), reason)
         if not steps:
             return None
@@ -108,6 +119,78 @@ class Checkpointer:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def digests(tree) -> dict[str, str]:
+    """{path: 16 hex digits} of the bits of every array of a tree.
+
+    Sums over elements, so that it does not matter which device or host holds which part of an
+    array. One changed bit changes the digest.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    found = jax.device_get([_digest(leaf) for _, leaf in leaves])
+    return {
+        sharding.path_of(path): f"{int(one[0]):08x}{int(one[1]):08x}"
+        for (path, _), one in zip(leaves, found, strict=True)
+    }
+
+
+def _digest(leaf) -> jax.Array:
+    where = getattr(leaf, "sharding", None)
+    return _digester(where.mesh if isinstance(where, jax.sharding.NamedSharding) else None)(leaf)
+
+
+@functools.cache
+def _digester(mesh):
+    """`_hash_sums` compiled; over the devices of a mesh, each host gets the result."""
+    everywhere = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(_hash_sums, out_shardings=everywhere)
+
+
+def _hash_sums(leaf) -> jax.Array:
+    """uint32 [2]: two sums of a hash of (element, place), modulo 2³²."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    words = _words(jnp.asarray(leaf))
+    place = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        place = place * jnp.uint32(size % 2**32) + index
+    sums = []
+    for odd in (0x9E3779B1, 0x85EBCA77):
+        # MurmurHash3's finaliser (Appleby), a bijection of the word at each place.
+        x = words ^ (place * jnp.uint32(odd) + jnp.uint32(odd >> 3))
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        sums.append(jnp.sum(x ^ (x >> 16), dtype=jnp.uint32))
+    return jnp.stack(sums)
+
+
+def _words(x: jax.Array) -> jax.Array:
+    """The bits of x as uint32, [*x.shape], or [*x.shape, 2] of numbers of 64 bits."""
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    bits = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
+
+
+def _digest_of(meta: Mapping) -> str:
+    """Sixteen hex digits of a JSON value."""
+    text = json.dumps(meta, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _damage(state, meta: dict) -> str:
+    """What is not as it was saved; nothing if all is, or nothing says what was (older versions)."""
+    if "digests" not in meta:
+        return ""
+    if meta.pop("digest", None) != _digest_of(meta):
+        return "its meta is not what was saved"
+    saved = meta.pop("digests")
+    changed = [name for name, one in digests(state).items() if saved.get(name) != one]
+    if not changed:
+        return ""
+    return f"{len(changed)} of {len(saved)} arrays are not what was saved, as {changed[0]}"
 
 
 def claim(workdir, name: str, value: dict, *, differences) -> None:

@@ -1,11 +1,29 @@
 """Progress of long work: a bar with an ETA on a terminal, plain lines elsewhere, host 0 only."""
 
+import contextlib
 import sys
 import time
 
 from tqdm import tqdm
 
+from noisy_fm.messages import say
+
 PLAIN_INTERVAL = 15.0  # seconds between lines when nobody watches a terminal
+
+
+class Screen:
+    """Standard error as a terminal that may go away: nothing is then drawn, and nothing raised."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(sys.stderr, name)
 
 
 class Progress:
@@ -21,11 +39,8 @@ class Progress:
         self.began = self.last = time.monotonic()
         self.steady: tuple[float, int] | None = None  # since when, and from where, it is counted
         terminal = show and sys.stderr.isatty()
-        self.bar = (
-            tqdm(total=total, initial=start, desc=name, unit=unit, leave=False, dynamic_ncols=True)
-            if terminal
-            else None
-        )
+        options = {"unit": unit, "leave": False, "dynamic_ncols": True, "file": Screen()}
+        self.bar = tqdm(total=total, initial=start, desc=name, **options) if terminal else None
 
     def __enter__(self):
         return self
@@ -59,4 +74,4 @@ class Progress:
 
     def _print(self, tail: str) -> None:
         note = f"  {self.note}" if self.note else ""
-        print(f"{self.name}: {self.done}/{self.total} {self.unit}s{note}  {tail}", flush=True)
+        say(f"{self.name}: {self.done}/{self.total} {self.unit}s{note}  {tail}")

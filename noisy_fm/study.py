@@ -24,6 +24,7 @@ from noisy_fm import (
     evaluate,
     features,
     files,
+    lease,
     probe,
     records,
     report,
@@ -32,6 +33,7 @@ from noisy_fm import (
 )
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
+from noisy_fm.messages import say
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -337,7 +339,12 @@ def run(config: ConfigDict, workdir: str) -> Path:
     """Runs what is missing of the study in `workdir` and returns the path of its report."""
     config_lib.cache_compilations()
     config = resolve(config)
-    folder = Path(workdir).absolute()
+    folder = Path(workdir).expanduser().absolute()
+    with lease.held(folder):
+        return _run(config, folder)
+
+
+def _run(config: ConfigDict, folder: Path) -> Path:
     plain = config_lib.plain(config)
     checkpoint.claim(folder, "pretrain.json", plain["pretrain"], differences=config_lib.differences)
     files.write_json(folder / "config.json", plain)
@@ -372,13 +379,13 @@ def run_cell(cell: Cell, config: ConfigDict, show: str) -> dict[str, dict]:
         out[name] = stage(cell.folder / f"{name}.json", key, work, intact=intact)
         seconds = time.perf_counter() - began
         note = f"{seconds:.1f} s" if out[name]["duration_s"] <= seconds + 0.01 else "done before"
-        print(f"{show}: {name} {note}", flush=True)
+        say(f"{show}: {name} {note}")
     return out
 
 
 def main(config: ConfigDict, workdir: str) -> None:
     path = run(config, workdir)
-    print(f"report: {path}")
+    say(f"report: {path}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ LAYERS = (
         "config",
         "app",
         "hosts",
+        "lease",
+        "signals",
         "sharding",
         "collectives",
         "optim",

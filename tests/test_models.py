@@ -418,7 +418,7 @@ def test_the_product_and_its_gradients_are_numpys():
 
 def test_a_gradient_repeats_less_than_by_the_rule_of_jax(monkeypatch):
     """Additions of the gradients of later blocks, which XLA on a CPU makes part of each copy."""
-    model = models.create("vit_tiny", 4, depth=12)
+    model = models.create("vit_tiny", 4, depth=8)
     image = jnp.zeros((2, 16, 16, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
 

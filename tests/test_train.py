@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import toy
 
-from noisy_fm import app, checkpoint, config, optim, sharding, train
+from noisy_fm import checkpoint, config, optim, sharding, signals, train
 from noisy_fm.data import loader
 
 
@@ -155,10 +155,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_saved_after_it()
     assert saved == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGTERM, app.Terminated), (signal.SIGINT, KeyboardInterrupt)]
-)
-def test_a_signal_saves_the_step_it_came_at_and_then_stops(number, error):
+@pytest.mark.parametrize("number", [*signals.STOP, signal.SIGINT])
+def test_a_signal_saves_the_step_it_came_at_and_then_stops(number):
     source, saved = toy.ToySource(), []
 
     def batches():
@@ -168,7 +166,7 @@ def test_a_signal_saves_the_step_it_came_at_and_then_stops(number, error):
             yield source.take(np.arange(16))
 
     handler = signal.getsignal(number)
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else signals.Terminated):
         toy.fit(
             toy.one_device(), 50, batches=batches(), save_every=1000,
             save=lambda step, state: saved.append((step, int(state.step))),

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from noisy_fm import app, hosts, train
 from noisy_fm import config as config_lib
+from noisy_fm.messages import say
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -16,7 +17,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     _, made, result = train.run(config, workdir)
     if not hosts.first():
         return
-    print(
+    say(
         f"{result['num_params']:,} parameters, {made.steps} steps, "
         f"noise {made.manifest.realised:.1%} ({config.noise.kind}), "
         f"eval accuracy {result['eval']['accuracy']:.4f}; results in {workdir}"

@@ -12,7 +12,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, files, hosts, optim, sharding
+from noisy_fm import checkpoint, files, hosts, lease, optim, sharding
 from noisy_fm import config as config_lib
 from noisy_fm.data import loader
 from noisy_fm.train import evaluators, flops, loop, pictures, writers
@@ -66,7 +66,8 @@ class Run:
     result.json (validation metrics, durations, hashes).
     """
 
-    def __init__(self, config: ConfigDict, made: Setup, workdir: str):
+    def __init__(self, config: ConfigDict, made: Setup, workdir: str, mine: lease.Lease):
+        self.lease = mine
         self.config, self.made, self.folder = config, made, files.absolute(workdir)
         self.evaluators = make_evaluators(config, made)  # may find a mistake
         plain = config_lib.plain(config)
@@ -144,9 +145,21 @@ class Run:
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts a checkpoint; it can be the best one if it has just been evaluated."""
+        self._check_lease()
         seconds = time.perf_counter() - self.began
         meta = {**self.meta, "seconds": seconds, "unreadable": self.unreadable()}
         self.saver.save(step, state, meta, self.metrics if self.measured_at == step else None)
+
+    def _check_lease(self) -> None:
+        """Raises on every host if another process has taken the folder over."""
+        lost = ""
+        if hosts.first():
+            try:
+                self.lease.check()
+            except lease.TakenOverError as error:
+                lost = str(error)
+        if lost := hosts.gather(lost)[0]:
+            raise lease.TakenOverError(lost)
 
     def unreadable(self) -> dict[str, str]:
         """{id: "file: reason"} of the training images that no host could read so far."""
@@ -205,7 +218,11 @@ class Run:
 def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[TrainState, Setup, dict]:
     """Trains `config` in `workdir` (resuming what is there) and returns (state, setup, result)."""
     made = setup(config)
-    here = Run(config, made, workdir)
+    with lease.held(workdir) as mine:
+        return _run(config, made, Run(config, made, workdir, mine), name)
+
+
+def _run(config: ConfigDict, made: Setup, here: Run, name: str) -> tuple[TrainState, Setup, dict]:
     state = here.state
     stored = here.folder / "result.json"
     if here.start >= made.steps and stored.exists():  # there is nothing left to do

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import signal
 import sys
 import threading
 import time
@@ -13,9 +12,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from noisy_fm import app, hosts, sharding
+from noisy_fm import hosts, sharding
 from noisy_fm.data import loader
+from noisy_fm.messages import say
 from noisy_fm.progress import Progress
+from noisy_fm.signals import StopSignals
 from noisy_fm.train.state import TrainState, shardings
 
 IN_FLIGHT = 2  # steps handed to the device before the host waits for the oldest
@@ -46,10 +47,10 @@ def fit(
     `batches` starts at `state.step` and holds this host's share of each global batch. `on_log`
     gets the means since the last log. `evaluate` returns a note to show. `save` is called every
     `save_every` steps, at a log line once `save_minutes` have passed, at the end, if `evaluate`
-    fails, and when Ctrl-C or SIGTERM asks to stop (which then raises). `on_skip` gets each batch
-    whose loss or update was not finite, and returns where it put it; more than `max_skipped` of
-    them raise FloatingPointError. After `stall_seconds` without a step a line says what is waited
-    for.
+    fails, and when Ctrl-C or a signal of `signals.STOP` asks to stop (which then raises).
+    `on_skip` gets each batch whose loss or update was not finite, and returns where it put it;
+    more than `max_skipped` of them raise FloatingPointError. After `stall_seconds` without a step
+    a line says what is waited for.
     """
     start = int(state.step)
     in_flight: collections.deque = collections.deque()
@@ -129,7 +130,7 @@ class Skips:
         place = self.keep(step, batch)
         where = f"the loss or an update was not finite at step {step}"
         if self.count <= self.most:
-            print(f"warning: {where}; the step was skipped ({self.count} so far)", file=sys.stderr)
+            say(f"warning: {where}; the step was skipped ({self.count} so far)", file=sys.stderr)
             return
         ids = " ".join(str(i) for i in np.asarray(batch.get("id", ()))[:8])
         raise FloatingPointError(
@@ -175,42 +176,6 @@ class Clock:
         self.last_save = time.perf_counter()
 
 
-class StopSignals:
-    """Holds back Ctrl-C and SIGTERM until the loop asks, so that no step is torn apart.
-
-    A second signal is not held back. Outside the main thread it does nothing. Several hosts agree
-    on the step to stop after; there JAX's own service listens for SIGTERM.
-    """
-
-    def __enter__(self):
-        self.caught = None
-        self.old = {}
-        self.several = jax.process_count() > 1
-        if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM)
-            self.old = {n: signal.signal(n, self._catch) for n in numbers}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-
-    def _catch(self, number, frame):
-        if self.caught is not None or self.several:
-            self.caught = number
-            raise self.error()
-        self.caught = number
-
-    def asked(self, step: int) -> bool:
-        """Whether to save after `step` and stop; the same answer on every host."""
-        if self.several and multihost_utils.reached_preemption_sync_point(step):
-            self.caught = signal.SIGTERM
-        return self.caught is not None
-
-    def error(self) -> BaseException:
-        return KeyboardInterrupt() if self.caught == signal.SIGINT else app.Terminated()
-
-
 class Watchdog:
     """A thread that says on which host, and for what, the loop has been waiting too long."""
 
@@ -234,11 +199,10 @@ class Watchdog:
         while not self.done.wait(self.seconds / 4):
             waited = time.monotonic() - self.since
             if self.what and waited > self.seconds:
-                print(
+                say(
                     f"warning: host {jax.process_index()} has waited {waited:.0f} s for "
                     f"{self.what} at step {self.step}",
                     file=sys.stderr,
-                    flush=True,
                 )
 
 

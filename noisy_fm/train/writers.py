@@ -3,16 +3,22 @@
 import hashlib
 import importlib
 import importlib.util
+import os
+import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import directory_check
 
 from noisy_fm import hosts
 from noisy_fm.config import flatten
-from noisy_fm.messages import unknown
+from noisy_fm.messages import say, unknown
 
 
 class Writer(Protocol):
@@ -26,20 +32,34 @@ class Writer(Protocol):
 
 
 class TensorBoard:
-    """Event files; on resume, what was written past `start` is dropped."""
+    """Event files; on resume, what was written past `start` is dropped.
+
+    Written at once: behind `tensorboardX.SummaryWriter` a thread writes, and once a full disk has
+    ended that, the eleventh value is waited for without end.
+    """
 
     def __init__(self, folder, start: int, config: Mapping):
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        place = str(folder / "tensorboard")
+        directory_check(place)
+        self.events = EventsWriter(f"{place}/events", f".{os.getpid()}")
+        began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(start + 1, file_version="brain.Event:2")
+        self._write(start + 1, session_log=began)
 
     def scalars(self, step, values):
         for key, value in values.items():
-            self.writer.add_scalar(key, value, step)
+            self._write(step, summary=summary.scalar(key, value))
+        self.events.flush()
 
     def image(self, step, name, image):
-        self.writer.add_image(name, image, step, dataformats="HWC")
+        self._write(step, summary=summary.image(name, image, dataformats="HWC"))
+        self.events.flush()
 
     def close(self):
-        self.writer.close()
+        self.events.close()
+
+    def _write(self, step: int, **what) -> None:
+        self.events.write_event(event_pb2.Event(step=step, wall_time=time.time(), **what))
 
 
 class WandB:
@@ -112,24 +132,36 @@ WRITERS: dict[str, Callable[..., Writer]] = {
 
 
 class Writers:
-    """The writers of `names`, on host 0; on other hosts nothing is written."""
+    """The writers of `names`, on host 0; on other hosts nothing is written.
+
+    One that fails, be it a full disk or a lost connection, is named once and left out from then
+    on: training does not end by what is shown of it.
+    """
 
     def __init__(self, names: Sequence[str], folder, *, start: int = 0, config: Mapping):
         mine = names if hosts.first() else ()
-        self.writers: list[Writer] = [WRITERS[name](folder, start, config) for name in mine]
+        self.writers: dict[str, Writer] = {
+            name: WRITERS[name](folder, start, config) for name in mine
+        }
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for writer in self.writers:
-            writer.scalars(step, values)
+        self._each(lambda writer: writer.scalars(step, values))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """`image` is uint8 [h w 3]."""
-        for writer in self.writers:
-            writer.image(step, name, image)
+        self._each(lambda writer: writer.image(step, name, image))
 
     def close(self) -> None:
-        for writer in self.writers:
-            writer.close()
+        self._each(lambda writer: writer.close())
+
+    def _each(self, call: Callable[[Writer], None]) -> None:
+        for name, writer in list(self.writers.items()):
+            try:
+                call(writer)
+            except Exception as error:  # these raise whatever they like
+                del self.writers[name]
+                why = " ".join(f"{type(error).__name__}: {error}".split())
+                say(f"warning: {name} is given no more values ({why})", file=sys.stderr)
 
 
 def check(names: Sequence[str]) -> None:
