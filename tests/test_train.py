@@ -101,6 +101,64 @@ def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_is_an_error(tmp_pat
     saver.close()
 
 
+def test_a_checkpoint_with_one_changed_bit_is_passed_over_wherever_it_is(tmp_path, caplog):
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    saver = checkpoint.Checkpointer(tmp_path, keep=2)
+    last, _ = toy.fit(
+        mesh, 4, save=lambda step, state: saver.save(step, state, {"note": 1}), save_every=2
+    )
+    saver.wait()
+    _, _, fresh = toy.start(mesh)
+    newest = max((tmp_path / "4" / "state").rglob("*"), key=lambda f: f.stat().st_size)
+    note = next((tmp_path / "4" / "meta").glob("metadata"))
+    whole, passed = newest.read_bytes(), []
+    for place in np.linspace(0, len(whole) - 1, 20).astype(int):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        newest.write_bytes(changed)
+        restored, meta = saver.restore(train.abstract(fresh))
+        assert meta == {"schema": checkpoint.SCHEMA, "note": 1}
+        if int(restored.step) == 4:  # a byte that holds nothing
+            same(restored, last)
+        else:
+            passed.append(place)
+    assert len(passed) >= 15
+    assert "arrays are not what was saved, as " in caplog.text
+    newest.write_bytes(whole)
+    assert int(saver.restore(train.abstract(fresh))[0].step) == 4
+    note.write_text(note.read_text().replace('"note": 1', '"note": 3'))
+    assert int(saver.restore(train.abstract(fresh))[0].step) == 2
+    assert "its meta is not what was saved" in caplog.text
+    saver.close()
+
+
+def test_a_digest_is_of_the_bits_and_not_of_their_place_on_devices():
+    random = np.random.default_rng(0)
+    tree = {
+        "f": random.normal(size=(16, 24)).astype(np.float32),
+        "h": random.normal(size=(8, 4)).astype(jnp.bfloat16),
+        "i": np.arange(8, dtype=np.int8),
+        "b": np.array([True, False]),
+        "s": np.float32(-0.0),
+        "none": np.zeros((0, 3), np.float32),
+    }
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    whole = checkpoint.digests(jax.device_put(tree, jax.devices()[0]))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+    split = {name: jax.device_put(tree[name], rows) for name in ("f", "h", "i")}
+    assert checkpoint.digests(split) == {name: whole[name] for name in split}
+    for name, value in tree.items():
+        flat = np.array(value).reshape(-1).view(np.uint8)
+        for place in range(0, len(flat), 7):
+            flat[place] ^= 1
+            changed = flat.view(value.dtype).reshape(value.shape)
+            assert checkpoint.digests({name: changed}) != {name: whole[name]}
+            flat[place] ^= 1
+    swapped = tree["f"].copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert checkpoint.digests({"f": swapped})["f"] != whole["f"]
+
+
 def test_frozen_parameters_and_statistics_do_not_change_by_a_bit():
     mesh = toy.one_device()
     rules = (("^(head|wide|norm2)/", 1.0), (".*", None))
