@@ -44,6 +44,8 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
             if not flags.FLAGS[name].value:
                 fail(f"--{name} is missing; see --help")
         logging.set_verbosity(logging.WARNING)
+        # What orbax's threads fail at is raised too, and then said in one line.
+        logging.get_absl_handler().addFilter(lambda record: "/orbax/" not in record.pathname)
         signals.listen(signals.terminate)  # of several hosts JAX's own service takes SIGTERM
         try:
             hosts.connect()

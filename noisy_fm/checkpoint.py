@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import math
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -50,6 +50,7 @@ class Checkpointer:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._damaged: set[int] = set()
+        self._failed = False
 
     @property
     def steps(self) -> list[int]:
@@ -72,14 +73,15 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         meta = {"schema": SCHEMA, **meta, "digests": digests(state)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave({**meta, "digest": _digest_of(meta)}),
-            ),
-            metrics=metrics if self._best and metrics and self._best in metrics else None,
-        )
+        with self._worded():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    meta=ocp.args.JsonSave({**meta, "digest": _digest_of(meta)}),
+                ),
+                metrics=metrics if self._best and metrics and self._best in metrics else None,
+            )
 
     def restore(self, target, *, step: int | None = None):
         """(state, meta) like `target` (arrays or ShapeDtypeStructs with shardings), or None.
@@ -115,10 +117,33 @@ class Checkpointer:
         )
 
     def wait(self) -> None:
-        self._manager.wait_until_finished()
+        with self._worded():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._worded():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _worded(self) -> Iterator[None]:
+        """One OSError for what went wrong in writing, now or before in the background."""
+        try:
+            yield
+        except Exception as error:
+            if self._failed:  # orbax says it again, whatever is asked of it
+                return
+            self._failed = True
+            text = " ".join(str(error).split())
+            full = "No space left" in text or "os_error_code='28'" in text
+            for part in self.folder.glob("*.orbax-checkpoint-tmp") if hosts.first() else ():
+                with contextlib.suppress(OSError):  # half written, and in need of the room
+                    part.rmtree()
+            good = self.steps
+            raise OSError(
+                f"a checkpoint could not be written to {self.folder}: "
+                f"{'no space left on the device' if full else text[:200]}; "
+                + (f"the last good one is of step {good[-1]}" if good else "there is none yet")
+            ) from error
 
 
 def digests(tree) -> dict[str, str]:

@@ -169,7 +169,8 @@ def _alone(path) -> Iterator[None]:
         import fcntl
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(os.fspath(path.with_name(f".{path.name}.lock")), os.O_CREAT | os.O_RDWR)
+        name = os.fspath(path.with_name(f".{path.name}.lock"))
+        file = os.open(name, os.O_CREAT | os.O_RDWR, 0o666)
     except (ImportError, FileNotFoundError):  # a bucket
         yield
         return
