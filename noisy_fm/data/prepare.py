@@ -53,8 +53,7 @@ def prepare(
 ) -> dict[str, str]:
     """Writes `storage` to the folder `out` as `split`; what an interrupted call finished stays.
 
-    A shard is made again if an image of it that could not be read now can.
-
+    A shard is made again if it is gone or if an image of it that could not be read now can.
     Returns the images that cannot be read, {id: "file: reason"}. Raises ValueError if they are more
     than three and the share `max_bad`, if `out` holds, or has begun, other images or shards under
     that name, or if another process is preparing it; OSError, naming the file, if it cannot write.
@@ -92,6 +91,8 @@ def prepare(
                 known = [row for row in rows if str(ids[row]) in bad] if bad else []
                 mended = any(_read(storage, row)[1] is None for row in known)
                 if shard not in sums or not (folder / shard).exists() or mended:
+                    if sums.pop(shard, None):
+                        _write_sums(folder, split, sums)
                     for row in known:
                         del bad[str(ids[row])]
                     _write_shard(storage, rows, ids, folder / shard, bad, max_bad)
@@ -115,15 +116,17 @@ def verify(out: str | os.PathLike) -> list[str]:
     with a warning.
     """
     folder = Path(out).expanduser()
-    running = {file.name[1:-5] for file in folder.glob(".*.lock") if _is_held(file)}
+    running = _running(folder)
+    there = {file.name for file in folder.glob("*") if OURS.fullmatch(file.name)}
+    running |= _running(folder)  # before and after, so that none begins or ends unseen
     for split in sorted(running):
         logging.warning("%s: %r is being prepared, so it is not verified", folder, split)
     sums = read_sums(folder)
     if not (sums or running):
         raise FileNotFoundError(f"{folder} has no {SUMS}; expected a folder made by prepare")
-    names = sums.keys() | {file.name for file in folder.glob("*") if OURS.fullmatch(file.name)}
-    names = sorted(name for name in names if _split_of(name) not in running)
-    wrong, expected = [], set()
+    names = sorted(n for n in there.union(sums) if _split_of(n) not in running)
+    wrong: list[str] = []
+    expected: set[str] = set()
     with Progress("verify", len(names), unit="file") as bar:
         for name in names:
             fault = _fault(folder / name, sums.get(name))
@@ -228,6 +231,11 @@ def _locked(file: Path) -> TextIO:
             if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
                 return lock
         lock.close()  # its holder ended and removed it just now
+
+
+def _running(folder: Path) -> set[str]:
+    """The splits that processes are writing now."""
+    return {file.name[1:-5] for file in folder.glob(".*.lock") if _is_held(file)}
 
 
 def _is_held(file: Path) -> bool:
