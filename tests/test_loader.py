@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import threading
 import time
 
@@ -264,6 +266,39 @@ def test_an_example_is_had_from_any_source_whose_first_is_damaged(own):
     batch = loader.example(source)
     assert batch["id"].tolist() == [source.ids[2]]
     assert loader.example(data.load("digits"))["image"].shape == (1, 32, 32, 3)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="only Linux has it")
+def test_workers_for_which_shared_memory_is_too_small_are_not_begun(source):
+    free = os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize
+    rows = free // (96 * 96 * 3)  # a batch that alone would fill it; nothing is read yet
+    for make, options in (
+        (loader.train_batches, {"seed": 0, "stop": 9}),
+        (loader.eval_batches, {}),
+    ):
+        many = rows if make is loader.train_batches else 16 * rows
+        with pytest.raises(
+            OSError, match=r"/dev/shm has .* MB free of .* need .*--shm-size"
+        ) as error:
+            make(source, batch_size=many, workers=2, **options)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="only Linux has it")
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGBUS, "SIGBUS: /dev/shm, of .* was full; .*--shm-size"),
+     (signal.SIGKILL, "SIGKILL, as a machine does that runs out of memory")],
+)  # fmt: skip
+def test_a_worker_that_was_ended_is_one_line(source, number, words):
+    def end(batch):
+        os.kill(os.getpid(), number)
+
+    batches = loader.train_batches(source, batch_size=6, seed=0, stop=4, corrupt=end, workers=1)
+    with pytest.raises(OSError, match=f"one of 1 loader workers was ended by {words}") as error:
+        next(batches)
+    assert "\n" not in str(error.value)
+    batches.close()
 
 
 def test_mistakes_are_one_line(source):

@@ -5,9 +5,11 @@ import hashlib
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +263,76 @@ def test_evaluation_views_are_timms():
         assert np.array_equal(decode.evaluation_view(file, 64), reference[key]), key
 
 
+@pytest.mark.parametrize("shape", [(40, 900), (900, 40), (2, 300), (300, 1), (16, 257)])
+def test_the_view_of_a_long_image_is_the_whole_ones_centre(shape):
+    height, width = shape
+    coarse = np.random.default_rng(0).random((height // 8 + 1, width // 8 + 1, 3)) * 256
+    image = Image.fromarray(coarse.astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    resized = (33, int(33 * height / width)) if width < height else (int(33 * width / height), 33)
+    whole = np.asarray(image.resize(resized, Image.Resampling.BICUBIC)).astype(int)
+    top, left = round((resized[1] - 32) / 2), round((resized[0] - 32) / 2)
+    view = decode.evaluation_view(pictures.save(image, "PNG"), 32)
+    assert np.abs(view - whole[top : top + 32, left : left + 32]).max() <= 1
+
+
+def test_a_line_of_pixels_takes_no_more_memory_than_it_has():
+    code = (
+        "import io, resource, sys; from PIL import Image; from noisy_fm.data import decode;"
+        "file = io.BytesIO(); Image.new('L', eval(sys.argv[1]), 7).save(file, 'PNG');"
+        "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "before = most(); view = decode.evaluation_view(file.getvalue(), 224);"
+        "print(view.shape, view.min(), view.max(), (most() - before) // 1024)"
+    )
+    for size in ("(30000, 1)", "(1, 30000)"):
+        run = subprocess.run(
+            [sys.executable, "-c", code, size], capture_output=True, text=True, check=True
+        )
+        assert run.stdout.startswith("(224, 224, 3) 7 7 ")
+        assert int(run.stdout.split()[-1]) < 50  # MiB; resized whole it took 6,700
+
+
+def bombs():
+    claimed = bytearray(pictures.jpeg(0))
+    frame = decode._frame(bytes(claimed))
+    claimed[frame.at : frame.at + 4] = (30000).to_bytes(2, "big") * 2
+    yield bytes(claimed)
+    yield b"P6 30000 30000 255\n"
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    yield (
+        b"\x89PNG\r\n\x1a\n\0\0\0\r"
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + b"\0\0\0\0IDAT"
+    )
+
+
+@pytest.mark.parametrize("content", list(bombs()), ids=["jpeg", "ppm", "png"])
+def test_more_pixels_than_memory_has_are_unreadable_before_they_are_decoded(content):
+    for read in (
+        decode.decode,
+        lambda data: decode.evaluation_view(data, 32),
+        lambda data: decode.random_crop(
+            data, draws_for(0, 0, 0.1), np.zeros((64, 64, 3), np.uint8)
+        ),
+    ):
+        with pytest.raises(decode.UnreadableError, match="900000000 pixels"):
+            read(content)
+
+
+def test_pixels_whose_range_nothing_says_are_unreadable():
+    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    for pixels, words in ((ramp, "floats"), ((ramp * 255).astype(np.int32), "32-bit integers")):
+        with pytest.raises(decode.UnreadableError, match=f"its pixels are {words}"):
+            decode.decode(pictures.save(Image.fromarray(pixels), "TIFF"))
+    for depth in (255, 1023, 65535):  # what a PPM's maximum says
+        dtype = ">u2" if depth > 255 else "u1"
+        content = b"P5 8 8 %d\n" % depth + np.round(ramp * depth).astype(dtype).tobytes()
+        expected = np.floor(ramp * 255.999).astype(int)
+        assert np.abs(decode.decode(content)[..., 0] - expected).max() <= 1
+
+
 def test_random_boxes_are_timms():
     reference = np.load(REFERENCE)
     boxes = [
@@ -349,6 +421,16 @@ def kinds():
     yield "png", pictures.save(rgb, "PNG")
     yield "alpha", pictures.save(alpha, "PNG")
     yield "palette", pictures.save(palette, "PNG", transparency=bytes(range(16)))
+    later = rgb.transpose(Image.Transpose.ROTATE_180)
+    yield "animated gif", pictures.save(rgb, "GIF", save_all=True, append_images=[later])
+    yield (
+        "animated webp",
+        pictures.save(rgb, "WEBP", save_all=True, append_images=[later], lossless=True),
+    )
+    yield "animated png", pictures.save(rgb, "PNG", save_all=True, append_images=[later])
+    yield "grey and alpha", pictures.save(alpha.convert("LA"), "PNG")
+    yield "rgb jpeg", pictures.save(rgb, "JPEG", keep_rgb=True)
+    yield "cmyk tiff", pictures.save(rgb.convert("CMYK"), "TIFF")
     yield "webp", pictures.save(rgb, "WEBP", lossless=True)
     yield "bits", pictures.save(rgb.convert("1"), "PNG")
     yield "16 bits", pictures.save(Image.fromarray(deep), "PNG")

@@ -7,7 +7,10 @@
 
 Train on it with data.name=array_record, data.path=prepared (or, without --out, tfds:NAME and its
 path). Killed anywhere, the same line goes on and ends with the same bytes; --verify reads all back
-and compares it with SHA256SUMS. Preparing a TFDS data set needs TensorFlow (the `prepare` extra).
+and compares it with SPLIT.SHA256SUMS. Splits may be prepared side by side, a process each. An
+image that cannot be read keeps its place as an empty record, which training replaces, and is named
+in SPLIT.unreadable.json; --max-bad bounds them as config.loader.max_bad does. Preparing a TFDS
+data set needs TensorFlow (the `prepare` extra).
 """
 
 import argparse
@@ -27,7 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--path", help="where it is (TFDS: the data_dir)")
     parser.add_argument("--split", help="train, val, …: a subfolder, or a word of the files' names")
     parser.add_argument("--out", help="folder of the array_record shards")
-    parser.add_argument("--shard-size", type=int, default=10_000, help="images a shard (10000)")
+    parser.add_argument("--shard-size", type=int, help="images a shard (10000)")
+    parser.add_argument("--max-bad", type=float, help="share that may be unreadable (0.001)")
     parser.add_argument("--verify", action="store_true", help="check every byte at the end")
     args = parser.parse_args(argv)
     try:
@@ -43,6 +47,11 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(unknown("source", args.source, [*FORMATS, f"{TFDS}NAME"]))
     if not (tfds or args.out):
         raise ValueError("--out is missing; expected the folder to write to")
+    options = {"shard_size": args.shard_size, "max_bad": args.max_bad}
+    options = {name: value for name, value in options.items() if value is not None}
+    unused = [*options, *["split"] * bool(args.split), *["verify"] * args.verify]
+    if unused and not args.out:
+        raise ValueError(f"--{unused[0].replace('_', '-')} is for --out, which is missing")
     if tfds:
         name = args.source.removeprefix(TFDS)
         try:
@@ -52,11 +61,12 @@ def run(args: argparse.Namespace) -> None:
         if not args.out:
             return print(f"tfds:{name} is prepared in {find_folder(name, args.path)}")
     storage = open_storage(args.source, args.path, args.split)
-    prepare.prepare(storage, args.out, args.split or "all", shard_size=args.shard_size)
+    bad = prepare.prepare(storage, args.out, args.split or "all", **options)
     wrong = prepare.verify(args.out) if args.verify else []
     if wrong:
         raise ValueError(f"{'; '.join(wrong)}: delete what is wrong and run the same line again")
-    print(f"{len(storage.listing.labels)} images are in {args.out}")
+    skipped = f"; {len(bad)} cannot be read and are empty records" if bad else ""
+    print(f"{len(storage.listing.labels)} images are in {args.out}{skipped}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 JPEG is decoded by libjpeg-turbo (simplejpeg) and only as far down as the crop reaches; everything
 else, and every JPEG that it or its colour space makes unusual (CMYK, bytes after the end), by PIL.
 What PIL reads is readable, so a file counts as damaged here exactly if it would stop PIL. Pixels
-are those of `PIL.Image.open(file).convert("RGB")`: alpha is dropped and the EXIF orientation not
-applied, as torchvision and timm do; 16-bit grey keeps its high byte, which they clip.
+are those of `PIL.Image.open(file).convert("RGB")`: alpha is dropped, the first frame of several
+counts and the EXIF orientation is not applied, as torchvision and timm do; 16-bit grey keeps its
+high byte, which they clip. Floats and 32-bit integers, whose range nothing says, are unreadable,
+and so are more pixels than PIL takes for an attack (179 million), JPEG or not.
 """
 
 import io
@@ -22,6 +24,8 @@ END_OF_JPEG = b"\xff\xd9"
 # The sequential Huffman frames, whose rows come in order; a progressive one has them all in scans.
 SEQUENTIAL = (0xC0, 0xC1)
 FRAMES = (*SEQUENTIAL, 0xC2)
+DEEP = ("PNG", "PPM")  # formats whose mode "I" is of 16 bits, as PIL reads them
+LONGEST = 16  # longer sides, in shorter ones, that evaluation resizes whole
 LARGEST_KEPT = 2**26  # bytes of a thread's decoding buffer; bigger ones are given back
 
 _thread = threading.local()
@@ -90,7 +94,7 @@ def decode(data: bytes) -> np.ndarray:
     """The whole image, uint8 [h w 3]; raises UnreadableError."""
     frame = _frame(data)
     pixels = _decode_jpeg(data, frame, frame.height, 1) if frame else None
-    return _decode_other(data) if pixels is None else pixels.copy()
+    return np.asarray(_open_other(data)) if pixels is None else pixels.copy()
 
 
 def random_crop(
@@ -108,7 +112,7 @@ def random_crop(
     """
     canvas = len(out)
     frame = _frame(data)
-    pixels = None
+    crop = None
     if frame:
         box = random_box(frame.height, frame.width, draws, scale=scale, ratio=ratio)
         factor = 1
@@ -116,11 +120,14 @@ def random_crop(
             factor *= 2
         pixels = _decode_jpeg(data, frame, box.top + box.height, factor)
         box = _scaled(box, frame, factor)
-    if pixels is None:
-        pixels = _decode_other(data)
-        box = random_box(pixels.shape[0], pixels.shape[1], draws, scale=scale, ratio=ratio)
-    pixels = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    pixels = _shrunk(pixels, canvas)
+        if pixels is not None:
+            crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    if crop is None:
+        image = _open_other(data)
+        box = random_box(image.height, image.width, draws, scale=scale, ratio=ratio)
+        right, bottom = box.left + box.width, box.top + box.height
+        crop = np.asarray(image.crop((box.left, box.top, right, bottom)))
+    pixels = _shrunk(crop, canvas)
     height, width = pixels.shape[:2]
     out[:height, :width] = pixels
     return height, width
@@ -130,21 +137,46 @@ def evaluation_view(data: bytes, size: int, crop_fraction: float = 0.95) -> np.n
     """The image's centre, uint8 [size size 3], as timm's evaluation transform.
 
     The shorter side is resized to ⌊size / crop_fraction⌋ (PIL's antialiased bicubic), the longer
-    in proportion and rounded down, and the centre of that cropped.
+    in proportion and rounded down, and the centre of that cropped. Of an image more than 16 times
+    as long as wide only what the crop needs is resized, so that memory does not grow with the
+    length; its pixels are then those but for what PIL rounds and clips between its two passes,
+    whose order it chooses by the shape: one level in smooth images.
     """
     frame = _frame(data)
     pixels = _decode_jpeg(data, frame, frame.height, 1) if frame else None
-    image = Image.fromarray(_decode_other(data) if pixels is None else pixels)
+    image = _open_other(data) if pixels is None else Image.fromarray(pixels)
     shorter = math.floor(size / crop_fraction)
     width, height = image.size
     if width <= height:
         width, height = shorter, int(shorter * height / width)
     else:
         width, height = int(shorter * width / height), shorter
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    box = Box(top, left, size, size)
+    if max(width, height) > LONGEST * shorter:
+        return np.asarray(_resized_part(image, (width, height), box))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    top, left = round((height - size) / 2), round((width - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _resized_part(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+    """The `box` of `image` as resized to `size` (width, height), without the rest of that."""
+    starts = box.left, box.top
+    part, inner = [], []  # the pixels that it takes, (first, end) a side; its place among those
+    for side, resized, start, length in zip(
+        image.size, size, starts, (box.width, box.height), strict=True
+    ):
+        scale = side / resized
+        reach = 2 * max(scale, 1) + 2  # of the bicubic filter, and to spare
+        first = max(0, math.floor(start * scale - reach))
+        part.append((first, min(side, math.ceil((start + length) * scale + reach))))
+        inner.append((start * scale - first, (start + length) * scale - first))
+    (left, right), (top, bottom) = part
+    (x, x_end), (y, y_end) = inner
+    return image.crop((left, top, right, bottom)).resize(
+        (box.width, box.height), Image.Resampling.BICUBIC, box=(x, y, x_end, y_end)
+    )
 
 
 def _frame(data: bytes) -> Frame | None:
@@ -163,6 +195,8 @@ def _frame(data: bytes) -> Frame | None:
             channels = data[at + 9]
             if data[at + 4] != 8 or channels not in (1, 3) or not (height and width):
                 return None
+            if height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+                return None  # PIL, which reads no more, says so
             tall = max(data[at + 11 + 3 * c] & 15 for c in range(channels))
             return Frame(at + 5, height, width, marker in SEQUENTIAL, 8 * max(1, tall))
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -204,17 +238,26 @@ def _buffer(size: int) -> bytearray:
     return _thread.buffer
 
 
-def _decode_other(data: bytes) -> np.ndarray:
+def _open_other(data: bytes) -> Image.Image:
+    """The whole image, decoded by PIL, of mode RGB."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode == "F" or (image.mode == "I" and image.format not in DEEP):
+                raise UnreadableError(
+                    f"its pixels are {'floats' if image.mode == 'F' else '32-bit integers'}, whose "
+                    "range nothing says; expected 8 or 16 bits a channel"
+                )
             if image.mode == "I" or image.mode.startswith("I;16"):
                 grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, axis=-1)
+                return Image.fromarray(grey).convert("RGB")
             if image.mode == "P" and "transparency" in image.info:
-                return np.asarray(image.convert("RGBA").convert("RGB"))  # the same, unwarned
-            return np.asarray(image.convert("RGB"))
+                return image.convert("RGBA").convert("RGB")  # the same, unwarned
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError:
-        raise UnreadableError(f"its {len(data)} bytes are no image") from None
+        raise UnreadableError(f"its {len(data)} bytes are no image that Pillow reads") from None
+    except UnreadableError:
+        raise
     except Exception as error:  # PIL's plugins raise anything on bytes that are not theirs
         raise UnreadableError(f"{type(error).__name__}: {error}") from None
 

@@ -7,8 +7,11 @@ whatever the number of hosts, threads, workers or restarts, so resuming is start
 import gc
 import os
 import queue
+import re
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -20,6 +23,12 @@ from noisy_fm.data.order import shuffled
 
 FEW = 3  # damaged examples that never stop a run, however small the data
 LISTED = 20  # damaged examples that are named as they are met
+SHARED_MEMORY = Path("/dev/shm")  # where Linux has what workers hand over
+ROOM = (
+    "give it more (docker run --shm-size=…, mount -o remount,size=… /dev/shm), or set "
+    "config.loader.workers=0, which needs none"
+)
+TERMINATED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")  # grain's words
 
 
 class Damage:
@@ -80,7 +89,12 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self.damage = Damage() if damage is None else damage
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch, damaged = next(self.iterator)
+        try:
+            batch, damaged = next(self.iterator)
+        except RuntimeError as error:
+            if ended := TERMINATED.search(str(error)):
+                raise OSError(_why_ended(int(ended[1]), self.workers)) from None
+            raise
         self.damage.add(self.source, damaged, len(batch["id"]))
         return batch
 
@@ -115,7 +129,8 @@ def train_batches(
 
     Images on disk are decoded by `threads` (None: one a core) in this process or, with
     `workers`, in each of so many others, which share nothing with it and start afresh; `buffer`
-    batches wait ready. `damage` collects what cannot be read.
+    batches wait ready. `damage` collects what cannot be read. Raises OSError if shared memory is
+    too small for the workers, or later if one of them was killed.
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; expected at least 1")
@@ -124,7 +139,11 @@ def train_batches(
         _threads(source, threads, workers),
     )  # fmt: skip
     dataset = grain.MapDataset.range(start, stop).map(fetch)
-    return _stream(dataset, source, damage, buffer=buffer, workers=workers, threads=threads)
+    pixels = source.canvas**2 * 3 if _on_disk(source) else source.images[0].size
+    return _stream(
+        dataset, source, damage, nbytes=len(fetch.rows) * pixels, buffer=buffer, workers=workers,
+        threads=threads,
+    )  # fmt: skip
 
 
 def eval_batches(
@@ -148,7 +167,10 @@ def eval_batches(
     if not _on_disk(source):
         return Batches((fetch(step) for step in range(steps)), source, damage)
     dataset = grain.MapDataset.range(steps).map(fetch)
-    return _stream(dataset, source, damage, buffer=buffer, workers=workers, threads=threads)
+    nbytes = len(fetch.rows) * source.size**2 * 3
+    return _stream(
+        dataset, source, damage, nbytes=nbytes, buffer=buffer, workers=workers, threads=threads
+    )
 
 
 def example(source) -> Mapping[str, np.ndarray]:
@@ -220,12 +242,16 @@ def _threads(source, threads: int | None, workers: int) -> int:
     return max(1, threads)
 
 
-def _stream(dataset, source, damage, *, buffer, workers, threads) -> Batches:
-    """Reads a MapDataset of (batch, damaged) ahead, in threads of this process or in others."""
+def _stream(dataset, source, damage, *, nbytes, buffer, workers, threads) -> Batches:
+    """Reads a MapDataset of (batch, damaged) ahead, in threads of this process or in others.
+
+    `nbytes` are a batch's.
+    """
     # An image batch is filled by many threads at once; a second one is begun before it is full.
     readers = 2 if _on_disk(source) else max(1, threads or 1)
     options = grain.ReadOptions(num_threads=readers, prefetch_buffer_size=max(buffer, readers))
     if workers:
+        _check_shared_memory(nbytes, workers, max(1, buffer // workers))
         if not flags.FLAGS.is_parsed():  # grain's workers take over the flags: give them defaults
             flags.FLAGS.mark_as_parsed()
         options = grain.ReadOptions(num_threads=readers, prefetch_buffer_size=readers)
@@ -234,6 +260,45 @@ def _stream(dataset, source, damage, *, buffer, workers, threads) -> Batches:
     else:
         iterator = iter(dataset.to_iter_dataset(options))
     return Batches(iterator, source, damage, workers=workers)
+
+
+def _check_shared_memory(nbytes: int, workers: int, ahead: int) -> None:
+    """Raises OSError if batches of `nbytes`, `ahead` of them a worker, will not fit.
+
+    While the consumer waits (the first step compiles) a worker has up to 2 × ahead + 3 of them
+    there, as measured, and about three more are on their way to the device.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    needed = (workers * (2 * ahead + 3) + 3) * nbytes
+    disk = os.statvfs(SHARED_MEMORY)
+    free = disk.f_bavail * disk.f_frsize
+    if free < needed:
+        raise OSError(
+            f"{SHARED_MEMORY} has {_mb(free)} free of {_mb(disk.f_blocks * disk.f_frsize)}, and "
+            f"{workers} loader workers with batches of {_mb(nbytes)} need {_mb(needed)}: {ROOM}"
+        )
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"
+
+
+def _why_ended(code: int, workers: int) -> str:
+    """What a worker's exit code tells, in one line."""
+    what = f"one of {workers} loader workers was ended"
+    if code == -signal.SIGBUS and SHARED_MEMORY.is_dir():
+        disk = os.statvfs(SHARED_MEMORY)
+        size = _mb(disk.f_blocks * disk.f_frsize)
+        return f"{what} by SIGBUS: {SHARED_MEMORY}, of {size}, was full; {ROOM}"
+    if code == -signal.SIGKILL:
+        return (
+            f"{what} by SIGKILL, as a machine does that runs out of memory: fewer "
+            "config.loader.workers, a smaller config.loader.buffer or batch_size need less"
+        )
+    if code < 0:
+        return f"{what} by {signal.Signals(-code).name}; what it said is above"
+    return f"{what} with exit code {code}; what it said is above"
 
 
 def to_device(
