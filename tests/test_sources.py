@@ -125,13 +125,14 @@ def test_the_stem_is_the_identity(name):
 
 
 def test_what_is_no_image_is_said(tmp_path, caplog):
-    for name, content in (("cat/1.jpg", pictures.jpeg(0)), ("cat/a.gif", b""), ("dog/b.txt", b"")):
+    for name, content in (("cat/1.jpg", pictures.jpeg(0)), ("cat/a.gif", b""), ("cat/b.txt", b"")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
+    (tmp_path / "beside.jpg").write_bytes(pictures.jpeg(0))
     source = data.load("folder", path=str(tmp_path))
-    assert (len(source), source.label_names) == (1, ("cat", "dog"))
-    assert "dog/ is a class without an image" in caplog.text
+    assert (len(source), source.label_names) == (1, ("cat",))
     assert "2 files are no images by their names and ignored, as cat/a.gif" in caplog.text
+    assert "1 files beside the class folders are in no class and ignored, as bes" in caplog.text
 
 
 def test_names_that_are_no_text_are_names_too():
@@ -228,7 +229,11 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
             {"path": roots["tar"], "split": "val"},
             r"no \*.tar of split 'val' .* 3 others, as train-0",
         ),
-        ("tar", {"path": tmp_path / "bare"}, "1 images have no label, as a.jpg; expected a.cls"),
+        (
+            "tar",
+            {"path": tmp_path / "bare"},
+            "1 of 1 images have no label, as a.jpg; expected it in a.cls",
+        ),
         ("tar", {"path": tmp_path / "cut"}, "no whole uncompressed tar"),
         ("tar", {"path": tmp_path / "names"}, "8 labels are outside 0 … 1"),
         ("parquet", {"path": tmp_path / "parquet"}, "no whole parquet"),
