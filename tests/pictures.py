@@ -24,9 +24,9 @@ def save(image: Image.Image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-def examples(count: int = 24) -> list[tuple[str, int, bytes]]:
-    """(file name, label, bytes): names as ImageNet's, labels in turn."""
-    rows = [(f"{CLASSES[i % 3]}_{100 + i}.JPEG", i % 3, jpeg(i)) for i in range(count)]
+def examples(count: int = 24, first: int = 0) -> list[tuple[str, int, bytes]]:
+    """(file name, label, bytes): names as ImageNet's, labels in turn, pictures from `first` on."""
+    rows = [(f"{CLASSES[i % 3]}_{100 + i}.JPEG", i % 3, jpeg(first + i)) for i in range(count)]
     return sorted(rows, key=lambda row: (row[1], row[0]))
 
 

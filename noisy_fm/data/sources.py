@@ -22,6 +22,7 @@ PACKAGE_DATA = Path(__file__).parent / "emoji"
 FOLDER_VARIABLE = "NOISY_FM_EMOJI"
 SIZES = (32, 64)
 IDS_PER_DOMAIN = 10_000
+MOST_COMPARED = 1000
 
 # A task is a column of the table below; `classes` names its labels: a tuple of the column's values,
 # or label → values. `minimum` keeps the values that at least so many concept groups have. Examples
@@ -181,7 +182,9 @@ def load(
 
     Images on disk, at `path`: `folder` (one subfolder a class, under a subfolder `split`), `tar`
     (WebDataset shards), `array_record` (what tools/prepare.py makes), `parquet` (Hugging Face's),
-    `tfds:NAME` (prepared as array_record; `path` is the data_dir, None for TFDS' own). Ids are a
+    `tfds:NAME` (prepared as array_record; `path` is the data_dir, None for TFDS' own). For `tar`
+    and `parquet`, `path` is a folder, a file or a pattern such as "train-{000..127}.tar", and a
+    `split` is a word of the files' names. Ids are a
     hash of the file's name without extension (where two classes have files of one name, of
     CLASS/name), so the same in all of them. `size` (None: 224) is
     that of evaluation; training crops lie on a `canvas` of 2 × size pixels. See `ImageSource`.
@@ -195,7 +198,8 @@ def load(
                 f"{' and '.join(f'{k} {v!r}' for k, v in given.items())}; expected None (or "
                 """--config.data.domain="()" --config.data.task="", as in the _in1k.py configs)"""
             )
-        return open_images(name, path=path, split=split, size=size or 224, canvas=canvas)
+        size = 224 if size is None else size
+        return open_images(name, path=path, split=split, size=size, canvas=canvas)
     loader = loaders[_known(name, [*loaders, *FORMATS, f"{TFDS}NAME"], "data set")]
     if path is not None or canvas is not None:
         raise ValueError(
@@ -206,6 +210,30 @@ def load(
     if size not in SIZES:
         raise ValueError(f"{name}: size {size!r} does not exist; there are 32 and 64")
     return loader(split, domain, task, size)
+
+
+def shared(one, other) -> list[int]:
+    """Which examples of `one`, by index, `other` has too: the same file or id and the same bytes.
+
+    Numbers begin anew in most people's folders, so a name in both is not yet the same image. Of
+    more than `MOST_COMPARED` names in both, so many are compared.
+    """
+    first, second = (
+        getattr(getattr(source, "storage", None), "places", source.ids) for source in (one, other)
+    )
+    _, ours, theirs = np.intersect1d(first, second, assume_unique=True, return_indices=True)
+    order = np.argsort(ours, kind="stable")[:: max(1, len(ours) // MOST_COMPARED)]
+    pairs = zip(ours[order].tolist(), theirs[order].tolist(), strict=True)
+    return [i for i, j in pairs if (content := _content(one, i)) and content == _content(other, j)]
+
+
+def _content(source, index) -> bytes | None:
+    if isinstance(source, ArraySource):
+        return source.images[index].tobytes()
+    try:
+        return source.storage.read(index)
+    except OSError:
+        return None
 
 
 def _known(name, names, what):

@@ -1,18 +1,20 @@
 """What a config asks for, built: data with its noise, model and loss, optimiser, fresh state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from ml_collections import ConfigDict
 
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
 from noisy_fm import models, noise, optim, sharding, tasks
 from noisy_fm.data import augment, loader
+from noisy_fm.data.storage.labels import appearance
 from noisy_fm.train import writers
 from noisy_fm.train.state import StatePlan, TrainState, init_state, plan_state
 
@@ -38,18 +40,7 @@ def setup(config: ConfigDict) -> Setup:
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size // config.microbatches, mesh)
     source, eval_source = (load_split(config, s) for s in (config.split, config.eval_split))
-    if source.label_names != eval_source.label_names:
-        sides = (("split", source, eval_source), ("eval_split", eval_source, source))
-        alone = [
-            f"; only config.{key} {config[key]!r} has {', '.join(sorted(names)[:3])}"
-            for key, one, other in sides
-            if (names := set(one.label_names) - set(other.label_names))
-        ]
-        raise ValueError(
-            f"config.split has {len(source.label_names)} classes, config.eval_split has "
-            f"{len(eval_source.label_names)}; expected the same in both, in the same order"
-            + "".join(alone)
-        )
+    check_splits(config, source, eval_source)
     if hasattr(source, "crops") and config.augment.name != "imagenet":
         raise ValueError(
             f"config.augment.name is {config.augment.name!r}; images on disk come as crops to be "
@@ -64,6 +55,59 @@ def setup(config: ConfigDict) -> Setup:
         raise ValueError(f"config.profile is {config.profile}; training has {steps} steps")
     state = init_state(plan)
     return Setup(task, plan.tx, state, mesh, source, eval_source, manifest, labels, steps)
+
+
+def check_splits(config: ConfigDict, source, eval_source) -> None:
+    """Raises ValueError unless both have the same two classes or more, and no image in common.
+
+    What it cannot be sure of (a class with no image in one of them), it says.
+    """
+    where = f"config.split {config.split!r}", f"config.eval_split {config.eval_split!r}"
+    ours, theirs = source.label_names, eval_source.label_names
+    if config.split == config.eval_split:
+        raise ValueError(
+            f"config.split and config.eval_split are both {config.split!r}; expected two splits, "
+            "as training images cannot validate (config.evaluators.memorised measures them)"
+        )
+    if ours != theirs:
+        turned = [pair for pair in zip(ours, theirs, strict=False) if len({*pair}) > 1]
+        raise ValueError(
+            f"config.split has {len(ours)} classes, config.eval_split has {len(theirs)}; expected "
+            "the same in both, in the same order"
+            + (
+                _alone(where[0], ours, theirs) + _alone(where[1], theirs, ours)
+                or f"; the first that differs is {turned[0][0]} in one, {turned[0][1]} in the other"
+            )
+        )
+    if len(ours) < 2:
+        raise ValueError(
+            f"{where[0]} has one class only, {ours[0]!r}; expected two or more to tell apart"
+        )
+    if both := data_lib.shared(source, eval_source):
+        name = source.name(both[0]) if hasattr(source, "name") else f"id {source.ids[both[0]]}"
+        raise ValueError(
+            f"{where[0]} and {where[1]} have images in common ({len(both)} found, as {name}); "
+            "expected two splits without"
+        )
+    for place, one in zip(where, (source, eval_source), strict=True):
+        counts = np.bincount(one.labels, minlength=len(ours))
+        empty = [name for name, count in zip(ours, counts, strict=True) if not count]
+        if empty:
+            logging.warning(
+                "%s: %d of %d classes have no image, as %s",
+                *(place, len(empty), len(ours), empty[0]),
+            )
+
+
+def _alone(place: str, names: Sequence[str], others: Sequence[str]) -> str:
+    """What only one side has, for the end of a message; letter by letter where it looks alike."""
+    only = sorted(set(names) - set(others))
+    if not only:
+        return ""
+    looks = {appearance(name) for name in others}
+    shown = [ascii(name) if appearance(name) in looks else name for name in only[:3]]
+    alike = " (composed or decomposed letters)" if shown != only[:3] else ""
+    return f"; only {place} has {', '.join(shown)}{alike}"
 
 
 def plan_training(
@@ -104,14 +148,28 @@ def corrupted(config: ConfigDict, source) -> tuple[np.ndarray, noise.Manifest]:
     rate = arguments.pop("rate")
     given = ("labels", "num_classes", "ids", "seed")
     config_lib.check_arguments(noise.flip_labels, arguments, where="config.noise", given=given)
-    return noise.flip_labels(
-        source.labels,
-        source.num_classes,
-        rate,
-        ids=source.ids,
-        seed=config.seeds.noise,
-        **arguments,
-    )
+    highest = max((k for k in arguments.get("classes") or () if isinstance(k, int)), default=0)
+    if highest >= source.num_classes:
+        raise ValueError(
+            f"config.noise.classes go up to {highest}, and the data have {source.num_classes} "
+            "classes; expected some of theirs (those of noise_kind=subset are ImageNet-1K's)"
+        )
+    try:
+        labels, manifest = noise.flip_labels(
+            source.labels,
+            source.num_classes,
+            rate,
+            ids=source.ids,
+            seed=config.seeds.noise,
+            **arguments,
+        )
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"config.noise: {error}") from None
+    if rate and not manifest.base:
+        raise ValueError(
+            f"config.noise.rate {rate} flips no label: no example is of config.noise.classes"
+        )
+    return labels, manifest
 
 
 def make_task(config: ConfigDict, num_classes: int) -> tasks.Task:

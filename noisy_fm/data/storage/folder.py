@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 
-from noisy_fm.data.storage.listing import IMAGE_SUFFIXES, contents, make_listing, read_at
+from noisy_fm.data.storage.listing import IMAGE_SUFFIXES, contents, make_listing
+from noisy_fm.data.storage.litter import is_litter, left_out
+from noisy_fm.data.storage.shards import read_at, refuse_unreadable
 
 SPLITS = frozenset(("train", "val", "valid", "validation", "test"))
 LOOKED_FOR = f"looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}"
@@ -16,7 +19,11 @@ def _is_image(file: str) -> bool:
 
 
 class FolderStorage:
-    """`path`[/`split`]/CLASS/…/image; classes are the subfolders' names, sorted."""
+    """`path`[/`split`]/CLASS/…/image; classes are the subfolders' names, sorted.
+
+    What is hidden or left by a desktop is no data; a class without an image, or a folder that
+    cannot be read, is an error.
+    """
 
     def __init__(self, path: str, split: str | None = None):
         root = Path(path).expanduser()
@@ -29,9 +36,9 @@ class FolderStorage:
             )
         self.root = root / split if split else root
         self.where = str(self.root)
-        classes = sorted(
-            d.name for d in self.root.iterdir() if d.is_dir() and not d.name.startswith(".")
-        )
+        self.litter: list[str] = []
+        entries = sorted(self._kept(os.listdir(self.root), ""))
+        classes = [name for name in entries if (self.root / name).is_dir()]
         if not classes:
             raise ValueError(
                 f"{self.where} has no folders, and so no classes; it has {contents(self.root)}; "
@@ -42,30 +49,53 @@ class FolderStorage:
                 f"{self.where} has {contents(self.root)}, which look like splits, not classes; "
                 "expected one of them as the split"
             )
-        names: list[bytes] = []
-        labels: list[int] = []
-        others: list[str] = []
-        for label, name in enumerate(classes):
-            files = sorted(self._files(name))
-            found = [file for file in files if _is_image(file)]
-            names += map(os.fsencode, found)
-            labels += [label] * len(found)
-            others += [file for file in files if not _is_image(file)]
-            if files and not found:
-                logging.warning("%s: %s/ is a class without an image", self.where, name)
-        if not names:
-            raise ValueError(f"{self.where} has no image in {contents(self.root)}; {LOOKED_FOR}")
+        files = {name: sorted(self._files(name)) for name in classes}
+        found = {name: [file for file in files[name] if _is_image(file)] for name in classes}
+        self._check(entries, found)
+        others = [file for name in classes for file in files[name] if not _is_image(file)]
         if others:
             logging.warning(
                 "%s: %d files are no images by their names and ignored, as %s",
                 *(self.where, len(others), others[0]),
             )
+        if self.litter:
+            logging.warning("%s: %s", self.where, left_out(self.litter))
+        names = [os.fsencode(file) for name in classes for file in found[name]]
+        labels = np.repeat(np.arange(len(classes)), [len(found[name]) for name in classes])
         self.listing = make_listing(names, labels, classes, self.where)
 
+    def _check(self, entries: list[str], found: dict[str, list[str]]) -> None:
+        """Raises ValueError for classes without an image; says what is in no class."""
+        broken = [name for name in entries if not (self.root / name).exists()]
+        if broken:
+            raise ValueError(f"{self.where}: the link {broken[0]} leads nowhere; expected a folder")
+        empty = [name for name, files in found.items() if not files]
+        if len(empty) == len(found):
+            raise ValueError(f"{self.where} has no image in {contents(self.root)}; {LOOKED_FOR}")
+        if empty:
+            raise ValueError(
+                f"{self.where}: {len(empty)} of {len(found)} class folders have no image, as "
+                f"{empty[0]}/; {LOOKED_FOR}; expected images in each, or no such folder"
+            )
+        beside = [name for name in entries if name not in found]
+        if beside:
+            logging.warning(
+                "%s: %d files beside the class folders are in no class and ignored, as %s",
+                *(self.where, len(beside), beside[0]),
+            )
+
+    def _kept(self, names: list[str], below: str) -> list[str]:
+        """`names` without the litter, which is noted."""
+        self.litter += [f"{below}{name}" for name in sorted(names) if is_litter(name)]
+        return [name for name in names if not is_litter(name)]
+
     def _files(self, name: str):
-        for folder, _, files in os.walk(self.root / name, followlinks=True):
-            below = os.path.relpath(folder, self.root)
-            yield from (f"{below}/{file}" for file in files if file[0] != ".")
+        for folder, folders, files in os.walk(
+            self.root / name, followlinks=True, onerror=refuse_unreadable
+        ):
+            below = f"{os.path.relpath(folder, self.root)}/"
+            folders[:] = sorted(self._kept(folders, below))
+            yield from (f"{below}{file}" for file in self._kept(files, below))
 
     def read(self, index: int) -> bytes:
         return read_at(f"{self.where}/{os.fsdecode(self.listing.names[index])}")

@@ -1,21 +1,19 @@
-"""What every storage tells before an image is read: names, labels, and where its shards are."""
+"""What every storage tells before an image is read: names and labels."""
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
-from zipfile import BadZipFile
 
 import numpy as np
-from absl import logging
+
+from noisy_fm.data.storage.labels import check_names, numbers_or_texts
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"))
 # The Hugging Face copy of ImageNet appends each file's synset to its stem.
 APPENDED_SYNSET = re.compile(r"(?<=.)_n\d{8}$")
-INDEX_VERSION = 1
+MOST_UNNAMED = 100_000  # classes that labels without names may stand for, if there are fewer images
 
 
 class Listing(NamedTuple):
@@ -79,58 +77,38 @@ def make_listing(
     label_names: Sequence[str] | None,
     where: str,
 ) -> Listing:
-    """A checked listing; labels are numbers, or texts, which are numbered in sorted order."""
+    """A checked listing; labels are numbers, or texts, which are numbered in sorted order.
+
+    Raises ValueError for what `labels.numbers_or_texts` and `check_names` refuse, and for labels
+    that `label_names` lack.
+    """
     if not len(names):
         raise ValueError(f"{where}: there is no image")
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iu":
-        texts = [str(label) for label in labels]
-        label_names = sorted(set(texts)) if label_names is None else label_names
+    found = numbers_or_texts(labels, names, where)
+    named = label_names is not None or not isinstance(found, np.ndarray)
+    if not isinstance(found, np.ndarray):
+        label_names = sorted(set(found)) if label_names is None else label_names
         number = {name: i for i, name in enumerate(label_names)}
-        unlisted = sorted(set(texts) - set(number))
+        unlisted = sorted(set(found) - set(number))
         if unlisted:
             raise ValueError(f"{where}: label {unlisted[0]!r} is not among the label names")
-        array = np.array([number[text] for text in texts])
-    named = label_names is not None
+        found = np.array([number[text] for text in found])
     if label_names is None:
-        label_names = [str(i) for i in range(int(array.max()) + 1)]
-    bad = np.flatnonzero((array < 0) | (array >= len(label_names)))
+        count = int(found.max()) + 1
+        if count > max(MOST_UNNAMED, len(found)):
+            raise ValueError(
+                f"{where}: label {count - 1} would make {count:,} classes of {len(found):,} "
+                "images; expected classes numbered from 0"
+            )
+        label_names = [str(i) for i in range(count)]
+    check_names(label_names, where)
+    bad = np.flatnonzero((found < 0) | (found >= len(label_names)))
     if len(bad):
         raise ValueError(
             f"{where}: {len(bad)} labels are outside 0 … {len(label_names) - 1}, as "
-            f"{array[bad[0]]} of {os.fsdecode(names[bad[0]])}; expected a labelled split"
+            f"{found[bad[0]]} of {os.fsdecode(names[bad[0]])}; expected a labelled split"
         )
-    return Listing(np.array(names, np.bytes_), array.astype(np.int32), tuple(label_names), named)
-
-
-def find_shards(path: str | os.PathLike, split: str | None, suffix: str) -> list[Path]:
-    """The files `*suffix` at `path` (a file, a folder and all below it, or a glob), sorted.
-
-    With a `split`, those that have it as a word of their path below the folder.
-    """
-    root = Path(path).expanduser()
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        found = sorted(root.parent.glob(root.name)) if "*" in root.name else []
-        if not found:
-            raise FileNotFoundError(
-                f"{path} does not exist; expected *{suffix}: a file, a folder of some, or a pattern"
-            )
-        return found
-    files = sorted(root.rglob(f"*{suffix}"))
-    if not files:
-        raise FileNotFoundError(f"{path} has no *{suffix} in it; it has {contents(root)}")
-    if not split:
-        return files
-    word = re.compile(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z0-9])", re.IGNORECASE)
-    chosen = [file for file in files if word.search(file.relative_to(root).as_posix())]
-    if not chosen:
-        raise FileNotFoundError(
-            f"{path} has no *{suffix} of split {split!r} (a word of its name); "
-            f"it has {len(files)} others, as {files[0].relative_to(root)}"
-        )
-    return chosen
+    return Listing(np.array(names, np.bytes_), found.astype(np.int32), tuple(label_names), named)
 
 
 def contents(folder) -> str:
@@ -138,48 +116,3 @@ def contents(folder) -> str:
     names = sorted(f"{f.name}/" if f.is_dir() else f.name for f in folder.iterdir())
     shown = [name for name in names if name[0] != "."]
     return ", ".join(shown[:8] + ["…"] * (len(shown) > 8)) or "nothing"
-
-
-def label_names_beside(folder: Path) -> list[str] | None:
-    """The lines of labels.txt in `folder`, if there is one."""
-    file = folder / "labels.txt"
-    return file.read_text().splitlines() if file.is_file() else None
-
-
-def read_at(path: str | os.PathLike, offset: int = 0, size: int | None = None) -> bytes:
-    """`size` bytes (None: all) of a file from `offset` on; fewer if it ends before."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(file).st_size if size is None else size
-        data = os.pread(file, size, offset)
-        while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
-            data += more  # some network file systems give less than asked for
-        return data
-    finally:
-        os.close(file)
-
-
-def cached_index(
-    folder: Path, name: str, shards: Sequence[Path], build: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """`build()`, or what it gave when the shards were the same (by name, size and time).
-
-    It is kept in `folder`/.noisy_fm-NAME.npz; where that cannot be written, in memory only.
-    """
-    stats = [(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
-    key = hashlib.blake2b(json.dumps([INDEX_VERSION, stats]).encode(), digest_size=16).hexdigest()
-    file = folder / f".noisy_fm-{name}.npz"
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            if arrays["key"] == key:
-                return {name: arrays[name] for name in arrays.files if name != "key"}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        pass  # none, or not a whole one
-    index = build()
-    temporary = folder / f".noisy_fm-{name}.{os.getpid()}.tmp.npz"
-    try:
-        np.savez(temporary, **{"key": np.array(key), **index})  # type: ignore[arg-type]
-        os.replace(temporary, file)
-    except OSError as error:
-        logging.warning("the index of %s is not kept, so it is built each time: %s", folder, error)
-    return index

@@ -3,10 +3,13 @@
 import collections
 import json
 import threading
+from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
-from noisy_fm.data.storage.listing import find_shards, make_listing
+from noisy_fm.data.storage.listing import make_listing
+from noisy_fm.data.storage.shards import find_shards
 
 KEPT_GROUPS = 8
 
@@ -29,22 +32,31 @@ class ParquetStorage:
         labels: list = []
         ends: list[int] = []
         self.groups: list[tuple[int, int]] = []  # (file, row group)
+        first: Columns | None = None
         for number, file in enumerate(self.files):
             try:
                 with pq.ParquetFile(file) as opened:
-                    schema = opened.schema_arrow
-                    self.image, label, label_names = _columns(schema, str(file))
-                    rows = opened.read([f"{self.image}.path", label])
+                    columns = _columns(opened.schema_arrow, str(file))
+                    first = first or columns
+                    _check_same(first, columns, self.files[0], file)
+                    rows = opened.read([f"{columns.image}.path", columns.label])
                     for group in range(opened.num_row_groups):
                         self.groups.append((number, group))
                         ends.append(opened.metadata.row_group(group).num_rows)
             except pa.ArrowException as error:
                 raise ValueError(f"{file} is no whole parquet file: {error}") from None
-            paths = rows[self.image].combine_chunks().field("path").to_pylist()
+            paths = rows[columns.image].combine_chunks().field("path").to_pylist()
             names += [(name or f"{file.stem}-row{row}").encode() for row, name in enumerate(paths)]
-            labels += rows[label].to_pylist()
+            labels += _as_in(first, columns, rows[columns.label].to_pylist())
+        assert first is not None
+        if first.label != "label" and len(first.among) > 1:
+            logging.warning(
+                "%s: labels are those of column %s (of %s)",
+                *(self.where, first.label, ", ".join(first.among)),
+            )
+        self.image = first.image
         self.ends = np.cumsum(ends)
-        self.listing = make_listing(names, labels, label_names, self.where)
+        self.listing = make_listing(names, labels, first.names, self.where)
         self._fresh()
 
     def _fresh(self) -> None:
@@ -86,25 +98,90 @@ class ParquetStorage:
             return self.kept[group]
 
 
-def _columns(schema, where: str) -> tuple[str, str, list[str] | None]:
-    """(image column, label column, its class names if the file tells them)."""
+class Columns(NamedTuple):
+    """What a file calls its image and its label, and what the labels are."""
+
+    image: str
+    label: str
+    kind: str  # "numbers", "text", "truth values", or "null" where there is no label at all
+    names: list[str] | None  # a ClassLabel's: name by number
+    among: list[str]  # all columns of labels
+
+
+def _columns(schema, where: str) -> Columns:
     import pyarrow as pa
 
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
+    about = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = json.loads(about).get("info", {}).get("features", {})
+    except (ValueError, AttributeError):
+        raise ValueError(f"{where}: its Hugging Face metadata is damaged") from None
     images = [
         field.name
         for field in schema
         if pa.types.is_struct(field.type) and {"bytes", "path"} <= {f.name for f in field.type}
     ]
-    labels = [name for name, about in features.items() if _type(about) == "ClassLabel"]
-    labels += [f.name for f in schema if f.name == "label"]
+    classes = [name for name, about in features.items() if _type(about) == "ClassLabel"]
+    labels = [name for name in schema.names if name in classes or name == "label"]
     if len(images) != 1:
         raise ValueError(f"{where} has {len(images)} columns of images {{bytes, path}}; expected 1")
     if not labels:
         raise ValueError(f"{where} has no labels: expected a ClassLabel column or one named label")
     label = "label" if "label" in labels else labels[0]
-    return images[0], label, features.get(label, {}).get("names")
+    kind = _kind(schema.field(label).type)
+    if kind is None:
+        raise ValueError(
+            f"{where}: column {label!r} holds {schema.field(label).type}; expected one class an "
+            "image, its number or its name"
+        )
+    names = features[label].get("names") if label in classes else None
+    return Columns(images[0], label, kind, names, labels)
+
+
+def _kind(type_) -> str | None:
+    """What labels of this arrow type are; None for what no label can be (lists, times, …)."""
+    import pyarrow.types as types
+
+    if types.is_dictionary(type_):
+        return _kind(type_.value_type)
+    kinds = {
+        "numbers": (types.is_integer, types.is_floating),
+        "text": (types.is_string, types.is_large_string, types.is_string_view),
+        "truth values": (types.is_boolean,),
+        "null": (types.is_null,),
+    }
+    found = [kind for kind, tests in kinds.items() if any(test(type_) for test in tests)]
+    return found[0] if found else None
+
+
+def _check_same(first: Columns, other: Columns, first_file, file) -> None:
+    """Raises ValueError if labels of two files cannot mean the same; their order may differ."""
+    for what in ("image", "label", "kind"):
+        one, two = getattr(first, what), getattr(other, what)
+        if one != two and "null" not in (one, two):
+            what = "labels of " + first.label if what == "kind" else f"{what} column"
+            raise ValueError(f"{what}: {one!r} in {first_file}, {two!r} in {file}; expected one")
+    one, two = first.names or [], other.names or []
+    if one != two and (sorted(one) != sorted(two) or len(set(one)) < len(one)):
+        alone = sorted(set(one) ^ set(two)) or ["a name that is there twice"]
+        raise ValueError(
+            f"{first_file} names {len(one)} classes and {file} {len(two)}; expected the same "
+            f"names in each, in any order ({alone[0]} is in one alone)"
+        )
+
+
+def _as_in(first: Columns, other: Columns, labels: list) -> list:
+    """Another file's labels, numbered as the first file names its classes."""
+    if first.names == other.names or first.names is None or other.names is None:
+        return labels
+    if other.kind != "numbers":
+        return labels
+    ours = [first.names.index(name) for name in other.names]
+    return [ours[int(label)] if _is_class(label, len(ours)) else label for label in labels]
+
+
+def _is_class(label, count: int) -> bool:
+    return label is not None and 0 <= label < count and label == int(label)
 
 
 def _type(about) -> str | None:

@@ -1,13 +1,17 @@
 """A TFDS data set that was prepared as array_record, read without TensorFlow."""
 
+import hashlib
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from absl import logging
 from etils import epath
 
-from noisy_fm.data.storage.listing import cached_index, make_listing
+from noisy_fm.data.storage.listing import make_listing
+from noisy_fm.data.storage.shards import cached_index
 from noisy_fm.progress import Progress
 
 NAME_KEYS = ("file_name", "filename", "image/filename", "id")
@@ -18,7 +22,8 @@ class TfdsStorage:
 
     `path` is TFDS' data_dir (None: its default) or the folder with dataset_info.json; `split` is
     TFDS' own, slices included. Ids come from the examples' file names; a data set without them is
-    identified by split and position, which no other storage knows.
+    identified by split and position, which no other storage knows. `places` int64 [n] are the same
+    for an example in every slice.
     """
 
     def __init__(self, name: str, path: str | None = None, split: str | None = None):
@@ -26,6 +31,8 @@ class TfdsStorage:
         self.where = f"tfds:{name} in {self.folder}"
         self.split = split
         info = self._builder().info
+        if not {*re.split("[/:]", name)} <= {info.name, info.config_name, str(info.version)}:
+            raise ValueError(f"tfds:{name}: {self.folder} holds {info.full_name}")
         if not split:
             raise ValueError(f"tfds:{name}: split is missing; there is {', '.join(info.splits)}")
         self.keys = _keys(info.features, self.where)
@@ -38,6 +45,8 @@ class TfdsStorage:
         )
         label_names = list(info.features[self.keys[1]].names)
         self.listing = make_listing(index["names"], index["labels"], label_names, self.where)
+        parts = info.splits[split].file_instructions
+        self.places = np.concatenate([_places(p.filename, p.skip, p.take) for p in parts])
 
     def _builder(self):
         import tensorflow_datasets as tfds
@@ -79,6 +88,12 @@ class TfdsStorage:
             raise OSError(f"{self.where}: record {index}: {error}") from None
 
 
+def _places(file: str, skip: int, count: int) -> np.ndarray:
+    """int64 [count]: names for a shard's rows from `skip` on, the same in every slice of it."""
+    digest = hashlib.blake2b(os.path.basename(file).encode(), digest_size=4).digest()
+    return (int.from_bytes(digest, "little") << 31) + skip + np.arange(count)
+
+
 def find_folder(name: str, path: str | None) -> str:
     """The folder of the newest prepared version; raises FileNotFoundError if there is none."""
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
@@ -113,6 +128,8 @@ def _keys(features, where: str) -> tuple[str, str, str | None]:
     images = [key for key in features if isinstance(features[key], tfds.features.Image)]
     labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
     label = "label" if "label" in labels else labels[0] if labels else None
+    if label != "label" and len(labels) > 1:
+        logging.warning("%s: labels are those of %s (of %s)", where, label, ", ".join(labels))
     if len(images) != 1 or label is None:
         raise ValueError(f"{where} has features {', '.join(features)}; expected an image, a label")
     return images[0], label, next((key for key in NAME_KEYS if key in features), None)
