@@ -1,7 +1,18 @@
 """How mistakes are worded, so that every module says the same thing the same way."""
 
+import codecs
 import difflib
+import sys
+import unicodedata
 from collections.abc import Iterable
+
+# What our own texts hold beyond ASCII, for terminals and log files without it.
+ASCII = {
+    "α": "alpha", "γ": "gamma", "λ": "lambda", "μ": "mu", "σ": "sigma", "Σ": "sum ", "η": "eta",
+    "−": "-", "–": "-", "—": "-", "·": "*", "×": "x", "±": "+-", "≤": "<=", "≥": ">=", "→": "->",
+    "∝": "~", "∞": "inf", "…": "...", "‖": "|", "√": "sqrt ", "π": "pi", "²": "^2",
+    "“": '"', "”": '"', "‘": "'", "’": "'",
+}  # fmt: skip
 
 
 def unknown(what: str, name: object, known: Iterable) -> str:
@@ -10,3 +21,31 @@ def unknown(what: str, name: object, known: Iterable) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown {what} {name!r}; {hint}known: {', '.join(names)}"
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """A codec's error handler: ASCII in place of what the encoding lacks, "?" for what has none."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = (
+        ASCII.get(c) or unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?"
+        for c in text
+    )
+    return "".join(plain), error.end
+
+
+codecs.register_error("spelled", _spelled)
+
+
+def spelled(text: str, encoding: str | None) -> str:
+    """`text` as a terminal of that encoding can show it; unchanged in UTF-8."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, "spelled").decode(encoding)
+
+
+def print_anywhere() -> None:
+    """From now on what stdout's and stderr's encodings lack is spelled in ASCII, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not so where a test or a notebook has put its own
+            stream.reconfigure(errors="spelled")
