@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from noisy_fm.config import OPEN_ENDED
-from noisy_fm.messages import say, settle
+from noisy_fm.messages import print_anywhere, say, settle
 
 
 def run_app(main: Callable, *, config_file: str | None = None, workdir: str | None = None) -> None:
@@ -21,6 +21,7 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
 
     from noisy_fm import hosts, signals
 
+    print_anywhere()
     flags.DEFINE_bool("traceback", False, "show where an error was raised")
     flags.DEFINE_string("workdir", workdir, "folder for results; a run found there is resumed")
     config_flags.DEFINE_config_file(

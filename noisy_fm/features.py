@@ -16,7 +16,8 @@ import numpy as np
 from noisy_fm import files, sharding, tasks
 from noisy_fm.data import loader
 from noisy_fm.messages import unknown
-from noisy_fm.spectrum.files import STORE_VERSION
+from noisy_fm.spectrum.arrays import refuse_masked
+from noisy_fm.spectrum.files import STORE_VERSION, typed
 
 
 def predict(
@@ -113,6 +114,7 @@ def write_store(path, *, features, ids, labels=None, meta: Mapping) -> None:
     `labels` is one array [n] or {task: [n]}; `meta` any JSON. Raises ValueError if lengths differ
     and TypeError for arrays of Python objects, which only a pickle could hold.
     """
+    refuse_masked(features, where="features")
     arrays = {"features": np.asarray(features), "ids": np.asarray(ids)}
     if isinstance(labels, Mapping):
         arrays |= {f"labels.{name}": np.asarray(value) for name, value in labels.items()}
@@ -163,7 +165,7 @@ def open_store(path, *, verify: bool = True) -> FeatureStore:
 
 def _open(file: Path, about: dict, verify: bool) -> np.ndarray:
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = typed(np.load(file, mmap_mode="r", allow_pickle=False), about["dtype"])
     except (OSError, ValueError, EOFError) as error:
         reason = "missing" if not file.exists() else f"damaged ({error})"
         raise ValueError(

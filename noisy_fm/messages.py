@@ -1,25 +1,32 @@
 """How mistakes are worded, and how anything is said: what is shown never ends what is shown."""
 
+import codecs
 import contextlib
 import difflib
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable
 from typing import TextIO
+
+# What our own texts hold beyond ASCII, for terminals and log files without it.
+ASCII = {
+    "α": "alpha", "γ": "gamma", "λ": "lambda", "μ": "mu", "σ": "sigma", "Σ": "sum ", "η": "eta",
+    "−": "-", "–": "-", "—": "-", "·": "*", "×": "x", "±": "+-", "≤": "<=", "≥": ">=", "→": "->",
+    "∝": "~", "∞": "inf", "…": "...", "‖": "|", "√": "sqrt ", "π": "pi", "²": "^2",
+    "“": '"', "”": '"', "‘": "'", "’": "'",
+}  # fmt: skip
 
 
 def say(text: str, *, file: TextIO | None = None) -> None:
     """Prints a line to `file` (standard output) at once; a reader that is gone changes nothing.
 
-    A closed pipe or a full disk under the log swallows the line; a character that the terminal
-    lacks becomes a question mark.
+    A closed pipe or a full disk under the log swallows the line; what the terminal's encoding
+    lacks is spelled in ASCII.
     """
     out = sys.stdout if file is None else file
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or there is none
-        try:
-            print(text, file=out, flush=True)
-        except UnicodeEncodeError:
-            print(text.encode(out.encoding, "replace").decode(out.encoding), file=out, flush=True)
+    with contextlib.suppress(OSError, ValueError):
+        print(spelled(text, getattr(out, "encoding", None)), file=out, flush=True)
 
 
 def settle() -> None:
@@ -38,3 +45,31 @@ def unknown(what: str, name: object, known: Iterable) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown {what} {name!r}; {hint}known: {', '.join(names)}"
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """A codec's error handler: ASCII in place of what the encoding lacks, "?" for what has none."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = (
+        ASCII.get(c) or unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?"
+        for c in text
+    )
+    return "".join(plain), error.end
+
+
+codecs.register_error("spelled", _spelled)
+
+
+def spelled(text: str, encoding: str | None) -> str:
+    """`text` as a terminal of that encoding can show it; unchanged in UTF-8."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, "spelled").decode(encoding)
+
+
+def print_anywhere() -> None:
+    """From now on what stdout's and stderr's encodings lack is spelled in ASCII, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not so where a test or a notebook has put its own
+            stream.reconfigure(errors="spelled")

@@ -20,8 +20,8 @@ def curved():
 def test_a_curved_boundary_is_worth_it(curved):
     _, _, found = curved
     over = found.comparisons["low"]
-    assert over["NMTune − linear probe"] > 0
-    assert found.worthwhile == (over["NMTune − MLP tuning"] > 0)
+    assert over["NMTune - linear probe"] > 0
+    assert found.worthwhile == (over["NMTune - MLP tuning"] > 0)
     assert found.table.loc["NMTune", "accuracy"] > 0.85
     assert found.table.loc["linear probe", "accuracy"] < 0.65
     head = "NMTune" if found.worthwhile else "A nonlinear head"
@@ -40,7 +40,7 @@ def test_intervals_are_nadeau_and_bengios(curved):
     difference = found.scores["NMTune"] - found.scores["linear probe"]
     error = np.sqrt(difference.var(ddof=1) * (1 / 6 + 80 / 160))
     low, high = stats.t.interval(0.95, df=5, loc=difference.mean(), scale=error)
-    row = found.comparisons.loc["NMTune − linear probe"]
+    row = found.comparisons.loc["NMTune - linear probe"]
     np.testing.assert_allclose([row["low"], row["high"]], [low, high])
     statistic = difference.mean() / error
     assert row["p"] == pytest.approx(2 * stats.t.cdf(-abs(statistic), df=5))

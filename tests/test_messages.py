@@ -14,11 +14,11 @@ from noisy_fm.train import writers
 ROOT = Path(__file__).parent.parent
 
 
-def test_a_character_that_the_terminal_lacks_becomes_a_question_mark():
+def test_what_the_terminal_lacks_is_spelled():
     raw = io.BytesIO()
     terminal = io.TextIOWrapper(raw, encoding="cp1252", newline="\n")
-    messages.say("γ = 0.1 −", file=terminal)
-    assert raw.getvalue() == b"? = 0.1 ?\n"
+    messages.say("γ = 0.1 − é 火", file=terminal)
+    assert raw.getvalue() == b"gamma = 0.1 - \xe9 ?\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux'")

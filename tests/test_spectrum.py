@@ -93,9 +93,9 @@ def test_all_singular_values_are_given_in_order():
 
 
 def test_well_conditioned_rows_take_the_fast_path_and_others_do_not():
-    assert spectrum.Spectrum().update(power_law(9_000, 32))._moments.gram is not None
+    assert spectrum.Spectrum().update(power_law(9_000, 32)).seen.moments.gram is not None
     spoiled = spectrum.Spectrum().update(CASES["rank deficient"]())
-    assert spoiled._moments.gram is None
+    assert spoiled.seen.moments.gram is None
 
 
 def test_closed_forms():

@@ -19,10 +19,11 @@ import sys
 from noisy_fm.data import prepare
 from noisy_fm.data.storage import FORMATS, TFDS, open_storage
 from noisy_fm.data.storage.tfds import find_folder
-from noisy_fm.messages import unknown
+from noisy_fm.messages import print_anywhere, unknown
 
 
 def main(argv: list[str] | None = None) -> None:
+    print_anywhere()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

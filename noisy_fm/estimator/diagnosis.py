@@ -55,14 +55,14 @@ class Diagnosis:
 
     @property
     def worthwhile(self) -> bool:
-        over = ("NMTune − linear probe", "NMTune − MLP tuning")
+        over = ("NMTune - linear probe", "NMTune - MLP tuning")
         return bool((self.comparisons.loc[list(over), "low"] > 0).all())
 
     @property
     def verdict(self) -> str:
         """One sentence on NMTune against the linear probe, one on its terms."""
-        over_lp = self.comparisons.loc["NMTune − linear probe"]
-        over_mlp = self.comparisons.loc["NMTune − MLP tuning"]
+        over_lp = self.comparisons.loc["NMTune - linear probe"]
+        over_mlp = self.comparisons.loc["NMTune - MLP tuning"]
         if self.worthwhile:
             first = f"NMTune is worth it here: {_points(over_lp)} over a linear probe."
         elif over_lp["low"] > 0:
@@ -100,7 +100,7 @@ class Diagnosis:
             f"  class alignment {say['class_alignment']:.2f}: share of the {c} leading directions' "
             "variance between classes, adjusted for chance",
             "",
-            f"Accuracy, {self.repeats} × {self.cv}-fold cross-validation (95 % intervals)",
+            f"Accuracy, {self.repeats} x {self.cv}-fold cross-validation (95 % intervals)",
         ]
         for name, row in self.table.iterrows():
             lines.append(f"  {name:<13} {row.accuracy:6.1%}   {row.low:.1%} to {row.high:.1%}")
@@ -240,7 +240,7 @@ def _tables(scores: dict[str, np.ndarray], ratio: float) -> tuple[pd.DataFrame, 
     table = {name: np.clip(_interval(values, ratio), 0, 1) for name, values in scores.items()}
     lp, mlp, nmtune = scores
     compared = {
-        f"{a} − {b}": _interval(scores[a] - scores[b], ratio)
+        f"{a} - {b}": _interval(scores[a] - scores[b], ratio)
         for a, b in ((nmtune, lp), (nmtune, mlp), (mlp, lp))
     }
     made = [

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from noisy_fm.messages import print_anywhere
 from noisy_fm.report import artifacts, page
 
 DESCRIPTION = """\
@@ -26,6 +27,7 @@ def main(argv=None) -> int:
     parser.add_argument("workdir", metavar="WORKDIR", help="the study's working directory")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: WORKDIR/report)")
     arguments = parser.parse_args(argv)
+    print_anywhere()
     try:
         found = artifacts.load(arguments.workdir)
         print(page.write(found, arguments.out))

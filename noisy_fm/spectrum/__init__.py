@@ -14,12 +14,13 @@ From a shell: `python -m noisy_fm.spectrum FEATURES… --out report.html`.
 
 import numpy as np
 
+from noisy_fm.spectrum.arrays import as_array, as_features, as_mask, as_whole
 from noisy_fm.spectrum.compare import compare
 from noisy_fm.spectrum.draw import plot, plot_track
 from noisy_fm.spectrum.files import load_features
 from noisy_fm.spectrum.intervals import Interval, band, bootstrap, jackknife
 from noisy_fm.spectrum.metrics import METRICS, as_labels, class_alignment, from_singular_values
-from noisy_fm.spectrum.moments import CONVENTIONS, Spectrum, as_array, as_features, as_mask
+from noisy_fm.spectrum.moments import CONVENTIONS, Spectrum, resolve
 from noisy_fm.spectrum.report import report
 
 __all__ = [
@@ -68,24 +69,27 @@ def summary(
 
     Raises:
       ValueError: as `singular_values`; all values zero; labels of another length, of one class,
-        or missing (NaN, None) in rows that count.
+        or missing (NaN, None, masked) in rows that count.
     """
     state = Spectrum(center=center, normalize=normalize, convention=convention)
     x = as_features(x)
     keep = slice(None) if mask is None else as_mask(mask, len(x))
     if labels is not None:
-        labels = np.asarray(labels) if hasattr(labels, "dtype") else np.asarray(labels, object)
+        if not isinstance(labels, np.ma.MaskedArray):
+            labels = np.asarray(labels, None if hasattr(labels, "dtype") else object)
         if labels.shape != x.shape[:1]:
             raise ValueError(
                 f"labels must be [{len(x)}], one a row of the features, got {labels.shape}"
             )
         labels = as_labels(labels[keep])
+    elif top_k is not None:
+        raise ValueError("top_k counts directions of the class alignment: give labels, or leave it")
+    if top_k is not None:
+        top_k = as_whole("top_k", top_k, 1)
     state.update(x, mask=mask)
     result = state.summary()
     if labels is not None:
         count = len(np.unique(labels)) if top_k is None else top_k
-        if count < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
         left = state.left_vectors(x[keep], top_k=count)
         alignment = class_alignment(left, labels)
         result["class_alignment"] = float(alignment.mean())
@@ -99,13 +103,14 @@ def track(features, *, center=False, normalize=False, convention=None) -> dict[s
     Meant for a log: features that have collapsed to zero or turned NaN give NaN, not an error.
     `train.evaluators.spectra` makes an evaluator of `fit` of it.
     """
+    settings = resolve(center, normalize, convention)
     values: dict[str, float] = {}
     for layer, x in features.items():
         x = as_array(x)
         if x.ndim > 2:
-            x = x.astype(np.float64).mean(axis=tuple(range(1, x.ndim - 1)))
+            x = x.mean(axis=tuple(range(1, x.ndim - 1)), dtype=np.float64)
         try:
-            result = summary(x, center=center, normalize=normalize, convention=convention)
+            result = summary(x, **settings)
         except ValueError:
             if x.ndim != 2 or len(x) < 2:
                 raise

@@ -5,13 +5,15 @@ python -m noisy_fm.spectrum features.npz:train store/ --convention release
 """
 
 import argparse
+import os
 import sys
 from collections import Counter
 from pathlib import Path
 
+from noisy_fm.messages import print_anywhere, settle
 from noisy_fm.spectrum.files import columns_taken, load_features, split_key
 from noisy_fm.spectrum.moments import CONVENTIONS
-from noisy_fm.spectrum.report import measure, page, prepare_page, table
+from noisy_fm.spectrum.report import measure, page, prepare_page, table, write_page
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -65,7 +67,7 @@ def load_named(sources: list[str]) -> dict:
 def _split(source: str) -> tuple[str, str]:
     """(NAME, FILE) of NAME=FILE; no name where there is none, or a file has the `=`."""
     name, _, file = source.rpartition("=")
-    return ("", source) if Path(source).exists() else (name, file)
+    return ("", source) if Path(os.path.expanduser(source)).exists() else (name, file)
 
 
 def show_progress():
@@ -86,9 +88,10 @@ def show_progress():
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    print_anywhere()
     try:
         if args.out:
-            prepare_page(args.out, [split_key(_split(s)[1])[0] for s in args.features])
+            out = prepare_page(args.out, [split_key(_split(s)[1])[0] for s in args.features])
         features = load_named(args.features)
         measured = measure(
             features,
@@ -98,12 +101,17 @@ def main(argv: list[str] | None = None) -> int:
             convention=args.convention,
             progress=show_progress(),
         )
-        print(table(*measured[1:3]))
+        if args.out:  # before anything is printed, which may fail
+            write_page(out, page(*measured))
+        print(table(*measured[1:3], encoding=sys.stdout.encoding))
         if args.out:
-            Path(args.out).write_text(page(*measured), encoding="utf-8")
             print(f"report: {args.out}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough
+        settle()
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        settle()
         return 1
     return 0
 

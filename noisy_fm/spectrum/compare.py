@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from noisy_fm.spectrum.arrays import as_whole
 from noisy_fm.spectrum.moments import Spectrum
 
 
@@ -41,7 +42,8 @@ def compare(before, after, *, top_k: int | None = None) -> dict:
     rank = min(first["numerical_rank"], second["numerical_rank"])
     if top_k is None:
         top_k = min(10, rank)
-    if not 1 <= top_k <= rank:
+    top_k = as_whole("top_k", top_k, 1)
+    if top_k > rank:
         raise ValueError(f"top_k must be 1 to {rank}, the numerical rank of both, got {top_k}")
     (old, old_vectors), (new, new_vectors) = _full(before), _full(after)
     energy_before, energy_after = (values**2 / (values**2).sum() for values in (old, new))

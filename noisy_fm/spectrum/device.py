@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisy_fm.spectrum.moments import Moments, Spectrum
+from noisy_fm.spectrum.moments import Moments, Seen, Spectrum
 
 
 class State(NamedTuple):
@@ -86,9 +86,9 @@ def to_spectrum(state: State, *, center=False, normalize=False) -> Spectrum:
     factor = np.asarray(state.factor, np.float64)
     if not np.isfinite(factor).all():
         raise ValueError("device features had NaN or infinite values")
-    spectrum.n, spectrum.d = int(state.rows), factor.shape[1]
+    n, d = int(state.rows), factor.shape[1]
     mean = np.asarray(state.mean, np.float64) if spectrum.settings["center"] == "columns" else None
-    spectrum._moments = Moments(spectrum.n, mean, None, factor)
-    if state.factor.dtype != jnp.float64:
-        spectrum._noise = spectrum.d * float(jnp.finfo(state.factor.dtype).eps)
+    single = state.factor.dtype != jnp.float64
+    noise = d * float(jnp.finfo(state.factor.dtype).eps) if single else None
+    spectrum.seen = Seen(n, d, Moments(n, mean, None, factor), (), noise)
     return spectrum

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from noisy_fm.messages import unknown
+from noisy_fm.spectrum.arrays import as_array
 from noisy_fm.spectrum.intervals import Interval
-from noisy_fm.spectrum.moments import Spectrum, as_array
+from noisy_fm.spectrum.moments import Spectrum
 
 # Okabe & Ito's colours: told apart in any colour vision, and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -66,6 +68,9 @@ def _draw(axes, spectra, intervals: Mapping, bands: Mapping) -> None:
         spectra = {"": spectra}
     if not spectra:
         raise ValueError("no spectra to plot")
+    for what, named in (("intervals", intervals), ("bands", bands)):
+        for name in named.keys() - spectra.keys():
+            raise ValueError(unknown(f"name in {what}", name, spectra))
     decay, gathered = axes
     shades = _colours(len(spectra))
     for colour, (name, spectrum) in zip(shades, spectra.items(), strict=True):
@@ -106,10 +111,11 @@ def plot_track(
     Returns: a matplotlib Figure, as `plot`.
 
     Raises:
-      ValueError: no step, or no layer with one of `metrics`.
+      ValueError: no step, or one of `metrics` that no layer has.
     """
     from noisy_fm.spectrum.figure import Figure
 
+    metrics = (metrics,) if isinstance(metrics, str) else metrics
     steps = sorted(history)
     names = dict.fromkeys(name for step in steps for name in history[step])
     layers = {
@@ -121,8 +127,10 @@ def plot_track(
         for metric in metrics
     }
     every = list(dict.fromkeys(layer for found in layers.values() for layer in found))
-    if not every:
-        raise ValueError(f"no '{prefix}LAYER/METRIC' of {', '.join(metrics)} in {len(steps)} steps")
+    lacking = [metric for metric, found in layers.items() if not found]
+    if lacking or not every:
+        wanted = ", ".join(lacking) or "any metric"
+        raise ValueError(f"no '{prefix}LAYER/METRIC' of {wanted} in {len(steps)} steps")
     colours = dict(zip(every, _colours(len(every)), strict=True))
     figure = Figure(figsize=(5 * len(metrics), 3.8), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]

@@ -13,12 +13,21 @@ value they are for; only the replicates' *deviations from their own mean* are us
 """
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from noisy_fm.spectrum.metrics import from_singular_values
-from noisy_fm.spectrum.moments import as_features, prepare, require_finite, resolve
+from noisy_fm.spectrum.arrays import (
+    BLOCK_BYTES,
+    as_features,
+    as_share,
+    as_whole,
+    blocks_of,
+    require_finite,
+)
+from noisy_fm.spectrum.metrics import as_labels, from_singular_values
+from noisy_fm.spectrum.moments import prepare, resolve
 
 
 class Interval(NamedTuple):
@@ -45,10 +54,12 @@ def jackknife(
       level: coverage of the interval.
 
     Raises:
-      ValueError: as `summary`; fewer than three blocks; groups of another length.
+      ValueError: as `summary`; fewer than three blocks; groups of another length, or missing
+        (NaN, None) in some rows; a level that is no share.
     """
     from scipy.stats import t
 
+    level = as_share("level", level)
     moments = _block_moments(x, groups, blocks, seed, resolve(center, normalize, convention))
     count = moments.count
     value = moments.metrics(np.ones(count))
@@ -74,6 +85,7 @@ def band(
     """
     from scipy.stats import t
 
+    level = as_share("level", level)
     moments = _block_moments(x, groups, blocks, seed, resolve(center, normalize, convention))
     count = moments.count
     replicates = [moments.values(1.0 - np.eye(count)[b]) for b in range(count)]
@@ -108,6 +120,7 @@ def bootstrap(
     where `jackknife` is right to a half. `blocks` is 200 by default or as many as 256 MiB hold
     (20 at least), other arguments and errors as there.
     """
+    level, replicates = as_share("level", level), as_whole("replicates", replicates, 2)
     if blocks is None:
         n, d = as_features(x).shape
         blocks = 200 if n < d else max(20, min(200, 2**28 // (8 * d * d)))
@@ -175,36 +188,56 @@ class _BlockMoments:
 
 def _block_moments(x, groups, blocks, seed, settings) -> _BlockMoments:
     x = as_features(x)
-    require_finite(x)
     if len(x) < 2:
         raise ValueError(f"a spectrum needs at least 2 rows, got {len(x)}")
     block = _draw_blocks(len(x), groups, blocks, seed)
-    count = block.max() + 1
-    rows = prepare(x, **settings)
+    require_finite(x)
+    count = int(block.max()) + 1
     centred = settings["center"] == "columns"
-    if centred:
-        rows = rows - rows.mean(axis=0)
-    rows /= np.abs(rows).max() or 1.0
     sizes = np.bincount(block, minlength=count)
-    if len(rows) < rows.shape[1]:
+    n, d = x.shape
+    if n < d:
+        rows = prepare(x, **settings)
+        if centred:
+            rows -= rows.mean(axis=0)
+        rows /= np.abs(rows).max() or 1.0
         return _BlockMoments(sizes, np.zeros(0) if centred else None, None, rows @ rows.T, block)
-    grams = np.stack([part.T @ part for part in (rows[block == b] for b in range(count))])
-    sums = np.stack([rows[block == b].sum(0) for b in range(count)]) if centred else None
-    return _BlockMoments(sizes, sums, grams, None, block)
+
+    # Converted piece by piece: no copy of the rows outgrows the Gram matrices, or some megabytes.
+    def pieces():
+        for first, part in blocks_of(x, max(BLOCK_BYTES, 8 * count * d * d)):
+            yield block[first : first + len(part)], prepare(part, **settings)
+
+    largest = max(float(np.abs(rows).max()) for _, rows in pieces()) or 1.0
+    mean = np.zeros(d)
+    if centred:
+        mean = sum((rows / largest).sum(axis=0) for _, rows in pieces()) / n
+    grams = np.zeros((count, d, d))
+    sums = np.zeros((count, d))
+    for owner, rows in pieces():
+        rows /= largest
+        rows -= mean
+        order = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[order], np.arange(count + 1))
+        for b, (low, high) in enumerate(itertools.pairwise(bounds)):
+            part = rows[order[low:high]]
+            grams[b] += part.T @ part
+            sums[b] += part.sum(axis=0)
+    return _BlockMoments(sizes, sums if centred else None, grams, None, block)
 
 
 def _draw_blocks(n, groups, blocks, seed) -> np.ndarray:
     """Block of every row [n]: rows, or whole groups, dealt out at random in equal numbers."""
     index = np.arange(n)
     if groups is not None:
-        groups = np.asarray(groups)
+        groups = as_labels(groups, where="groups")
         if groups.shape != (n,):
             raise ValueError(f"groups must be [{n}], one a row of the features, got {groups.shape}")
         index = np.unique(groups, return_inverse=True)[1]
     units = int(index.max()) + 1
-    count = min(blocks, units)
+    count = min(as_whole("blocks", blocks, 1), units)
     if count < 3:
         raise ValueError(
             f"intervals need at least 3 blocks: {blocks} asked of {units} rows or groups"
         )
-    return (np.random.default_rng([seed, 0]).permutation(units) % count)[index]
+    return (np.random.default_rng([as_whole("seed", seed, 0), 0]).permutation(units) % count)[index]

@@ -109,9 +109,10 @@ def class_alignment(left, labels) -> np.ndarray:
 
 
 def as_labels(labels, *, where: str = "labels") -> np.ndarray:
-    """`labels` as an array; ValueError for missing ones (NaN, None, …) and types without an order.
+    """`labels` as an array; ValueError for missing ones and for types without an order.
 
-    A list is read entry by entry: NumPy would make the text "nan" of a NaN among texts.
+    Missing is NaN, NaT, None, pandas' NA and what a masked array masks. A list is read entry by
+    entry: NumPy would make the text "nan" of a NaN among texts.
     """
     array = np.asarray(labels)
     if not hasattr(labels, "dtype") and array.dtype.kind in "US":
@@ -120,9 +121,10 @@ def as_labels(labels, *, where: str = "labels") -> np.ndarray:
         bad = (array != array).ravel()  # NaN, NaT
     else:
         bad = np.array([_missing(entry) for entry in array.ravel()], bool)
+    bad |= np.ma.getmaskarray(labels).ravel() if isinstance(labels, np.ma.MaskedArray) else False
     if bad.any():
         raise ValueError(
-            f"{where} are missing (NaN or None) in {bad.sum()} of {len(array)} rows, "
+            f"{where} are missing (NaN, None or masked) in {bad.sum()} of {len(array)} rows, "
             f"the first at row {bad.argmax()}: leave those rows out"
         )
     if array.dtype == object:
@@ -136,4 +138,5 @@ def as_labels(labels, *, where: str = "labels") -> np.ndarray:
 
 def _missing(entry) -> bool:
     # pandas' NA has no truth value when compared.
-    return entry is None or type(entry).__name__ == "NAType" or bool(np.any(entry != entry))
+    absent = entry is None or entry is np.ma.masked or type(entry).__name__ == "NAType"
+    return absent or bool(np.any(entry != entry))

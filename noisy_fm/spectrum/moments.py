@@ -9,11 +9,19 @@ are kept until their block is certified, so nothing is lost by finding out late.
 """
 
 import dataclasses
-from pathlib import Path
+import threading
 from typing import Any
 
 import numpy as np
 
+from noisy_fm.spectrum.arrays import (
+    as_features,
+    as_flag,
+    as_mask,
+    as_whole,
+    blocks_of,
+    require_finite,
+)
 from noisy_fm.spectrum.metrics import from_singular_values
 
 CONVENTIONS = {
@@ -30,92 +38,18 @@ TRUSTED = 1e-10
 
 def resolve(center, normalize, convention) -> dict:
     """`center` and `normalize` as settings, or those of a named convention."""
-    if convention is not None:
-        if convention not in CONVENTIONS:
-            raise ValueError(f"unknown convention {convention!r}: one of {', '.join(CONVENTIONS)}")
-        if center is not False or normalize is not False:
-            raise ValueError("give either convention= or center=/normalize=, not both")
-        return {**CONVENTIONS[convention]}  # type: ignore[dict-item]
-    center = "columns" if center is True else center
+    if not isinstance(center, str):
+        center = "columns" if as_flag("center, if not 'columns' or 'samples',", center) else False
     if center not in CENTERS:
         raise ValueError(f"center must be False, 'columns' (or True) or 'samples', got {center!r}")
-    return {"center": center, "normalize": bool(normalize)}
-
-
-def as_features(x, *, where: str = "features") -> np.ndarray:
-    """`x` as a real [n d] array, not copied; one clear line if it is not one.
-
-    A vector of n lists or arrays (a table's column of embeddings) is stacked.
-    """
-    x = as_array(x, where=where)
-    if x.ndim != 2:
-        raise ValueError(f"{where} must be 2-D [n, d], got shape {x.shape}")
-    if x.shape[1] == 0:
-        raise ValueError(f"{where} have no columns: shape {x.shape}")
-    # numpy sees ml_dtypes' bfloat16 and float8 as void types; they convert all the same.
-    if x.dtype.kind not in "fiub" and "float" not in x.dtype.name:
-        raise TypeError(f"{where} must be real numbers, got dtype {x.dtype}")
-    return x
-
-
-def as_array(x, *, where: str = "features") -> np.ndarray:
-    """`x` as an array of any shape; one line for what people give that NumPy would misread."""
-    if isinstance(x, str | Path):
-        raise TypeError(
-            f"{where} must be an array [n, d], got the path {str(x)!r}: read it with "
-            "spectrum.load_features"
-        )
-    if hasattr(x, "nnz") and hasattr(x, "toarray"):
-        raise TypeError(f"{where} must be dense, got a sparse {type(x).__name__}: x.toarray()")
-    if hasattr(x, "columns") and hasattr(x, "iloc"):  # a pandas table, which this never imports
-        others = [
-            str(name)
-            for name, dtype in zip(x.columns, x.dtypes, strict=True)
-            if dtype.kind not in "fiub"
-        ]
-        if others:
-            raise TypeError(
-                f"{where} must be real numbers, not so in column{'s' * (len(others) > 1)} "
-                f"{', '.join(others[:5])}{', …' * (len(others) > 5)}: leave out what is no number; "
-                "of a column of lists give that column alone"
-            )
-        if any(type(dtype).__module__.startswith("pandas") for dtype in x.dtypes):
-            return x.to_numpy(np.float64, na_value=np.nan)
-    if isinstance(x, list | tuple) and any(getattr(part, "ndim", 0) == 2 for part in x):
-        raise ValueError(
-            f"{where} must be one matrix, got a {type(x).__name__} of {len(x)}: give them one by "
-            'one, or by name where several are taken, as in {"a": X, "b": Y}'
-        )
-    x = np.asarray(x)
-    if x.dtype == object and x.ndim == 1 and len(x):
-        sizes = [np.size(row) if np.ndim(row) == 1 else -1 for row in x]
-        if min(sizes) >= 0 and len({*sizes}) == 1:
-            return np.stack([np.asarray(row) for row in x])
-        first = next((i for i, size in enumerate(sizes) if size != sizes[0] or size < 0))
-        raise ValueError(
-            f"{where} must be rows of one length, got {type(x[first]).__name__} at row {first}"
-            + f" of length {sizes[first]}, not {sizes[0]}" * (sizes[first] >= 0)
-        )
-    return x
-
-
-def as_mask(mask, rows: int) -> np.ndarray:
-    """`mask` as truth values [rows]; ValueError for another shape."""
-    mask = np.asarray(mask).astype(bool)
-    if mask.shape != (rows,):
-        raise ValueError(f"mask must be [{rows}], one a row, got {mask.shape}")
-    return mask
-
-
-def require_finite(x: np.ndarray, *, first_row: int = 0, where: str = "features") -> None:
-    """ValueError that counts the rows with NaN or infinity and names the first."""
-    bad = np.flatnonzero(~np.isfinite(x.astype(np.float64)).all(axis=1))
-    if bad.size:
-        overflow = bool(x.dtype == np.float16 and np.isinf(x[bad]).any())
-        raise ValueError(
-            f"{where} have NaN or infinite values in {bad.size} of {len(x)} rows, "
-            f"the first at row {first_row + bad[0]}" + " (an overflow of float16?)" * overflow
-        )
+    normalize = as_flag("normalize", normalize)
+    if convention is None:
+        return {"center": center if center is False else str(center), "normalize": normalize}
+    if convention not in CONVENTIONS:
+        raise ValueError(f"unknown convention {convention!r}: one of {', '.join(CONVENTIONS)}")
+    if center or normalize:
+        raise ValueError("give either convention= or center=/normalize=, not both")
+    return {**CONVENTIONS[convention]}  # type: ignore[dict-item]
 
 
 def prepare(x: np.ndarray, *, center, normalize) -> np.ndarray:
@@ -224,9 +158,29 @@ def values_of(matrix: np.ndarray) -> np.ndarray:
     return np.linalg.svd(matrix, compute_uv=False)
 
 
+def directions_of(moments: Moments, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The leading `count` singular values [k] and right singular vectors [d k] of moments."""
+    if moments.gram is not None:
+        energy, vectors = np.linalg.eigh(moments.gram)
+        return np.sqrt(np.maximum(energy[::-1], 0)), vectors[:, ::-1]
+    _, values, transposed = np.linalg.svd(moments.as_factor(), full_matrices=False)
+    return values[:count], transposed[:count].T
+
+
 def _capacity(d: int) -> int:
     """Rows taken at a time: O(D), and enough for BLAS to run at speed."""
     return max(8192, 2 * d)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """All that a spectrum knows at one moment; never changed, only replaced by the next."""
+
+    n: int = 0
+    d: int = 0  # until the first rows
+    moments: Moments | None = None  # once there are rows that are not pending
+    pending: tuple[np.ndarray, ...] = ()  # prepared rows not yet in the moments
+    noise: float | None = None  # σ/σ₁ of the rounding of what came from a device
 
 
 class Spectrum:
@@ -234,6 +188,7 @@ class Spectrum:
 
     `update` with batches [m d] in any order, `merge` what other hosts or shards saw, then read
     `singular_values()`, `directions()` or `summary()` (at any time; reading changes nothing).
+    Threads may share one: each update or merge counts once and whole, and is read so.
 
     Args:
       center: False (uncentred, as eq. 2–3 read), "columns" or True (the column means of all rows
@@ -245,11 +200,24 @@ class Spectrum:
 
     def __init__(self, *, center=False, normalize=False, convention: str | None = None):
         self.settings = resolve(center, normalize, convention)
-        self.n = 0
-        self.d = 0  # until the first rows
-        self._moments: Any = None  # Moments, once there are rows
-        self._pending: list[np.ndarray] = []  # prepared rows not yet in the moments
-        self._noise: float | None = None  # σ/σ₁ of the rounding of what came from a device
+        self.seen = Seen()
+        self._lock = threading.Lock()  # held to replace `seen`; reading takes it as it is
+
+    def __getstate__(self) -> dict:
+        return {"settings": self.settings, "seen": self.seen}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    @property
+    def n(self) -> int:
+        """Rows seen."""
+        return self.seen.n
+
+    @property
+    def d(self) -> int:
+        """Features of a row; 0 until the first."""
+        return self.seen.d
 
     def __repr__(self) -> str:
         how = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
@@ -267,43 +235,57 @@ class Spectrum:
         batch = as_features(batch)
         if mask is not None:
             batch = batch[as_mask(mask, len(batch))]
-        if batch.shape[1] != (self.d or batch.shape[1]):
-            raise ValueError(f"batch has {batch.shape[1]} features, the rows so far {self.d}")
-        capacity = _capacity(batch.shape[1])
+        d = batch.shape[1]
+        self._require_width(d)
+        capacity = _capacity(d)
         chunks = [batch[i : i + capacity] for i in range(0, len(batch), capacity)]
         for rows in chunks:  # all of them before any is counted
             with np.errstate(over="ignore", invalid="ignore"):
                 finite = np.isfinite(rows.sum(axis=0, dtype=np.float64)).all()
             if not finite:
                 require_finite(batch, first_row=self.n)
-        self.d = batch.shape[1]
         full = [rows for rows in chunks if len(rows) == capacity]
-        if full:
-            self._moments = self._add_chunks(full)
-        self._pending = self._pending + [prepare(r, **self.settings) for r in chunks[len(full) :]]
-        self.n += len(batch)
-        self._bound_pending()
+        rest = tuple(prepare(rows, **self.settings) for rows in chunks[len(full) :])
+        total = self._total(full)
+        with self._lock:
+            self._require_width(d)
+            seen = self.seen
+            moments = self._joined(seen.moments, total, full)
+            self.seen = self._bounded(
+                Seen(seen.n + len(batch), d, moments, seen.pending + rest, seen.noise)
+            )
         return self
 
-    def _add_chunks(self, chunks: list[np.ndarray]) -> Moments:
-        """Large chunks of raw rows: their sum is certified once, or else each chunk in turn."""
-        if len(chunks) > 1 and (self._moments is None or self._moments.gram is not None):
-            total = self._moments
+    def _require_width(self, d: int) -> None:
+        if d != (self.d or d):
+            raise ValueError(f"batch has {d} features, the rows so far {self.d}")
+
+    def _total(self, chunks: list[np.ndarray]) -> Moments | None:
+        """The uncertified moments of large chunks of raw rows, if their Gram matrix may be used."""
+        moments, total = self.seen.moments, None
+        if moments is None or moments.gram is not None:
             for rows in chunks:
                 total = combine(total, self._block(prepare(rows, **self.settings)), certify=False)
-            if certified(total.gram):
-                return total
-        total = self._moments
-        for rows in chunks:
-            total = combine(total, self._block(prepare(rows, **self.settings)))
         return total
+
+    def _joined(self, moments, total, chunks) -> Moments | None:
+        """`moments` with large chunks: their sum is certified once, or else each chunk in turn."""
+        if total is not None and (moments is None or moments.gram is not None):
+            joined = total if moments is None else combine(moments, total, certify=False)
+            if certified(joined.gram):
+                return joined
+        for rows in chunks:
+            moments = combine(moments, self._block(prepare(rows, **self.settings)))
+        return moments
 
     def _block(self, rows: np.ndarray) -> Moments:
         return moments_of(rows, center_columns=self.settings["center"] == "columns")
 
-    def _bound_pending(self) -> None:
-        if sum(map(len, self._pending)) >= _capacity(self.d):
-            self._moments, self._pending = self._fold(), []
+    def _bounded(self, seen: Seen) -> Seen:
+        """`seen` with its pending rows in the moments, where they are many."""
+        if sum(map(len, seen.pending)) < _capacity(seen.d):
+            return seen
+        return dataclasses.replace(seen, moments=self._fold(seen), pending=())
 
     def merge(self, other: "Spectrum") -> "Spectrum":
         """Adds what `other` saw, as if its rows had been given here; `other` is unchanged.
@@ -317,30 +299,34 @@ class Spectrum:
             )
         if other.settings != self.settings:
             raise ValueError(f"cannot merge a spectrum with {other.settings} into {self.settings}")
-        if other.n == 0:
+        theirs = other.seen
+        if theirs.n == 0:
             return self
-        if other.d != (self.d or other.d):
-            raise ValueError(f"cannot merge a spectrum of {other.d} features into one of {self.d}")
-        self.d = other.d
-        if other._moments is not None:
-            self._moments = combine(self._moments, other._moments)
-        self._pending = self._pending + other._pending
-        self._noise = max(self._noise or 0, other._noise or 0) or None
-        self.n += other.n
-        self._bound_pending()
+        with self._lock:
+            seen = self.seen
+            if theirs.d != (seen.d or theirs.d):
+                raise ValueError(
+                    f"cannot merge a spectrum of {theirs.d} features into one of {seen.d}"
+                )
+            moments = seen.moments
+            if theirs.moments is not None:
+                moments = combine(moments, theirs.moments)
+            noise = max(seen.noise or 0, theirs.noise or 0) or None
+            n, pending = seen.n + theirs.n, seen.pending + theirs.pending
+            self.seen = self._bounded(Seen(n, theirs.d, moments, pending, noise))
         return self
 
-    def _fold(self) -> Moments:
-        """All rows so far as one block; the state itself stays as it is."""
-        if not self._pending:
-            return self._moments
-        rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-        return combine(self._moments, self._block(rows))
+    def _fold(self, seen: Seen) -> Moments:
+        """All rows of `seen` as one block."""
+        if not seen.pending:
+            return seen.moments  # type: ignore[return-value]
+        rows = seen.pending[0] if len(seen.pending) == 1 else np.concatenate(seen.pending)
+        return combine(seen.moments, self._block(rows))
 
-    def _read(self) -> Moments:
-        if self.n < 2:
-            raise ValueError(f"a spectrum needs at least 2 rows, got {self.n}")
-        return self._fold()
+    def _read(self, seen: Seen) -> Moments:
+        if seen.n < 2:
+            raise ValueError(f"a spectrum needs at least 2 rows, got {seen.n}")
+        return self._fold(seen)
 
     def singular_values(self) -> np.ndarray:
         """All min(n, d) singular values, descending, float64.
@@ -348,38 +334,40 @@ class Spectrum:
         Raises:
           ValueError: fewer than two rows so far.
         """
-        moments = self._read()
+        return self._values(self.seen)
+
+    def _values(self, seen: Seen) -> np.ndarray:
+        moments = self._read(seen)
+        count = min(seen.n, seen.d)
         if moments.gram is not None:
             values = np.sqrt(np.maximum(np.linalg.eigvalsh(moments.gram)[::-1], 0))
         else:
             values = values_of(moments.as_factor())
-        values = np.pad(values, (0, max(0, min(self.n, self.d) - len(values))))
+        values = np.pad(values, (0, max(0, count - len(values))))
         if moments.mean is not None:  # constant columns: only the rounding of their mean is left
-            largest = np.sqrt(self.n) * np.linalg.norm(moments.mean)
+            largest = np.sqrt(seen.n) * np.linalg.norm(moments.mean)
             values[values <= np.finfo(np.float64).eps * largest] = 0
-        return values[: min(self.n, self.d)]
+        return values[:count]
 
     def directions(self) -> tuple[np.ndarray, np.ndarray]:
         """Singular values σ [k] and right singular vectors V [d k] as columns, k = min(n, d)."""
-        moments = self._read()
-        if moments.gram is not None:
-            energy, vectors = np.linalg.eigh(moments.gram)
-            return np.sqrt(np.maximum(energy[::-1], 0)), vectors[:, ::-1]
-        _, values, transposed = np.linalg.svd(moments.as_factor(), full_matrices=False)
-        count = min(self.n, self.d)
-        return values[:count], transposed[:count].T
+        seen = self.seen
+        return directions_of(self._read(seen), min(seen.n, seen.d))
 
     def left_vectors(self, x, *, top_k: int) -> np.ndarray:
         """Leading left singular vectors [n k] at rows x [n d]: those seen, or new ones."""
-        values, vectors = self.directions()
-        count = min(top_k, int((values > values[0] * max(1e-7, self._noise or 0)).sum()))
-        rows = prepare(as_features(x), **self.settings)
-        if self.settings["center"] == "columns":
-            rows -= self._read().mean
-        return rows @ (vectors[:, :count] / values[:count])
+        x, top_k, seen = as_features(x), as_whole("top_k", top_k, 1), self.seen
+        self._require_width(x.shape[1])
+        moments = self._read(seen)
+        values, vectors = directions_of(moments, min(seen.n, seen.d))
+        count = min(top_k, int((values > values[0] * max(1e-7, seen.noise or 0)).sum()))
+        scaled = vectors[:, :count] / values[:count]
+        shift = 0.0 if moments.mean is None else moments.mean
+        parts = [(prepare(rows, **self.settings) - shift) @ scaled for _, rows in blocks_of(x)]
+        return np.concatenate([np.zeros((0, count)), *parts])
 
     def summary(self) -> dict:
         """Every label-free metric of `METRICS`, with n, d and the settings."""
-        values = self.singular_values()
-        metrics = from_singular_values(values, n=self.n, d=self.d, noise=self._noise)
-        return {**metrics, "n": self.n, "d": self.d, **self.settings}
+        seen = self.seen
+        metrics = from_singular_values(self._values(seen), n=seen.n, d=seen.d, noise=seen.noise)
+        return {**metrics, "n": seen.n, "d": seen.d, **self.settings}

@@ -1,18 +1,24 @@
 """One self-contained HTML page about the spectra of one or several sets of features."""
 
+import contextlib
 import html
 import io
 import math
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from noisy_fm.files import written_whole
+from noisy_fm.messages import spelled
+from noisy_fm.spectrum.arrays import as_features, as_flag
 from noisy_fm.spectrum.draw import metric_title, panels
 from noisy_fm.spectrum.intervals import Interval, band, jackknife
 from noisy_fm.spectrum.metrics import METRICS
-from noisy_fm.spectrum.moments import Spectrum, as_features, resolve
+from noisy_fm.spectrum.moments import Spectrum, resolve
 
 CHUNK = 8192
 # Rows × d² up to which the report's jackknife takes seconds; `jackknife` itself has no limit.
@@ -59,6 +65,7 @@ def measure(
     called after every chunk. A fault names the features it is in.
     """
     settings = resolve(center, normalize, convention)
+    as_flag("intervals", intervals)
     spectra, summaries, bounds, bands = {}, {}, {}, {}
     for name, x in features.items():
         try:
@@ -93,7 +100,7 @@ def report(features: Mapping[str, object] | object, path: str | Path, **options)
     mapped = [file for x in features.values() if (file := getattr(x, "filename", None))]
     path = prepare_page(path, mapped)
     measured = measure(features, **options)
-    path.write_text(page(*measured), encoding="utf-8")
+    write_page(path, page(*measured))
     return measured[1]
 
 
@@ -152,12 +159,12 @@ def _svg(figure, number: int) -> str:
 
 
 def prepare_page(path: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """The path of a page to be, its folder made; nothing else is written.
+    """The path of a page to be, `~` expanded and its folder made; nothing else is written.
 
     Raises, in one line: ValueError for one of `inputs` or a name that is not of an HTML file,
     OSError for a place that cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; expected the page's file, as in report.html")
     target = path.resolve()
@@ -165,21 +172,38 @@ def prepare_page(path: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
         raise ValueError(f"{path} is one of the inputs: the page would overwrite it")
     if not {path.suffix.lower(), target.suffix.lower()} <= {".html", ".htm"}:
         raise ValueError(f"{path}: the page is HTML; expected a name that ends in .html or .htm")
-    new = not path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise OSError(f"{path}: cannot write the page there ({error.strerror})") from None
-    if new:  # an empty page would outlive a run that fails
-        path.unlink()
+    with _wording(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.parent).close()
+        if path.exists():
+            path.open("a", encoding="utf-8").close()
     return path
 
 
+def write_page(path: Path, text: str) -> None:
+    """Writes the page, whole or not at all; OSError in one line."""
+    with _wording(path), written_whole(path.resolve()) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _wording(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: cannot write the page there ({error.strerror})") from None
+
+
 def table(
-    summaries: Mapping[str, dict], bounds: Mapping[str, Mapping[str, Interval]] | None = None
+    summaries: Mapping[str, dict],
+    bounds: Mapping[str, Mapping[str, Interval]] | None = None,
+    *,
+    encoding: str | None = None,
 ) -> str:
-    """Summaries as aligned text, a line a set of features; under it, ± half of its intervals."""
+    """Summaries as aligned text, a line a set of features; under it, ± half of its intervals.
+
+    What `encoding` lacks is spelled in ASCII, and aligned so.
+    """
     columns = [c for c in METRICS if all(c in row for row in summaries.values())]
     titles = [metric_title(c).partition(" ")[::2] for c in columns]
     lines = [["features", "n", "d", *(first for first, _ in titles)]]
@@ -189,6 +213,7 @@ def table(
         found = (bounds or {}).get(name)
         if found:
             lines.append(["  95 %", "", "", *(_half(found.get(c)) for c in columns)])
+    lines = [[spelled(cell, encoding) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     aligned = (
         "  ".join(
