@@ -14,6 +14,7 @@ from orbax.checkpoint import checkpoint_managers
 from noisy_fm import files, hosts
 
 VERSIONED = ("noisy-fm", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+TEMPORARY = ".orbax-checkpoint-tmp"  # how orbax ends the name of one being written
 SCHEMA = 1  # of the checkpoint's meta; raised when old checkpoints stop being readable
 
 
@@ -102,6 +103,15 @@ class Checkpointer:
             f"no checkpoint in {self.folder} can be read (steps {steps}): damaged, or of another "
             "model; move the folder away to start afresh"
         )
+
+    def drop_unfinished(self) -> int | None:
+        """Removes what a failed save left, which may be what fills the disk; the newest step."""
+        self._manager.reload()  # or the failed one is still listed
+        if hosts.first():
+            for part in self.folder.glob(f"*{TEMPORARY}"):
+                with contextlib.suppress(OSError):
+                    part.rmtree()
+        return max(self.steps, default=None)
 
     def wait(self) -> None:
         self._manager.wait_until_finished()

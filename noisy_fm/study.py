@@ -337,7 +337,7 @@ def run(config: ConfigDict, workdir: str) -> Path:
     """Runs what is missing of the study in `workdir` and returns the path of its report."""
     config_lib.cache_compilations()
     config = resolve(config)
-    folder = Path(workdir).absolute()
+    folder = Path(workdir).expanduser().absolute()
     plain = config_lib.plain(config)
     checkpoint.claim(folder, "pretrain.json", plain["pretrain"], differences=config_lib.differences)
     files.write_json(folder / "config.json", plain)

@@ -146,7 +146,22 @@ class Run:
         """Starts a checkpoint; it can be the best one if it has just been evaluated."""
         seconds = time.perf_counter() - self.began
         meta = {**self.meta, "seconds": seconds, "unreadable": self.unreadable()}
-        self.saver.save(step, state, meta, self.metrics if self.measured_at == step else None)
+        metrics = self.metrics if self.measured_at == step else None
+        with self._last_good_named():
+            self.saver.save(step, state, meta, metrics)
+
+    @contextlib.contextmanager
+    def _last_good_named(self):
+        """A checkpoint that cannot be written, now or since the last save, is one line."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore's is a ValueError
+            last = self.saver.drop_unfinished()
+            good = "there is no good one yet" if last is None else f"the last good one is {last}"
+            raise OSError(
+                f"a checkpoint could not be written to {self.saver.folder}: {files.reason(error)}; "
+                f"{good}; run the same line again to go on from there"
+            ) from error
 
     def unreadable(self) -> dict[str, str]:
         """{id: "file: reason"} of the training images that no host could read so far."""
@@ -198,8 +213,12 @@ class Run:
         """Waits until the last checkpoint, also an interrupted run's, is on disk."""
         with contextlib.ExitStack() as each:  # also if one of them fails
             each.callback(self.writers.close)
-            each.callback(self.saver.close)
+            each.callback(self._close_saver)
             each.callback(self.batches.close)
+
+    def _close_saver(self) -> None:
+        with self._last_good_named():
+            self.saver.close()
 
 
 def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[TrainState, Setup, dict]:
