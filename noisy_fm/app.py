@@ -31,7 +31,7 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
     )
     load = flags.FLAGS["config"].parser
     read = load.parse  # its values are made to fit before the overrides are read
-    load.parse = lambda path: loosened(read(os.path.expanduser(path)))  # type: ignore[method-assign]
+    load.parse = lambda path: loosened(read(os.path.expanduser(path)))  # type: ignore
     app.usage = lambda *args, **kwargs: _usage(main)  # type: ignore[assignment]
 
     def parse(argv):

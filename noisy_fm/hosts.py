@@ -42,7 +42,7 @@ def check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX's assertion has no words
-        wanted = jax.config.jax_platforms
+        wanted = os.environ.get("JAX_PLATFORMS")
         reason = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         raise ValueError(
             (f"JAX_PLATFORMS is {wanted!r}: " if wanted else "")
