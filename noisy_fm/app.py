@@ -1,11 +1,13 @@
 """The command line: flags to a config, and a mistake to one line and an exit code."""
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from noisy_fm.config import OPEN_ENDED
+from noisy_fm.config import OPEN_ENDED, loosened
 from noisy_fm.messages import print_anywhere, say, settle
 
 
@@ -16,7 +18,9 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
     Ctrl-C ends with 130 and a signal of `signals.STOP` with 143, after what was running has been
     saved.
     """
-    from absl import app, flags, logging
+    import jax
+    from absl import app, flags
+    from absl import logging as absl_logging
     from ml_collections import config_flags
 
     from noisy_fm import hosts, signals
@@ -27,11 +31,14 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
     config_flags.DEFINE_config_file(
         "config", config_file, "config file, `:arguments` after it; override with --config.KEY=…"
     )
+    load = flags.FLAGS["config"].parser
+    read = load.parse  # its values are made to fit before the overrides are read
+    load.parse = lambda path: loosened(read(os.path.expanduser(path)))  # type: ignore
     app.usage = lambda *args, **kwargs: _usage(main)  # type: ignore[assignment]
 
     def parse(argv):
         for path in (a.split("=", 1)[1].split(":")[0] for a in argv if a.startswith("--config=")):
-            if not os.path.isfile(path):
+            if not os.path.isfile(os.path.expanduser(path)):
                 fail(f"there is no config file {path}")
         try:
             return app.parse_flags_with_usage(argv) if "--help" in argv else flags.FLAGS(argv)
@@ -44,12 +51,13 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
         for name in ("config", "workdir"):
             if not flags.FLAGS[name].value:
                 fail(f"--{name} is missing; see --help")
-        logging.set_verbosity(logging.WARNING)
-        # What orbax's threads fail at is raised too, and then said in one line.
-        logging.get_absl_handler().addFilter(lambda record: "/orbax/" not in record.pathname)
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        if not flags.FLAGS.traceback:
+            _hush()
         signals.listen(signals.terminate)  # of several hosts JAX's own service takes SIGTERM
         try:
             hosts.connect()
+            hosts.check_devices()
             main(flags.FLAGS.config, flags.FLAGS.workdir)
         except KeyboardInterrupt:
             fail("interrupted; run the same line again to go on", 130)
@@ -59,6 +67,10 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
             if flags.FLAGS.traceback:
                 raise
             fail(error)
+        except jax.errors.JaxRuntimeError as error:
+            if flags.FLAGS.traceback or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            fail(f"out of memory: {_first_line(error)}; {MEMORY}")
         settle()
 
     app.run(wrapped, flags_parser=parse)
@@ -66,6 +78,35 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
 
 # What a user can cause; anything else is a fault of ours and keeps its traceback.
 MISTAKES = (ValueError, OSError, FloatingPointError)
+
+
+def _hush() -> None:
+    """Drops the tracebacks of a save that failed: it is raised too, and said in one line.
+
+    orbax logs it once a thread, and each of the many writes that it abandons fails on its own.
+    """
+    from absl import logging as absl_logging
+
+    def wanted(record):
+        return not (record.exc_info and {"orbax", "asyncio"} & set(Path(record.pathname).parts))
+
+    for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(wanted)
+    shown = sys.unraisablehook
+
+    def hook(failed):
+        if str(failed.exc_value) != "Event loop is closed":
+            shown(failed)
+
+    sys.unraisablehook = hook
+
+
+# What to do where the accelerator's memory does not suffice.
+MEMORY = "a smaller batch_size, more microbatches, or a free device helps"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
 
 
 def _cause(error: BaseException, argv: Sequence[str]) -> object:

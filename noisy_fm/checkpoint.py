@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from noisy_fm import files, hosts, sharding
 
 VERSIONED = ("noisy-fm", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+TEMPORARY = ".orbax-checkpoint-tmp"  # how orbax ends the name of one being written
 SCHEMA = 1  # of the checkpoint's meta; raised when old checkpoints stop being readable
 
 
@@ -116,6 +117,15 @@ class Checkpointer:
             "model; move the folder away to start afresh"
         )
 
+    def drop_unfinished(self) -> int | None:
+        """Removes what a failed save left, which may be what fills the disk; the newest step."""
+        self._manager.reload()  # or the failed one is still listed
+        if hosts.first():
+            for part in self.folder.glob(f"*{TEMPORARY}"):
+                with contextlib.suppress(OSError):
+                    part.rmtree()
+        return max(self.steps, default=None)
+
     def wait(self) -> None:
         with self._worded():
             self._manager.wait_until_finished()
@@ -133,16 +143,11 @@ class Checkpointer:
             if self._failed:  # orbax says it again, whatever is asked of it
                 return
             self._failed = True
-            text = " ".join(str(error).split())
-            full = "No space left" in text or "os_error_code='28'" in text
-            for part in self.folder.glob("*.orbax-checkpoint-tmp") if hosts.first() else ():
-                with contextlib.suppress(OSError):  # half written, and in need of the room
-                    part.rmtree()
-            good = self.steps
+            last = self.drop_unfinished()
+            good = "there is no good one yet" if last is None else f"the last good one is {last}"
             raise OSError(
-                f"a checkpoint could not be written to {self.folder}: "
-                f"{'no space left on the device' if full else text[:200]}; "
-                + (f"the last good one is of step {good[-1]}" if good else "there is none yet")
+                f"a checkpoint could not be written to {self.folder}: {files.reason(error)}; "
+                f"{good}; run the same line again to go on from there"
             ) from error
 
 

@@ -24,6 +24,8 @@ MIX_MODES = ("batch", "elem")
 LOSSES = ("softmax", "bce")
 # Groups whose further keys are arguments of what their `name` or `kind` picks.
 OPEN_ENDED = ("model", "optimizer", "noise", "augment")
+# Keys of one number or several: other keys keep the type they have.
+NUMBERS = ("normalize.mean", "normalize.std", "augment.color_jitter")
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -31,7 +33,7 @@ def train() -> ConfigDict:
     """The defaults of one training run."""
     from noisy_fm import sharding
 
-    return ConfigDict(
+    config = ConfigDict(
         {
             # What is learned from: a `data.load` source, and the one validation accuracy is for.
             # Empty values are not given. `path` and `canvas` are of images on disk.
@@ -105,6 +107,7 @@ def train() -> ConfigDict:
             "profile": (),  # (first, last) step to trace
         }
     )
+    return loosened(config)
 
 
 def study() -> ConfigDict:
@@ -133,6 +136,19 @@ def study() -> ConfigDict:
             "spectrum": {"center": False, "normalize": False},
         }
     )
+
+
+def loosened(config: ConfigDict) -> ConfigDict:
+    """`config` itself, whose `NUMBERS` can then be set to one number or to several.
+
+    A ConfigDict, and with it the command line, holds a key to the type of its first value.
+    """
+    for group in (config, config.get("pretrain", ConfigDict())):
+        for name, _, key in (where.partition(".") for where in NUMBERS):
+            held = group.get(name)
+            if isinstance(held, ConfigDict) and key in held and held.get_type(key) is not object:
+                held[key] = ml_collections.FieldReference(held[key], field_type=object)
+    return config
 
 
 def parse_arg(arg: str, **defaults):
@@ -210,9 +226,21 @@ def check_train(config: ConfigDict) -> None:
             raise ValueError(unknown(f"config.{key}", value, known))
     for key in ("trainable", "sharding"):
         for rule in config[key]:
+            if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 2:
+                raise ValueError(
+                    f"config.{key} has {rule!r}; expected pairs (regex, …), one of them as "
+                    "((regex, …),)"
+                )
             check_regex(f"config.{key}", rule[0])
+    for regex, multiplier in config.trainable:
+        if not (multiplier is None or _is_number(multiplier)):
+            raise ValueError(
+                f"config.trainable has {multiplier!r} for {regex!r}; expected a number, or None"
+            )
     check_regex("config.decay", config.decay)
     flat = flatten(config)
+    for key in NUMBERS:
+        _check_numbers(key, flat.get(key, 1.0))
     for keys, fits, expected in RANGES:
         for key in keys:
             value = flat[key]
@@ -246,6 +274,19 @@ def check_train(config: ConfigDict) -> None:
             f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs}, training is "
             f"{config.epochs} epochs; expected the warm-up to be shorter"
         )
+
+
+def _check_numbers(key: str, value) -> None:
+    """Raises unless `value` is one number or three (of a standard deviation, positive ones)."""
+    several = value if isinstance(value, list | tuple) else (value,)
+    if len(several) not in (1, 3) or not all(_is_number(one) for one in several):
+        raise ValueError(f"config.{key} is {value!r}; expected one number or three")
+    if key.endswith(".std") and min(several) <= 0:
+        raise ValueError(f"config.{key} is {value!r}; expected positive numbers")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # What may change when a run is resumed: how it is read, laid out, watched and kept, not what it is.
@@ -379,7 +420,7 @@ def run_differences(old: dict, new: dict) -> list[str]:
 def updated(config: ConfigDict, changes: Mapping) -> ConfigDict:
     """A copy of `config` with dotted keys replaced: `updated(c, {"noise.rate": 0.1})`."""
     new = ml_collections.ConfigDict(copy.deepcopy(config.to_dict()))
-    new.update_from_flattened_dict(changes)
+    loosened(new).update_from_flattened_dict(changes)
     return new
 
 

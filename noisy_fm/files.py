@@ -1,6 +1,7 @@
 """Small artifacts on disk or in a bucket: whole or absent, and one line where one is damaged."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -14,9 +15,9 @@ from etils import epath
 
 
 def absolute(path) -> epath.Path:
-    """`path` as it stays when the working directory changes; a bucket's URL as it is."""
+    """`path` as it stays when the working directory changes, `~` the home; a bucket's URL as is."""
     path = epath.Path(path)
-    return path if "://" in str(path) else path.absolute()
+    return path if "://" in str(path) else path.expanduser().absolute()
 
 
 @contextlib.contextmanager
@@ -56,6 +57,15 @@ def write_arrays(path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
     _write(path, buffer.getvalue())
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be written, in the system's words where an error has them inside."""
+    text = " ".join(str(error).split())
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if getattr(error, "errno", None) == code or os.strerror(code) in text:
+            return os.strerror(code)
+    return text[:200]
 
 
 def _write(path, content: bytes) -> None:

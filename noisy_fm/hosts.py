@@ -37,6 +37,20 @@ def connect(*, seconds: int = 300) -> None:
         ) from None
 
 
+def check_devices() -> None:
+    """Starts JAX on its devices; ValueError, one line, where JAX_PLATFORMS asks for none it has."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX's assertion has no words
+        wanted = os.environ.get("JAX_PLATFORMS")
+        reason = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+        raise ValueError(
+            (f"JAX_PLATFORMS is {wanted!r}: " if wanted else "")
+            + f"{reason or 'there is no such device, or JAX is installed without it'}; expected "
+            "cpu, or cuda or tpu where there is one and JAX is installed for it (unset: any)"
+        ) from error
+
+
 def _given(variables: Mapping[str, str]) -> dict:
     """The arguments of `jax.distributed.initialize` that are set as variables."""
     address, count, index = (variables.get(name, "") for name in VARIABLES)

@@ -1,14 +1,16 @@
 """A mistake in a config is one line, before anything runs."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from noisy_fm import checkpoint, config, optim
+from noisy_fm import checkpoint, config, files, optim
 
 
 def changed(**changes):
@@ -30,6 +32,12 @@ def changed(**changes):
         ({"optimizer__learning_rate": -0.1}, r"learning_rate is -0\.1; expected a positive number"),
         ({"schedule__min_rate": -1.0}, r"min_rate is -1\.0; expected 0 or more"),
         ({"profile": (1, 2, 3)}, "profile"),
+        ({"normalize__mean": "white"}, r"normalize\.mean is 'white'; expected one number or three"),
+        ({"normalize__mean": (1, 2)}, r"mean is \(1, 2\); expected one number or three"),
+        ({"normalize__std": (0.1, 0.0, 0.1)}, "expected positive numbers"),
+        ({"trainable": (".*", 1.0)}, r"config\.trainable has '\.\*'; expected pairs"),
+        ({"trainable": ((".*", "no"),)}, r"has 'no' for '\.\*'; expected a number, or None"),
+        ({"sharding": ((".*",),)}, r"config\.sharding has \('\.\*',\); expected pairs"),
     ],
 )
 def test_values_out_of_range(changes, message):
@@ -90,12 +98,13 @@ def test_every_default_is_read_by_the_code(table):
     assert not unread
 
 
-def command(module, *arguments):
+def command(module, *arguments, **variables):
     return subprocess.run(
         [sys.executable, "-m", f"noisy_fm.{module}", *arguments],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,
+        env={**os.environ, **variables},
     )
 
 
@@ -140,6 +149,120 @@ def test_help_is_useful(module):  # what it does, the line to type, and the flag
     assert "--config=" in out.stdout
     assert "--workdir" in out.stdout
     assert f"python -m noisy_fm.{module}" in out.stdout
+
+
+SHOW = """
+import json
+from noisy_fm import app, config
+def main(given, workdir):
+    check = config.check_study if "pretrain" in given else config.check_train
+    check(given)
+    print(json.dumps(config.flatten(config.plain(given))))
+app.run_app(main)
+"""
+RULES = [["head", 1.0], [".*", None]]
+# What the tables of defaults say that a key takes, beside the type of its default.
+TRAIN_VALUES = {
+    "normalize.mean": ("(0.5,0.4,0.3)", [0.5, 0.4, 0.3]),
+    "normalize.std": ("0.2", 0.2),
+    "data.domain": ("noto", ["noto"]),
+    "trainable": ("(('head',1.0),('.*',None))", RULES),
+    "sharding": ("(('bias','replicate'),('.*',('data',None)))",
+                 [["bias", "replicate"], [".*", ["data", None]]]),
+    "mesh.data": ("-1", -1),
+    "profile": ("3,5", [3, 5]),
+    "writers": ("()", []),
+    "evaluators.spectrum": ("pre_logits", ["pre_logits"]),
+    "epochs": ("3", 3.0),
+    "clip": ("1", 1.0),
+}  # fmt: skip
+STUDY_VALUES = {
+    "pretrain.normalize.mean": ("(0.5,0.4,0.3)", [0.5, 0.4, 0.3]),
+    "weights": ("(0.1,(1,2,3))", [0.1, [1, 2, 3]]),
+    "noise_rates": ("0.1", [0.1]),
+    "methods": ("('lp','nmtune')", ["lp", "nmtune"]),
+    "tasks": ("(('digits','','',()),)", [["digits", "", "", []]]),
+}
+FOLDER_VALUES = {  # a config file that replaces whole groups
+    "normalize.mean": ("0.3", 0.3),
+    "normalize.std": ("(0.1,0.2,0.3)", [0.1, 0.2, 0.3]),
+    "augment.color_jitter": ("(0.3,0.3,0.1)", [0.3, 0.3, 0.1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("pretrain/emoji.py", TRAIN_VALUES),
+        ("study/emoji.py", STUDY_VALUES),
+        ("pretrain/folder.py", FOLDER_VALUES),
+    ],
+    ids=["emoji", "study", "folder"],
+)
+def test_every_documented_kind_of_value_can_be_given_on_the_command_line(file, values):
+    flags = [f"--config.{key}={text}" for key, (text, _) in values.items()]
+    out = subprocess.run(
+        [sys.executable, "-c", SHOW, f"--config=configs/{file}", "--workdir=unused", *flags],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert not out.stderr
+    shown = json.loads(out.stdout)
+    assert {key: shown[key] for key in values} == {key: value for key, (_, value) in values.items()}
+
+
+def test_numbers_are_one_or_several_in_a_config_file_too():
+    cfg = config.train()
+    before = config.hash_of(cfg)
+    cfg.normalize.mean = (0.5, 0.4, 0.3)
+    cfg.normalize.mean = 0.5
+    assert config.hash_of(cfg) == before == config.hash_of(changed())
+    several = {"normalize.mean": (0.5, 0.4, 0.3), "normalize.std": 0.2}
+    assert config.updated(cfg, several).normalize.to_dict() == {"mean": (0.5, 0.4, 0.3), "std": 0.2}
+    with pytest.raises(TypeError, match="batch_size"):
+        cfg.batch_size = (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("platform", "message"),
+    [
+        ("cudda", "JAX_PLATFORMS is 'cudda'"),
+        pytest.param(
+            *("cuda", "there is no such device"),
+            marks=pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="there is one"),
+        ),
+    ],
+)
+def test_a_platform_that_is_not_there_is_one_line(platform, message):
+    out = command("train", PRETRAIN, "--workdir=unused", JAX_PLATFORMS=platform)
+    assert out.returncode == 2
+    (line,) = out.stderr.strip().splitlines()
+    assert message in line
+
+
+@pytest.mark.slow
+def test_a_device_without_enough_memory_is_one_line():
+    code = """
+import jax.numpy as jnp
+from noisy_fm import app
+app.run_app(lambda config, workdir: jnp.zeros(2**45).block_until_ready())
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code, PRETRAIN, "--workdir=unused"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert out.returncode == 2
+    assert out.stderr.splitlines()[-1].startswith("error: out of memory: ")
+
+
+def test_the_home_folder_may_be_abbreviated(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.absolute("~/runs/a") == tmp_path / "runs/a"
+    assert str(files.absolute("gs://bucket/~a")) == "gs://bucket/~a"
+    assert files.absolute("runs/~a") == Path.cwd() / "runs/~a"
 
 
 def test_a_workdir_of_another_config_is_refused(tmp_path):

@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -102,6 +106,44 @@ def test_best_is_by_the_metric_and_of_a_loss_the_smallest(tmp_path):
         assert saver.best_step == expected
         assert saver.steps == [expected, 5]
         saver.close()
+
+
+def test_what_a_failed_save_left_is_dropped_and_the_last_good_one_named(tmp_path):
+    _, _, state = toy.start(toy.one_device())
+    saver = checkpoint.Checkpointer(tmp_path / "kept")
+    assert saver.drop_unfinished() is None
+    saver.save(3, state, {})
+    saver.wait()
+    part = tmp_path / "kept" / f"5{checkpoint.TEMPORARY}"
+    (part / "state").mkdir(parents=True)
+    assert saver.drop_unfinished() == 3
+    assert not part.exists()
+    saver.close()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
+    line = (
+        f"-m noisy_fm.train --config=configs/pretrain/emoji.py --workdir={tmp_path / 'run'} "
+        "--config.data.domain=noto --config.model.name=resnet10_narrow --config.epochs=0.5 "
+        "--config.schedule.warmup_epochs=0.1 --config.checkpoint_every=5 --config.writers=()"
+    )
+
+    def run(before):
+        return subprocess.run(
+            ["bash", "-c", f'{before} exec "$0" "$@"', sys.executable, *line.split()],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
+        )
+
+    first = run("ulimit -f 100;")  # KiB a file
+    assert first.returncode == 2
+    (said,) = first.stderr.strip().splitlines()
+    assert "File too large; there is no good one yet" in said
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+    assert run("").returncode == 0
 
 
 def test_memorised_counts_wrong_labels_learned_and_resisted():

@@ -148,7 +148,8 @@ class Run:
         self._check_lease()
         seconds = time.perf_counter() - self.began
         meta = {**self.meta, "seconds": seconds, "unreadable": self.unreadable()}
-        self.saver.save(step, state, meta, self.metrics if self.measured_at == step else None)
+        metrics = self.metrics if self.measured_at == step else None
+        self.saver.save(step, state, meta, metrics)
 
     def _check_lease(self) -> None:
         """Raises on every host if another process has taken the folder over."""
