@@ -124,13 +124,14 @@ def test_regularisers_weigh_a_row_as_often_as_it_is_given(shape, preset):
     def value(z, f, mask):
         return nmtune.nmtune_loss(z, f, preset, mask=mask, views=1)
 
+    run = jax.jit(jax.value_and_grad(value))
     with jax.enable_x64(True):
-        found, slope = jax.value_and_grad(value)(jnp.asarray(z), f, jnp.asarray(w, float))
-        expected, each = jax.value_and_grad(value)(jnp.asarray(z[again]), f[again], None)
-    np.testing.assert_allclose(found, expected, rtol=1e-10)
+        found, slope = run(jnp.asarray(z), f, jnp.asarray(w, float))
+        expected, each = run(jnp.asarray(z[again]), f[again], None)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
     summed = np.zeros(shape)
     np.add.at(summed, again, each)
-    np.testing.assert_allclose(slope, summed, atol=1e-10)
+    np.testing.assert_allclose(slope, summed, atol=1e-8)
     covariance = np.cov(z.T, fweights=w)
     off = covariance - np.diag(np.diag(covariance))
     np.testing.assert_allclose(
@@ -199,7 +200,7 @@ def test_class_weight_is_a_factor_on_sample_weight(estimator):
     names = np.array(["cat", "dog"])[y]
     w = np.random.default_rng(0).integers(0, 3, 300)
     factor = compute_class_weight(
-        "balanced", classes=names[:2] if y[0] < y[1] else np.unique(names),
+        "balanced", classes=np.unique(names),
         y=np.repeat(names, w),
     )  # fmt: skip
     model = estimator(epochs=1, min_steps=0, random_state=0)
@@ -241,14 +242,11 @@ def test_partial_fit_takes_a_dict_only():
         LinearProbe(class_weight="balanced").partial_fit(x, y, [0, 1])
 
 
-@pytest.mark.parametrize("classes", [np.array([3, 7, 8]), np.array(["3", "b", "c"])])
+@pytest.mark.parametrize("classes", [np.array([3, 7, 8]), np.array(["a", "b", "c"])])
 @pytest.mark.parametrize("given", ["balanced", "all", "some", "more", None])
 def test_class_weights_are_scikit_learns(classes, given):
     labels = np.random.default_rng(0).integers(0, 3, 50)
-    a, b, c = classes.tolist() if classes[0] == 3 else ["x", "b", "c"]
-    classes = np.array([a, b, c])
-    order = np.argsort(classes)
-    classes, labels = classes[order], labels
+    a, b, c = classes.tolist()
     chosen = {"all": {a: 2.0, b: 0, c: 5}, "some": {b: 4}, "more": {a: 1, b: 2, c: 3, "z": 4}}
     chosen = chosen.get(given, given)
     expected = compute_class_weight(chosen, classes=classes, y=classes[labels])

@@ -111,12 +111,13 @@ class HeadEstimator(BaseEstimator):
         train = held = np.arange(len(X))
         if self.early_stopping:
             train, held = _holdout(labels, self.validation_fraction, head.seed)
+        weighed = self._weighed or (0, 0.0, 0)
         emphasis = weighting.of_classes(self.class_weight, self.classes_, labels, weights)
         train = train[emphasis[labels[train]] > 0]
         if not len(train):
             raise ValueError("class_weight leaves no row to train on")
         strength = (weights * emphasis[labels])[train]
-        self._weighed = len(train), float(strength.sum()), self._weighed[2]
+        self._weighed = len(train), float(strength.sum()), weighed[2]
         self.mean_, self.scale_ = None, None
         if self.standardize:  # by what is trained on: rows held out have no say
             self.mean_, self.scale_ = rows.scaling(X[train], weights[train])

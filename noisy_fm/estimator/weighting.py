@@ -1,7 +1,5 @@
 """What the weights of examples and of classes mean, whatever their scale."""
 
-import numbers
-
 import numpy as np
 
 from noisy_fm.messages import unknown
@@ -46,7 +44,7 @@ def of_classes(class_weight, classes, labels, weights) -> np.ndarray:
     if strangers and not all(name in given for name in names):
         raise ValueError(unknown("class in class_weight", strangers[0], names))
     for name, value in given.items():
-        if not isinstance(value, numbers.Real) or not 0 <= value < np.inf:
+        if not isinstance(value, (int, float, np.number)) or not 0 <= value < np.inf:
             raise ValueError(f"class_weight[{name!r}] must be a number ≥ 0, got {value!r}")
     found = np.array([given.get(name, 1.0) for name in names], np.float64)
     if not found.any():
