@@ -2,8 +2,8 @@
 
 Everything is computed in float32 (float64 for float64 inputs) from one Gram matrix of the smaller
 side, and the gradients are written by hand, so that no D×D covariance (when M < D), no SVD and no
-derivative of an eigendecomposition is ever formed. `mask` [m] marks the rows that count; with it
-every term equals that of the remaining rows alone.
+derivative of an eigendecomposition is ever formed. `mask` [m] ≥ 0 weighs the rows; with it every
+term is that of rows given as often as it says: 0 leaves a row out, 2 counts it twice.
 """
 
 import functools
@@ -99,7 +99,7 @@ def consistency_loss(z, f, *, mask=None, reduction="sample"):
     if z.shape != f.shape:
         raise ValueError(f"z is {z.shape} and f is {f.shape}: expected the same shape")
     squares = jnp.sum((_unit_rows(f) - _unit_rows(z)) ** 2, axis=1)
-    mean = jnp.sum(squares) / jnp.maximum(jnp.sum(mask), 1)
+    mean = jnp.sum(squares * mask) / jnp.maximum(jnp.sum(mask), 1)
     return mean if reduction == "sample" else mean / z.shape[1]
 
 
@@ -138,7 +138,7 @@ def _method(method):
 
 
 def _prepare(z, mask):
-    """z in float32 or wider with the rows that do not count set to zero, and the mask as 0/1."""
+    """z and mask in float32 or wider, the rows that do not count set to zero."""
     z = jnp.asarray(z)
     if z.ndim != 2:
         raise ValueError(f"features have shape {z.shape}: expected [rows, dimensions]")
@@ -149,7 +149,7 @@ def _prepare(z, mask):
     if mask.shape != (len(z),):
         raise ValueError(f"mask has shape {mask.shape}: expected ({len(z)},), one entry a row")
     # where, not a product: padding may hold NaN.
-    return jnp.where(mask[:, None] != 0, z, 0), (mask != 0).astype(z.dtype)
+    return jnp.where(mask[:, None] != 0, z, 0), mask.astype(z.dtype)
 
 
 def _pair_views(z, f, mask, views):
@@ -162,7 +162,7 @@ def _pair_views(z, f, mask, views):
             " with the same even number of rows, [view 1; view 2]"
         )
     half = len(z) // 2
-    return z[half:], f[:half], mask[half:] * mask[:half]
+    return z[half:], f[:half], jnp.minimum(mask[half:], mask[:half])
 
 
 def _unit_rows(x):
@@ -179,9 +179,11 @@ def _gram_terms(wanted, z, mask):
 def _gram_terms_forward(wanted, z, mask):
     top_k, has_cov, method = wanted
     m, d = z.shape
+    # Rows times √w have the Gram matrices of rows given w times.
+    root = jnp.sqrt(mask)
     count = jnp.sum(mask)
-    mean = jnp.sum(z, axis=0) / jnp.maximum(count, 1)
-    centred = (z - mean) * mask[:, None]
+    mean = jnp.sum(z * mask[:, None], axis=0) / jnp.maximum(count, 1)
+    centred = (z - mean) * root[:, None]
     wide = m < d
     gram = centred @ centred.T if wide else centred.T @ centred
     cov = svd = jnp.zeros((), z.dtype)
@@ -196,8 +198,8 @@ def _gram_terms_forward(wanted, z, mask):
     if top_k:
         # The uncentred Gram matrix is the centred one and a correction of rank two or one.
         if wide:
-            cross = jnp.outer(centred @ mean, mask)
-            raw = gram + cross + cross.T + jnp.sum(mean * mean) * jnp.outer(mask, mask)
+            cross = jnp.outer(centred @ mean, root)
+            raw = gram + cross + cross.T + jnp.sum(mean * mean) * jnp.outer(root, root)
         else:
             raw = gram + count * jnp.outer(mean, mean)
         k = jnp.minimum(min(top_k, m, d), jnp.maximum(count, 1))
@@ -208,7 +210,8 @@ def _gram_terms_forward(wanted, z, mask):
         # L_SVD has no scale; the products of a tiny or huge K would leave float32's range.
         unit = jnp.trace(raw)
         unit = jnp.where(unit > 0, unit, 1)
-        svd, polar = term(raw / unit, min(top_k, m, d), k, mask if wide else jnp.ones(d, z.dtype))
+        live = (root != 0).astype(z.dtype) if wide else jnp.ones(d, z.dtype)
+        svd, polar = term(raw / unit, min(top_k, m, d), k, live)
         polar = polar / unit
     return (cov, svd), (z, mask, mean, gram, scale, variances, polar)
 
@@ -223,12 +226,16 @@ def _gram_terms_backward(wanted, residuals, cotangents):
     if scale is not None:
         step = 4 * scale * cov_bar
         matrix = step * (gram if wide else _off_diagonal(gram))
-        # Wide: K_c 1 = 0, so the product may take Z for Z_c; else the mean is taken out here.
+        # Wide: K_c √w = 0, so the product may take Z for Z_c; else the mean is taken out here.
         shift = step * (z - mean) * variances if wide else mean @ matrix
     if polar is not None:
         matrix = matrix + svd_bar * polar
-    z_bar = (matrix @ z if wide else z @ matrix) - shift
-    return z_bar * mask[:, None], jnp.zeros_like(mask)
+    if wide:
+        root = jnp.sqrt(mask)[:, None]
+        z_bar = root * (matrix @ (z * root)) - shift * mask[:, None]
+    else:
+        z_bar = (z @ matrix - shift) * mask[:, None]
+    return z_bar, jnp.zeros_like(mask)
 
 
 _gram_terms.defvjp(_gram_terms_forward, _gram_terms_backward)

@@ -269,7 +269,7 @@ def test_batches_beyond_the_rows_take_no_memory(estimator, monkeypatch):
     arguments = {"epochs": 2, "min_steps": 0, "random_state": 0}
     arguments |= {"cv": 2, "weights": (0.0,)} if estimator is NMTuneClassifierCV else {}
     sizes = []
-    monkeypatch.setattr(Plan, "masks", watched(Plan.masks, sizes))
+    monkeypatch.setattr(Plan, "batches", watched(Plan.batches, sizes))
     found = estimator(batch_size=10**6, **arguments).fit(x, x[:, 0] > 0)
     assert sizes
     assert set(sizes) == {512}
@@ -278,12 +278,12 @@ def test_batches_beyond_the_rows_take_no_memory(estimator, monkeypatch):
 
 
 def watched(method, sizes):
-    def masks(plan, *span):
+    def batches(plan, *span):
         result = method(plan, *span)
-        sizes.append(result.shape[1])
+        sizes.append(result[0].shape[1])
         return result
 
-    return masks
+    return batches
 
 
 def test_files_that_cannot_be_loaded(digits, tmp_path):

@@ -6,7 +6,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from noisy_fm.estimator import files, rows, training
+from noisy_fm.estimator import files, rows, training, weighting
 from noisy_fm.estimator.check import (
     check_flag,
     check_share,
@@ -31,14 +31,18 @@ class HeadEstimator(BaseEstimator):
 
     _method: str
     _found: tuple[str, ...] = ()  # attributes of a search, which a file keeps too
+    # Rows trained on, the sum of their weights · 2^−power, and the power: what `partial_fit`
+    # weighs the next rows against.
+    _weighed: tuple[int, float, int] | None = None
 
     def fit(self, X, y, sample_weight=None):
         """Trains from a fresh start on features X [n d] and labels y [n] of any type.
 
-        `sample_weight` [n] weighs the cross-entropy and BatchNorm's moments; a weight of 0 is the
-        row left out and a weight of 2 the row given twice, exactly. The order of rows is of no
-        consequence. Raises ValueError for NaN, infinity, values beyond float32, fewer than two
-        classes, and training that diverges.
+        `sample_weight` [n], of any scale, weighs the loss (its regularisers too), BatchNorm's
+        moments, `standardize` and the accuracy of early stopping; a batch counts by its weight
+        against that of all rows. A weight of 0 is the row left out and a weight of 2 the row given
+        twice, exactly. The order of rows is of no consequence. Raises ValueError for NaN,
+        infinity, values beyond float32, fewer than two classes, and training that diverges.
         """
         X, labels, weights = self._examples(X, y, sample_weight)
         head = self._head()
@@ -71,7 +75,7 @@ class HeadEstimator(BaseEstimator):
         return head
 
     def _examples(self, X, y, sample_weight, *, classes=None):
-        """Checked float32 X, labels 0…C−1 and weights; sets `classes_`."""
+        """Checked float32 X, labels 0…C−1 and weights over a power of two; sets `classes_`."""
         require_labels(y)
         X, y = validate_data(
             self, X, y, dtype=PRECISIONS, reset=classes is None, ensure_all_finite=False
@@ -80,6 +84,9 @@ class HeadEstimator(BaseEstimator):
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
             raise ValueError("all sample weights are zero: at least one must be positive")
+        if classes is None or self._weighed is None:
+            self._weighed = 0, 0.0, weighting.exponent(weights)
+        weights = weighting.scaled(weights, self._weighed[2])
         check_classification_targets(y)
         if classes is None:
             self.classes_ = np.unique(y[weights > 0])
@@ -104,10 +111,17 @@ class HeadEstimator(BaseEstimator):
         train = held = np.arange(len(X))
         if self.early_stopping:
             train, held = _holdout(labels, self.validation_fraction, head.seed)
+        weighed = self._weighed or (0, 0.0, 0)
+        emphasis = weighting.of_classes(self.class_weight, self.classes_, labels, weights)
+        train = train[emphasis[labels[train]] > 0]
+        if not len(train):
+            raise ValueError("class_weight leaves no row to train on")
+        strength = (weights * emphasis[labels])[train]
+        self._weighed = len(train), float(strength.sum()), weighed[2]
         self.mean_, self.scale_ = None, None
         if self.standardize:  # by what is trained on: rows held out have no say
             self.mean_, self.scale_ = rows.scaling(X[train], weights[train])
-        plan = training.plan_of(head, labels[train], weights[train])
+        plan = training.plan_of(head, labels[train], strength)
         plan = training.stretched(plan, self.min_steps)
         with Progress(type(self).__name__, plan.steps, show=bool(self.verbose)) as bar:
             examples = self._scaled(X), labels, weights
@@ -126,7 +140,8 @@ class HeadEstimator(BaseEstimator):
         best, waited = -1.0, 0
         steps = training.run(fresh, plan, X[train], rates=rates, stride=stride, bar=bar)
         for state, losses in steps:
-            self.loss_curve_ += losses.reshape(-1, epoch).mean(1).tolist()
+            passes = plan.epoch_losses(losses)
+            self.loss_curve_ += passes.reshape(-1, epoch // plan.steps_per_epoch).mean(1).tolist()
             parameters, statistics = self._parameters, self._statistics = _applied(state)
             if not self.early_stopping:
                 return
@@ -192,6 +207,8 @@ class OnlineClassifier(HeadClassifier):
         """One epoch over X [n d], y [n] at a constant learning rate, from where it stands.
 
         `classes` names all classes and is needed at the first call, unless `fit` came before.
+        Weights are relative to the mean weight of all rows seen so far, in `fit` too, so that a
+        call whose weights are small changes little. `class_weight` may be a dict.
         AdamW's moments stay between calls; after `fit` they start anew. The scale that `fit`
         found with `standardize` stays too, whatever the argument says since.
         """
@@ -200,30 +217,41 @@ class OnlineClassifier(HeadClassifier):
             raise ValueError(
                 "partial_fit cannot standardize: use a StandardScaler with partial_fit before it"
             )
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                f"partial_fit cannot take class_weight={self.class_weight!r}, it does not see all "
+                f"rows: give a dict, as of sklearn.utils.class_weight.compute_class_weight"
+            )
         if first:
             if classes is None:
                 raise ValueError("the first call of partial_fit needs classes=, all of them")
             validate_data(self, X, dtype=PRECISIONS)
             self.classes_ = np.unique(classes)
             self.mean_ = self.scale_ = self.validation_scores_ = self._optimizer = None
-            self.loss_curve_ = []
+            self.loss_curve_, self._weighed = [], None
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise ValueError(f"classes differ from those of the first call, {self.classes_}")
         X, labels, weights = self._examples(X, y, sample_weight, classes=self.classes_)
+        emphasis = weighting.of_classes(self.class_weight, self.classes_, labels, weights)
+        weights = weights * emphasis[labels]
         kept = weights > 0
         X, labels, weights = self._scaled(X[kept]), labels[kept], weights[kept]
+        if not len(X):
+            raise ValueError("class_weight leaves no row to train on")
         if self._method != "lp" and len(X) < 2:
             raise ValueError("partial_fit needs at least two rows a call for BatchNorm, got one")
         head = self._head()
         state = self._resume(head, X.shape[1])
-        plan = training.plan_of(head, labels, weights)
+        before, total, power = self._weighed
+        count, total = before + len(X), total + float(weights.sum())
+        plan = training.plan_of(head, labels, weights, total / count)
         epoch, past = plan.steps_per_epoch, len(self.loss_curve_)
         rates = np.full(epoch, head.learning_rate)
         ((state, losses),) = training.run(
             state, plan, X, rates=rates, first=past * epoch, stride=epoch
         )
-        self.loss_curve_ = [*self.loss_curve_, float(losses.mean())]
-        self.n_iter_ = past + 1
+        self.loss_curve_ = [*self.loss_curve_, *plan.epoch_losses(losses).tolist()]
+        self.n_iter_, self._weighed = past + 1, (count, total, power)
         self._parameters, self._statistics = _applied(state)
         moments = {name: training.copy(state.tree[name]) for name in ("mean", "square")}
         self._optimizer = moments, state.steps

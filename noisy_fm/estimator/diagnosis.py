@@ -202,7 +202,7 @@ def diagnose(
     splitter = RepeatedStratifiedKFold(n_splits=cv, n_repeats=repeats, random_state=seed)
     found = folds.accuracies(
         rows, labels, np.ones(len(rows)), list(splitter.split(rows, labels)), heads,
-        num_classes=len(classes), standardize=standardize, min_steps=min_steps, progress=progress,
+        classes=classes, standardize=standardize, min_steps=min_steps, progress=progress,
     )  # fmt: skip
     scores = dict(zip(METHODS.values(), found, strict=True))
     table, comparisons = _tables(scores, ratio=1 / (cv - 1))

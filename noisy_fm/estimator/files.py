@@ -41,6 +41,7 @@ def save(estimator, path) -> None:
         "arguments": arguments,
         "classes": classes.tolist(),
         "classes_dtype": str(estimator.classes_.dtype),
+        "weighed": estimator._weighed,
         "fitted": {name: getattr(estimator, name) for name in _SCALARS},
         "search": {name: _packed(name, getattr(estimator, name)) for name in estimator._found},
     }
@@ -54,7 +55,9 @@ def save(estimator, path) -> None:
 
 
 def _stored(name: str, value):
-    """A value as JSON holds it; ValueError for one that it cannot."""
+    """A value as JSON holds it, a dict as its pairs; ValueError for one that it cannot."""
+    if isinstance(value, dict):  # JSON would make texts of its keys
+        return {"pairs": [[_stored(name, k), _stored(name, v)] for k, v in value.items()]}
     value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
     try:
         json.dumps(value)
@@ -64,6 +67,11 @@ def _stored(name: str, value):
             f"{name}={shown} cannot be stored: set a plain number, text or None first"
         ) from None
     return value
+
+
+def _restored(value):
+    """The argument that `_stored` stored (tuples come back as lists)."""
+    return dict(value["pairs"]) if isinstance(value, dict) else value
 
 
 def _packed(name: str, value):
@@ -110,7 +118,8 @@ def load(cls, path):
         )
     if header["estimator"] != cls.__name__:
         raise ValueError(f"{path}: holds {header['estimator']}, expected {cls.__name__}")
-    estimator = cls(**header["arguments"])
+    arguments = header["arguments"].items()
+    estimator = cls(**{name: _restored(value) for name, value in arguments})
     for name, value in header["fitted"].items():
         setattr(estimator, name, value)
     for name, value in header.get("search", {}).items():
@@ -120,6 +129,7 @@ def load(cls, path):
         estimator.feature_names_in_ = np.array(header["feature_names"], dtype=object)
     estimator.mean_, estimator.scale_ = tensors.pop("mean", None), tensors.pop("scale", None)
     estimator._optimizer = None
+    estimator._weighed = tuple(header.get("weighed") or ()) or None
     estimator._parameters = _tree(tensors, "parameters")
     estimator._statistics = _tree(tensors, "statistics")
     return estimator

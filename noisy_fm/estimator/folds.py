@@ -4,19 +4,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from noisy_fm.estimator import rows, training
+from noisy_fm.estimator import rows, training, weighting
 from noisy_fm.probe.fit import fit_plans
 from noisy_fm.probe.heads import Head
 from noisy_fm.probe.plan import Plan
 
 
 def accuracies(
-    X, labels, weights, folds, heads: Sequence[Head], *, num_classes, standardize, min_steps=0,
-    progress=False,
+    X, labels, weights, folds, heads: Sequence[Head], *, classes, class_weight=None, standardize,
+    min_steps=0, progress=False,
 ) -> np.ndarray:  # fmt: skip
     """Weighted validation accuracy [heads, folds]; each as if the head were fitted on that fold.
 
     X float32 [n d], labels 0…C−1 [n], weights [n]; folds: (training rows, validation rows) pairs.
+    `class_weight` of `classes` [c] is found on each fold's training rows, and weighs them alone.
     Raises ValueError for a fold without two classes to train on, or nothing to test on.
     """
     training.keep_programs()
@@ -36,13 +37,16 @@ def accuracies(
             copies.append(rows.scaled(X, *rows.scaling(X[kept], strength)))
         at = (kept + offset).astype(np.int32)
         fold_labels = labels[kept].astype(np.int32)
+        emphasis = weighting.of_classes(class_weight, classes, fold_labels, strength)
+        strength = strength * emphasis[fold_labels]
+        used = strength > 0
         for head in heads:
-            plan = Plan(head, at, fold_labels, weights=strength)
+            plan = Plan(head, at[used], fold_labels[used], weights=strength[used])
             plans.append(training.stretched(plan, min_steps))
     features = np.concatenate(copies) if standardize else X
     resident = np.zeros((rows.bucket(len(features)), X.shape[1]), np.float32)
     resident[: len(features)] = features
-    fitted = fit_plans(resident, plans, num_classes=num_classes, progress=progress)
+    fitted = fit_plans(resident, plans, num_classes=len(classes), progress=progress)
     scores = np.empty((len(heads), len(folds)))
     for i, result in enumerate(fitted):
         fold, which = divmod(i, len(heads))

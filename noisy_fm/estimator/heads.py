@@ -16,6 +16,8 @@ class LinearProbe(OnlineClassifier):
       epochs, batch_size: passes over the rows, distinct rows a step.
       min_steps: on few rows an epoch is several passes, so that there are at least so many steps
         (below 1,067 rows by default); 0 is the paper's recipe to the letter.
+      class_weight: "balanced" or {class: weight}, as scikit-learn's: a factor on `sample_weight`
+        in training; accuracies of early stopping do not have it. "balanced" counts by weight.
       standardize: subtract each feature's mean and divide by its standard deviation first.
       early_stopping: hold out `validation_fraction` of each class, stop once its accuracy has not
         risen for `n_iter_no_change` epochs, and keep the best epoch's parameters.
@@ -36,6 +38,7 @@ class LinearProbe(OnlineClassifier):
         epochs=30,
         batch_size=64,
         min_steps=500,
+        class_weight=None,
         standardize=False,
         early_stopping=False,
         validation_fraction=0.1,
@@ -48,6 +51,7 @@ class LinearProbe(OnlineClassifier):
         self.epochs = epochs
         self.batch_size = batch_size
         self.min_steps = min_steps
+        self.class_weight = class_weight
         self.standardize = standardize
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
@@ -75,6 +79,7 @@ class MLPTuneClassifier(OnlineClassifier):
         epochs=30,
         batch_size=64,
         min_steps=500,
+        class_weight=None,
         standardize=False,
         early_stopping=False,
         validation_fraction=0.1,
@@ -88,6 +93,7 @@ class MLPTuneClassifier(OnlineClassifier):
         self.epochs = epochs
         self.batch_size = batch_size
         self.min_steps = min_steps
+        self.class_weight = class_weight
         self.standardize = standardize
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
@@ -111,6 +117,7 @@ class _NMTune:
         epochs=30,
         batch_size=64,
         min_steps=500,
+        class_weight=None,
         standardize=False,
         early_stopping=False,
         validation_fraction=0.1,
@@ -125,6 +132,7 @@ class _NMTune:
         self.epochs = epochs
         self.batch_size = batch_size
         self.min_steps = min_steps
+        self.class_weight = class_weight
         self.standardize = standardize
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction

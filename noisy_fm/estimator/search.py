@@ -48,6 +48,7 @@ class NMTuneClassifierCV(HeadClassifier):
         epochs=30,
         batch_size=64,
         min_steps=500,
+        class_weight=None,
         standardize=False,
         random_state=None,
         verbose=0,
@@ -60,6 +61,7 @@ class NMTuneClassifierCV(HeadClassifier):
         self.epochs = epochs
         self.batch_size = batch_size
         self.min_steps = min_steps
+        self.class_weight = class_weight
         self.standardize = standardize
         self.random_state = random_state
         self.verbose = verbose
@@ -67,7 +69,8 @@ class NMTuneClassifierCV(HeadClassifier):
     def fit(self, X, y, sample_weight=None):
         """Tries every candidate on every fold, then fits the best on all rows.
 
-        `sample_weight` [n] weighs training and the folds' accuracies alike. Among equals the first
+        `sample_weight` [n] weighs training and the folds' accuracies alike, `class_weight`
+        training alone, "balanced" by the training rows of each fold. Among equals the first
         candidate wins.
         """
         X, labels, weights = self._examples(X, y, sample_weight)
@@ -77,8 +80,8 @@ class NMTuneClassifierCV(HeadClassifier):
         splits = [(np.asarray(a), np.asarray(b)) for a, b in splitter.split(X, labels)]
         scores = folds.accuracies(
             X, labels, weights, splits, heads,
-            num_classes=len(self.classes_), standardize=self.standardize, min_steps=self.min_steps,
-            progress=bool(self.verbose),
+            classes=self.classes_, class_weight=self.class_weight,
+            standardize=self.standardize, min_steps=self.min_steps, progress=bool(self.verbose),
         )  # fmt: skip
         mean = scores.mean(axis=1)
         self.best_index_ = int(np.flatnonzero(mean >= mean.max() - 1e-9)[0])

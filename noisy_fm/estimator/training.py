@@ -35,13 +35,14 @@ def keep_programs() -> None:
         cache_compilations()
 
 
-def plan_of(head: Head, labels, weights) -> Plan:
+def plan_of(head: Head, labels, weights, mean_weight: float | None = None) -> Plan:
     """The batches of a head that trains on all rows, in their order."""
     return Plan(
         clipped(head, len(labels)),
         np.arange(len(labels), dtype=np.int32),
         labels.astype(np.int32),
         weights,
+        mean_weight,
     )
 
 
@@ -99,13 +100,17 @@ def _arrays(plan: Plan, first: int, rates, taken: int) -> dict:
         "rows": np.zeros((1, CHUNK, size), np.int32),
         "labels": np.zeros((1, CHUNK, size), np.int32),
         "masks": np.zeros((1, CHUNK, size), np.float32),
+        "shares": np.ones((1, CHUNK), np.float32),
+        "momenta": np.zeros((1, CHUNK), np.float32),
         "rates": np.zeros((1, CHUNK), np.float32),
         "steps": np.arange(taken + 1, taken + CHUNK + 1, dtype=np.float32)[None],
         "weights": np.asarray([head.weights], np.float32),
         "decay": np.asarray([[decay, decay * (head.preset == "release")]], np.float32),
     }
     arrays["rows"][0, :steps], arrays["labels"][0, :steps] = rows, labels
-    arrays["masks"][0, :steps] = plan.masks(first, first + steps)
+    here = (0, slice(0, steps))
+    for name, values in plan.weighing(first, first + steps).items():
+        arrays[name][here] = values
     arrays["rates"][0, :steps] = rates
     return arrays
 

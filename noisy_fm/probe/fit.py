@@ -138,6 +138,7 @@ def fit_plans(
     """Trains a head for each `plan.Plan`, which names its rows, labels and their weights.
 
     The work of `fit_heads`, without its checks and tests; for folds and weighted examples.
+    Raises ValueError for weights with a reference method, which takes none.
     """
     views = features.shape[1] if features.ndim == 3 else 1
     groups: dict[tuple, list[int]] = {}
@@ -219,6 +220,8 @@ def _predictions(params, statistics, f):
 
 def _fit_reference(features, plans, key, num_classes, *, bar, **_):
     for p in plans:
+        if p.weights is not None:
+            raise ValueError(f"method {p.head.method!r} takes no weights of examples")
         f = np.asarray(_first_view(features)[p.rows], np.float32)
         parameters = reference.FITS[key[0]](p.head, f, p.labels, num_classes)
         yield Result(p.head, parameters, {}, {}, {}, np.empty(0), len(p.rows), 0)

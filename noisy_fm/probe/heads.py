@@ -142,8 +142,8 @@ def initialize(layout: str, seed: int, width: int, num_classes: int) -> tuple[di
     return params, {"mean": jnp.zeros(hidden), "var": jnp.ones(hidden)}
 
 
-def transform(params: dict, statistics: dict, f, *, mask=None):
-    """Z [m d] of F [m d], and the statistics; `mask` [m] trains (batch moments of its rows).
+def transform(params: dict, statistics: dict, f, *, mask=None, momentum=NORM_MOMENTUM):
+    """Z [m d] of F [m d], and the statistics; `mask` [m] trains (see `_batch_moments`).
 
     Without a mask BatchNorm reads the running statistics, as at evaluation.
     """
@@ -154,19 +154,30 @@ def transform(params: dict, statistics: dict, f, *, mask=None):
     if mask is None:
         mean, var = statistics["mean"], statistics["var"]
     else:
-        mean, var, statistics = _batch_moments(hidden, mask, statistics)
+        mean, var, statistics = _batch_moments(hidden, mask, momentum, statistics)
     hidden = (hidden - mean) * (jax.lax.rsqrt(var + NORM_EPSILON) * p["norm_scale"])
     z = jax.nn.relu(hidden + p["norm_bias"]) @ p["kernel_out"] + p["bias_out"]
     return (f + p["scale"] * z if "scale" in p else z), statistics
 
 
-def _batch_moments(hidden, mask, statistics):
-    """Moments over the masked rows; the running variance takes the unbiased one, as PyTorch's."""
+def _batch_moments(hidden, mask, momentum, statistics):
+    """Moments that hidden [m h] is normalised with, and the running ones moved by `momentum`.
+
+    Rows of equal mask have the batch's moments; the running variance takes the unbiased one, as
+    PyTorch's. Where weights leave few effective rows of those that there are, a batch's moments
+    say little (a row alone would be normalised to 0), and the running moments take over by the
+    share that is lost: 1 − (Σw)²/(m Σw²).
+    """
     rows = mask.sum()
-    mean = (hidden * mask[:, None]).sum(0) / rows
+    even = rows / (mask != 0).sum()
+    own = (hidden * mask[:, None]).sum(0) / rows
+    mean = even * own + (1 - even) * statistics["mean"]
     var = (jnp.square(hidden - mean) * mask[:, None]).sum(0) / rows
-    new = {"mean": mean, "var": var * (rows / jnp.maximum(rows - 1, 1))}
-    moved = {k: (1 - NORM_MOMENTUM) * statistics[k] + NORM_MOMENTUM * new[k] for k in new}
+    # E[var] is σ² (1 − (2e − e²)/rows) around a mean of which the share e is the batch's own.
+    unbiased = var * (rows / jnp.maximum(rows - even * (2 - even), 0.25))
+    new = {"mean": own, "var": unbiased}
+    var = even * var + (1 - even) * statistics["var"]
+    moved = {k: (1 - momentum) * statistics[k] + momentum * new[k] for k in new}
     return mean, var, jax.lax.stop_gradient(moved)
 
 
@@ -176,23 +187,25 @@ def logits(params: dict, statistics: dict, f):
     return z @ params["kernel"] + params["bias"]
 
 
-def loss(params, statistics, f, labels, mask, weights, *, preset: str | None):
+def loss(params, statistics, f, labels, mask, share, momentum, weights, *, preset: str | None):
     """Eq. 7 on one batch: cross-entropy, plus the three terms where `preset` is given.
 
-    f [b v d] with v views, labels [b], mask [b] (1 for real rows), weights [3]. All views enter
-    the cross-entropy, L_COV and L_SVD; consistency compares the last view's z with the first
-    view's f. Returns (loss, (statistics, cross-entropy)).
+    f [b v d] with v views, labels [b], mask [b] (weights of real rows), weights [3]. All views
+    enter the cross-entropy, L_COV and L_SVD; consistency compares the last view's z with the first
+    view's f. Every term weighs rows by the mask, and the sum is times `share`, the batch's part of
+    all weight: rows whose weight tends to 0 are left out of each. `momentum` is BatchNorm's.
+    Returns (loss, (statistics, cross-entropy · share)).
     """
     views = f.shape[1]
     rows = jnp.swapaxes(f, 0, 1).reshape(-1, f.shape[2])
     mask, labels = jnp.tile(mask, views), jnp.tile(labels, views)
-    z, statistics = transform(params, statistics, rows, mask=mask)
+    z, statistics = transform(params, statistics, rows, mask=mask, momentum=momentum)
     value = cross_entropy(z @ params["kernel"] + params["bias"], labels, mask)
     total = value
     if preset is not None:
         named = dict(zip(TERMS, weights, strict=True))
         total += nmtune.nmtune_loss(z, rows, preset, weights=named, mask=mask, views=views)
-    return total, (statistics, value)
+    return share * total, (statistics, share * value)
 
 
 @jax.custom_vjp
@@ -234,7 +247,19 @@ def transposed(params: dict) -> dict:
 
 
 def train_step(
-    state, f, labels, mask, weights, weight_decay, learning_rate, step, *, preset, flipped=False
+    state,
+    f,
+    labels,
+    mask,
+    share,
+    momentum,
+    weights,
+    weight_decay,
+    learning_rate,
+    step,
+    *,
+    preset,
+    flipped=False,
 ):
     """One AdamW step of one head. `step` counts from 1; `preset` as in `loss`.
 
@@ -247,7 +272,8 @@ def train_step(
 
     def objective(params):
         params = transposed(params) if flipped else params
-        return loss(params, state["statistics"], f, labels, mask, weights, preset=preset)
+        batch = (f, labels, mask, share, momentum)
+        return loss(params, state["statistics"], *batch, weights, preset=preset)
 
     grads, (statistics, value) = jax.grad(objective, has_aux=True)(state["params"])
     size = learning_rate / (1 - BETA1**step)

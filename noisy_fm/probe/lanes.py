@@ -19,7 +19,6 @@ class Lanes:
         self.step = [0] * len(queues)
         self.most = CHUNK
         self.losses: dict[int, list[tuple]] = {}
-        self.counts: dict[int, list[np.ndarray]] = {}
         self.rates = [cosine(p.head.learning_rate, p.steps) for p in plans]
 
     def active(self) -> list[int]:
@@ -41,6 +40,8 @@ class Lanes:
             "rows": np.zeros((lanes, self.most, self.batch), np.int32),
             "labels": np.zeros((lanes, self.most, self.batch), np.int32),
             "masks": np.zeros((lanes, self.most, self.batch), np.float32),
+            "shares": np.ones((lanes, self.most), np.float32),
+            "momenta": np.zeros((lanes, self.most), np.float32),
             "rates": np.zeros((lanes, self.most), np.float32),
             "steps": np.ones((lanes, self.most), np.float32),
             "weights": np.zeros((lanes, 3), np.float32),
@@ -50,14 +51,14 @@ class Lanes:
         for lane in self.active():
             job, first = self.queues[lane][0], self.step[lane]
             p, head, here = self.plans[job], self.plans[job].head, (lane, slice(0, steps))
-            a["rows"][here], a["labels"][here], counts = p.batches(first, first + steps)
-            a["masks"][here] = p.masks(first, first + steps)
+            a["rows"][here], a["labels"][here], _ = p.batches(first, first + steps)
+            for name, values in p.weighing(first, first + steps).items():
+                a[name][here] = values
             a["rates"][here] = self.rates[job][first : first + steps]
             a["steps"][here] = np.arange(first + 1, first + steps + 1)
             a["weights"][lane] = head.weights
             a["decay"][lane] = head.weight_decay
             a["decay"][lane, 1] *= head.preset == "release"
-            self.counts.setdefault(job, []).append(counts)
         return a
 
     def move(self, steps: int, losses: jax.Array) -> list[tuple[int, int]]:
@@ -76,12 +77,8 @@ class Lanes:
 
     def losses_by_epoch(self, job: int) -> np.ndarray:
         """Mean cross-entropy over the examples of each epoch of a head that is done."""
-        p = self.plans[job]
-        shape = (p.head.epochs, p.steps_per_epoch)
         parts = [np.asarray(a)[lane, :steps] for a, lane, steps in self.losses.pop(job)]
-        losses = np.concatenate(parts).reshape(shape)
-        counts = np.concatenate(self.counts.pop(job)).reshape(shape)
-        return (losses * counts).sum(1) / counts.sum(1)
+        return self.plans[job].epoch_losses(np.concatenate(parts))
 
 
 @functools.partial(jax.jit, static_argnames=("preset", "unrolled"), donate_argnums=0)
@@ -98,7 +95,7 @@ def advance(state, f, arrays, steps, *, preset, unrolled):
 
     def step(i, carry):
         state, losses = carry
-        now = [arrays[name][:, i] for name in ("rows", "labels", "masks")]
+        now = [arrays[name][:, i] for name in ("rows", "labels", "masks", "shares", "momenta")]
         now += [arrays[name] for name in ("weights", "decay")]
         now += [arrays[name][:, i] for name in ("rates", "steps")]
         if unrolled:

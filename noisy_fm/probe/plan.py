@@ -1,11 +1,12 @@
 """Who trains on what, in which order: subsets, labels, batches, and heads packed into lanes."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from noisy_fm import noise
-from noisy_fm.probe.heads import TRAINED, Head
+from noisy_fm.probe.heads import NORM_MOMENTUM, TRAINED, Head
 
 WINDOW = 16  # blocks among which streamed rows are shuffled
 
@@ -45,7 +46,8 @@ def _hash(seed: int, ids: np.ndarray) -> np.ndarray:
 class Plan:
     """What one head trains on: positions [n] and labels [n] after subsetting and label noise.
 
-    `weights` [n] > 0 weigh the cross-entropy and BatchNorm's moments; None: all rows alike.
+    `weights` [n] > 0 of any scale, None for all rows alike. The loss of a batch is Σ wℓ over its
+    number of real rows and `mean_weight`, which is that of these rows unless it is given.
     `block` is the number of rows in a block of streamed features; 0: they are resident.
     """
 
@@ -53,8 +55,29 @@ class Plan:
     rows: np.ndarray
     labels: np.ndarray
     weights: np.ndarray | None = None
+    mean_weight: float | None = None
     block: int = 0
     _epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    @functools.cached_property
+    def relative_weights(self) -> np.ndarray:
+        """float64 [n], over `mean_weight`: of any scale, the sums of which need not be finite."""
+        weights = np.asarray(self.weights, np.float64)
+        if self.mean_weight is not None:
+            return weights / self.mean_weight
+        weights = np.ldexp(weights, -np.frexp(weights.max())[1])
+        return weights / weights.mean()
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """int32 [steps_per_epoch]: the real rows of each batch of an epoch."""
+        size, steps = self.head.batch_size, self.steps_per_epoch
+        return np.minimum(size, len(self.rows) - size * np.arange(steps)).astype(np.int32)
+
+    def epoch_losses(self, losses) -> np.ndarray:
+        """Means [e] over the examples of each epoch, of the losses [e · steps_per_epoch]."""
+        losses = losses.reshape(-1, self.steps_per_epoch)
+        return (losses * self.counts).sum(1) / self.counts.sum()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,14 +112,33 @@ class Plan:
         picks, counts = self._picks(start, stop)
         return self.rows[picks], self.labels[picks], counts
 
-    def masks(self, start: int, stop: int) -> np.ndarray:
-        """float32 [s b] of steps start..stop−1: 0 for padding, else weights of mean 1 a batch."""
+    def weighing(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """float32 "masks" [s b], "shares" [s], "momenta" [s] of steps start..stop−1.
+
+        shares   a batch's mean weight over that of all rows; its loss times this has the weighted
+                 mean over all rows for its expectation, however the weights fall into batches
+        masks    the weights within a batch, 0 for padding; they sum to Kish's effective number of
+                 rows, (Σw)²/Σw², and so tend to 1 for the rows left where others tend to 0
+        momenta  of BatchNorm's running moments: in proportion to the shares, over as many
+                 effective rows as without weights (over all so far, while these are fewer)
+
+        Without weights: 1 for real rows, 1, and PyTorch's momentum.
+        """
         picks, counts = self._picks(start, stop)
         real = np.arange(self.head.batch_size) < counts[:, None]
         if self.weights is None:
-            return real.astype(np.float32)
-        masks = np.where(real, self.weights[picks], 0)
-        return (masks * (counts / masks.sum(axis=1))[:, None]).astype(np.float32)
+            ones = np.ones(stop - start, np.float32)
+            return {"masks": real.astype("f4"), "shares": ones, "momenta": NORM_MOMENTUM * ones}
+        weights = np.where(real, self.relative_weights[picks], 0)
+        shares = weights.sum(axis=1) / counts
+        weights /= weights.max(axis=1, keepdims=True)  # squares of tiny ones would be 0
+        weights *= (weights.sum(axis=1) / np.square(weights).sum(axis=1))[:, None]
+        masks = np.where(real, weights.clip(np.finfo(np.float32).tiny), 0)  # 0 is padding
+        even = _evenness(self.relative_weights)
+        least = np.maximum(NORM_MOMENTUM * even, 1 / np.arange(start + 1, stop + 1))
+        momenta = np.minimum(shares * np.minimum(least, NORM_MOMENTUM), 1)
+        named = {"masks": masks, "shares": shares, "momenta": momenta}
+        return {name: value.astype(np.float32) for name, value in named.items()}
 
     def _picks(self, start: int, stop: int):
         """Places [s b] in `rows` and real rows [s] of steps start..stop−1; padding is place 0."""
@@ -111,6 +153,12 @@ class Plan:
             flat[: right - left] = self.order(epoch)[left:right]
             counts[last - start - 1] = right - left - (last - first - 1) * size
         return picks, counts
+
+
+def _evenness(weights) -> float:
+    """(Σw)² / (n Σw²) of weights [n]: 1 for equal ones, 1/n where one has it all."""
+    weights = weights / weights.max()
+    return weights.mean() ** 2 / np.square(weights).mean()
 
 
 def make_plan(head: Head, labels, num_classes: int, ids, *, block: int = 0) -> Plan:
