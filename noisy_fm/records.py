@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from noisy_fm import checkpoint, evaluate, files, train
+from noisy_fm import checkpoint, files, statistics, train
 from noisy_fm import config as config_lib
 
 NUM_EXAMPLES = 12  # images with wrong labels shown in the report
@@ -103,7 +103,7 @@ def change_record(cell, outputs: dict, shared: dict) -> list[dict]:
         return []
     ours, theirs = outputs[cell]["pretrain"], clean["pretrain"]
     change = np.subtract(ours["correct"], theirs["correct"])
-    low, high = evaluate.cluster_bootstrap(change, np.asarray(ours["groups"]))
+    low, high = statistics.cluster_bootstrap(change, np.asarray(ours["groups"]))
     row = {**dict.fromkeys(FIELDS), **shared, "stage": "pretrain", "metric": "accuracy_change"}
     row |= {"dataset": cell.config.data.name, "task": cell.config.data.task}
     row |= {name: ours[name] for name in ("versions", "commit", "duration_s")}

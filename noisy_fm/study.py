@@ -21,13 +21,13 @@ from ml_collections import ConfigDict
 from noisy_fm import (
     app,
     checkpoint,
-    evaluate,
     features,
     files,
     probe,
     records,
     report,
     spectrum,
+    statistics,
     train,
 )
 from noisy_fm import config as config_lib
@@ -111,7 +111,7 @@ def pretrain(cell: Cell, show: str) -> dict:
 def with_interval(values: np.ndarray, groups: np.ndarray) -> dict:
     """Mean of one number an example, its 95 % interval (resampling whole `groups`), and n."""
     values = np.asarray(values, dtype=float)
-    low, high = evaluate.cluster_bootstrap(values, groups)
+    low, high = statistics.cluster_bootstrap(values, groups)
     return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
 
 
@@ -281,7 +281,7 @@ def probes(cell: Cell, config: ConfigDict) -> dict:
                         **about,
                         "target": target,
                         "shift": "id" if target == source else "ood",
-                        "metrics": evaluate.metric_intervals(
+                        "metrics": statistics.metric_intervals(
                             test[1], result.predictions[target], num_classes, groups=test[3]
                         ),
                     }

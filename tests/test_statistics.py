@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics
 
-from noisy_fm import evaluate
+from noisy_fm import statistics
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def answers():
 
 def test_metrics_agree_with_scikit_learn(answers):
     labels, predictions = answers
-    ours = evaluate.classification_metrics(labels, predictions, 6)
+    ours = statistics.classification_metrics(labels, predictions, 6)
     assert ours["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predictions))
     assert ours["balanced_accuracy"] == pytest.approx(
         metrics.balanced_accuracy_score(labels, predictions)
@@ -23,15 +23,15 @@ def test_metrics_agree_with_scikit_learn(answers):
     assert ours["macro_f1"] == pytest.approx(metrics.f1_score(labels, predictions, average="macro"))
     assert ours["n"] == 300
     np.testing.assert_array_equal(
-        evaluate.confusion_matrix(labels, predictions, 6),
+        statistics.confusion_matrix(labels, predictions, 6),
         metrics.confusion_matrix(labels, predictions),
     )
 
 
 def test_an_absent_class_counts_as_zero_in_macro_f1_and_not_in_balanced_accuracy(answers):
     labels, predictions = answers
-    six = evaluate.classification_metrics(labels, predictions, 6)
-    eight = evaluate.classification_metrics(labels, predictions, 8)
+    six = statistics.classification_metrics(labels, predictions, 6)
+    eight = statistics.classification_metrics(labels, predictions, 8)
     assert eight["macro_f1"] == pytest.approx(six["macro_f1"] * 6 / 8)
     assert eight["balanced_accuracy"] == six["balanced_accuracy"]
 
@@ -39,24 +39,24 @@ def test_an_absent_class_counts_as_zero_in_macro_f1_and_not_in_balanced_accuracy
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (3, 10), (721, 1000)])
 def test_wilson_agrees_with_scipy(successes, trials):
     exact = binomtest(successes, trials).proportion_ci(method="wilson")
-    assert evaluate.wilson_interval(successes, trials) == pytest.approx((exact.low, exact.high))
+    assert statistics.wilson_interval(successes, trials) == pytest.approx((exact.low, exact.high))
 
 
 def test_clusters_widen_the_interval_as_their_size_demands():
     random = np.random.default_rng(1)
     concept = random.random(200) < 0.7
     values, groups = np.repeat(concept, 9), np.repeat(np.arange(200), 9)
-    low, high = evaluate.cluster_bootstrap(values, groups, resamples=4000)
+    low, high = statistics.cluster_bootstrap(values, groups, resamples=4000)
     spread = 1.96 * np.sqrt(concept.mean() * (1 - concept.mean()) / 200)
     assert (high - low) / 2 == pytest.approx(spread, rel=0.08)
-    alone = evaluate.cluster_bootstrap(values, np.arange(1800), resamples=4000)
+    alone = statistics.cluster_bootstrap(values, np.arange(1800), resamples=4000)
     assert (high - low) / (alone[1] - alone[0]) == pytest.approx(3, rel=0.1)
 
 
 def test_groups_reach_the_metrics(answers):
     groups = np.arange(300) // 3
-    ours = evaluate.classification_metrics(*answers, 6, groups=groups)
-    assert (ours["low"], ours["high"]) == evaluate.cluster_bootstrap(
+    ours = statistics.classification_metrics(*answers, 6, groups=groups)
+    assert (ours["low"], ours["high"]) == statistics.cluster_bootstrap(
         answers[0] == answers[1], groups
     )
 
@@ -72,14 +72,14 @@ def test_groups_reach_the_metrics(answers):
 )
 def test_bad_input_says_what_is_wrong(labels, predictions, words):
     with pytest.raises(ValueError, match=words):
-        evaluate.classification_metrics(labels, predictions, 3)
+        statistics.classification_metrics(labels, predictions, 3)
 
 
 def test_intervals_refuse_nonsense():
     with pytest.raises(ValueError, match="no proportion"):
-        evaluate.wilson_interval(3, 2)
+        statistics.wilson_interval(3, 2)
     with pytest.raises(ValueError, match="must be"):
-        evaluate.cluster_bootstrap([1, 0], [1])
+        statistics.cluster_bootstrap([1, 0], [1])
 
 
 def test_metric_intervals_agree_with_resampling_and_scoring_one_by_one():
@@ -87,7 +87,7 @@ def test_metric_intervals_agree_with_resampling_and_scoring_one_by_one():
     groups = rng.integers(0, 25, 120)
     labels = rng.integers(0, 4, 120)
     predictions = np.where(rng.random(120) < 0.6, labels, rng.integers(0, 4, 120))
-    got = evaluate.metric_intervals(labels, predictions, 5, groups=groups, seed=7, resamples=300)
+    got = statistics.metric_intervals(labels, predictions, 5, groups=groups, seed=7, resamples=300)
     clusters = np.unique(groups)
     draws = np.random.default_rng(7).multinomial(25, np.full(25, 1 / 25), size=300)
     scores = []
@@ -110,6 +110,6 @@ def test_clustered_intervals_are_wider_when_a_cluster_stands_or_falls_together()
     groups = np.repeat(np.arange(30), 10)
     labels = np.zeros(300, int)
     predictions = (groups % 3 == 0).astype(int)
-    clustered = evaluate.metric_intervals(labels, predictions, 2, groups=groups)["accuracy"]
-    single = evaluate.metric_intervals(labels, predictions, 2)["accuracy"]
+    clustered = statistics.metric_intervals(labels, predictions, 2, groups=groups)["accuracy"]
+    single = statistics.metric_intervals(labels, predictions, 2)["accuracy"]
     assert clustered["high"] - clustered["low"] > 2 * (single["high"] - single["low"])
