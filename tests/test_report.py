@@ -60,8 +60,9 @@ def write_study(folder, *, rates=RATES, seeds=(0,), probe_seeds=(0, 1), effect=N
             sigma = np.exp(-np.arange(128) / (14 + 9 * lift)) * np.exp(rng.normal(0, 0.02, 128))
             p = sigma / sigma.sum()
             here_too = {**here, "dataset": "emoji_domains", "target": domain}
+            here_too["shift"] = "id" if domain in DOMAINS[:3] else "ood"
             if method:
-                here_too |= {"task": "category", "source": "noto", "preset": "paper"}
+                here_too |= {"task": "category", "source": domain, "preset": "paper"}
             for metric, x in (("sve", -np.sum(p * np.log(p))), ("lsvr", -np.log(p[0]))):
                 rows.append(
                     {**here_too, "stage": "spectrum", "method": method, "metric": metric}
