@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binomtest
 from sklearn import metrics
 
@@ -113,3 +114,72 @@ def test_clustered_intervals_are_wider_when_a_cluster_stands_or_falls_together()
     clustered = statistics.metric_intervals(labels, predictions, 2, groups=groups)["accuracy"]
     single = statistics.metric_intervals(labels, predictions, 2)["accuracy"]
     assert clustered["high"] - clustered["low"] > 2 * (single["high"] - single["low"])
+
+
+def test_t_test_agrees_with_scipy():
+    values = np.random.default_rng(4).normal(0.5, 1, 7)
+    expected = stats.ttest_1samp(values, 0)
+    interval = expected.confidence_interval(0.95)
+    assert statistics.t_test(values) == pytest.approx(
+        (values.mean(), interval.low, interval.high, expected.pvalue, 6)
+    )
+    assert statistics.t_test(np.zeros(4)).p == 1
+    assert statistics.t_test(np.ones(4)).p == 0
+
+
+def test_a_two_way_test_is_the_one_way_test_of_what_varies():
+    rng = np.random.default_rng(5)
+    by_row = np.tile(rng.normal(1, 1, (5, 1)), (1, 4))
+    assert statistics.two_way_test(by_row) == pytest.approx(statistics.t_test(by_row[:, 0]))
+    table = by_row + rng.normal(0, 1, (1, 4)) + rng.normal(0, 0.1, (5, 4))
+    assert statistics.two_way_test(table) == pytest.approx(statistics.two_way_test(table.T))
+    # Where rows and columns vary alike, an interval over either alone is too narrow.
+    widths = [
+        test.high - test.low
+        for test in (statistics.two_way_test(table), statistics.t_test(table.mean(axis=1)))
+    ]
+    assert widths[0] > widths[1]
+
+
+@pytest.mark.parametrize("spreads", [(2.0, 0.0, 1.0), (0.0, 1.0, 0.5), (1.0, 1.0, 0.5)])
+def test_a_two_way_interval_holds_the_mean_of_new_rows_and_columns(spreads):
+    rng = np.random.default_rng(6)
+    a, b, studies = 4, 5, 1500
+    rows, columns, rest = spreads
+    covered = 0
+    for _ in range(studies):
+        table = rng.normal(0, rows, (a, 1)) + rng.normal(0, columns, (1, b))
+        test = statistics.two_way_test(table + rng.normal(0, rest, (a, b)))
+        covered += test.low <= 0 <= test.high
+    assert 0.93 <= covered / studies <= 0.975
+
+
+def test_slopes_and_correlations_agree_with_scipy():
+    rng = np.random.default_rng(7)
+    x, y, z = np.array([0, 0.05, 0.1, 0.3]), rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+    expected = [stats.linregress(x, row).slope for row in y]
+    assert statistics.slope(x, y) == pytest.approx(expected)
+    expected = [stats.pearsonr(*rows)[0] for rows in zip(y, z, strict=True)]
+    assert statistics.correlations(y, z) == pytest.approx(expected)
+    assert np.isnan(statistics.correlations(np.ones((1, 4)), z[:1])).all()
+
+
+def test_holm_agrees_with_its_definition():
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert len(statistics.holm([])) == 0
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 14, 200])
+def test_the_smallest_effect_has_the_power_asked_for(df):
+    effect = statistics.smallest_effect(2 * stats.t.isf(0.025, df), df)  # standard error 1
+    chi = np.random.default_rng(8).chisquare(df, 200_000)
+    t = np.random.default_rng(9).normal(effect, 1, 200_000) / np.sqrt(chi / df)
+    assert np.mean(t > stats.t.isf(0.025, df)) == pytest.approx(0.8, abs=0.005)
+
+
+@pytest.mark.parametrize("values", [[1.0], [[1.0, 2.0]], [1.0, np.nan]])
+def test_tests_refuse_what_has_no_spread(values):
+    with pytest.raises(ValueError, match="at least two finite numbers"):
+        statistics.t_test(values)
+    with pytest.raises(ValueError, match=r"finite \[a b\]"):
+        statistics.two_way_test(values)

@@ -70,18 +70,22 @@ class Artifacts:
 def load(workdir) -> Artifacts:
     """Read a study's working directory.
 
-    Lines and files that are not JSON are left out and named in `problems`. Raises
-    FileNotFoundError if the folder or its records.jsonl is missing and ValueError if no record
-    can be read.
+    Records are read from records.jsonl, or from the records.parquet that a study is published
+    with. Lines and files that are not JSON are left out and named in `problems`. Raises
+    FileNotFoundError if the folder or its records are missing and ValueError if no record can be
+    read.
     """
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise FileNotFoundError(f"{workdir}: no such folder; expected a study's workdir")
-    path = workdir / "records.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; run the study with this workdir first")
+    path, published = workdir / "records.jsonl", workdir / "records.parquet"
     problems: list[str] = []
-    rows = read_lines(path, problems)
+    if path.is_file():
+        rows = read_lines(path, problems)
+    elif published.is_file():
+        path, rows = published, pd.read_parquet(published).to_dict("records")
+    else:
+        raise FileNotFoundError(f"{path}: no such file; run the study with this workdir first")
     records = tidy(rows, problems)
     if records.empty:
         raise ValueError(f"{path}: {why_empty(rows)}")
@@ -103,7 +107,7 @@ def load(workdir) -> Artifacts:
 
 
 def why_empty(rows: list[dict]) -> str:
-    """Why no row of records.jsonl could be used."""
+    """Why no row of the records could be used."""
     values = [row["value"] for row in rows if row.get("value") is not None]
     if not values:
         return "holds no readable record with a value; run the study first"
@@ -161,6 +165,13 @@ def tidy(rows: list[dict], problems: list[str]) -> pd.DataFrame:
     if unusable.any():
         problems.append(f"{unusable.sum()} records have no finite value; they were left out.")
     frame = frame[~unusable]
+    homeless = frame[["noise_rate", "seed"]].isna().any(axis=1)
+    if homeless.any():
+        problems.append(
+            f"{homeless.sum()} records name no noise_rate or no seed, so nobody knows which model "
+            "they are of; they were left out."
+        )
+    frame = frame[~homeless]
     # A stage that was killed after writing and run again leaves its rows twice.
     repeated = frame.duplicated(list(IDENTITY), keep="last")
     if repeated.any():

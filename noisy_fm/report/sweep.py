@@ -11,7 +11,10 @@ from noisy_fm.report import figures, paired, tables
 from noisy_fm.report.sections import aligned, section, slug
 
 NONE = "0"  # λ = 0 is MLP tuning
-TITLES = {"sve": "SVE of the features Z", "lsvr": "LSVR of the features Z"}
+TITLES = {
+    ("sve", "id"): "SVE of Z, in-domain tasks",
+    ("lsvr", "ood"): "LSVR of Z, out-of-domain tasks",
+}
 
 
 def rows_of(records: pd.DataFrame) -> pd.DataFrame:
@@ -50,8 +53,8 @@ def weight_sweep(records: pd.DataFrame, studio: figures.Studio, model: str) -> d
             part["missing"].append(f"{title}: not recorded.")
             continue
         add_scores(part, frame, studio, axis, numbers, title=title, name=slug(shift, model))
-    for metric, title in TITLES.items():
-        frame = tables.spectrum_scores(rows, metric)
+    for (metric, shift), title in TITLES.items():
+        frame = tables.same_images(rows, metric, shift)
         if not frame.empty:
             draw_mean(part, frame, studio, axis, numbers, title=title, ylabel=metric.upper(),
                       scale=1, name=slug("sweep", metric, model))  # fmt: skip

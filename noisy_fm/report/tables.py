@@ -43,10 +43,8 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     frame = records.copy()
     named = ["model", "dataset", "task", "source", "target"]
     frame[named] = frame[named].astype(object).fillna("")
-    frame["seed"] = frame["seed"].fillna(0)
     frame["fraction"] = frame["fraction"].fillna(1.0)
     frame["label_noise"] = frame["label_noise"].fillna(0.0)
-    frame["noise_rate"] = frame["noise_rate"].fillna(0.0)
     # A feature set without source and shift belongs to neither.
     same = np.where(frame["source"] == frame["target"], "id", "ood")
     unknown = frame["shift"].isna() & (frame["source"] != "")
