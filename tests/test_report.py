@@ -377,6 +377,22 @@ def test_noise_is_judged_over_seeds_as_scipy_does(repeated):
     assert "By pre-training seed: seed 0 " in found["ood"].by_part
 
 
+def test_too_few_tasks_leave_the_seeds_and_too_few_of_both_are_described(repeated, tmp_path):
+    rows = [json.loads(text) for text in (repeated / "records.jsonl").read_text().splitlines()]
+    rows = [r for r in rows if r["stage"] != "probe" or r["task"] in ("subject", "gender")]
+    write_lines(tmp_path / "records.jsonl", rows)
+    found = collected(tmp_path)["nmtune lp ood"]
+    means = by_hand(tmp_path, "ood").unstack("method")
+    seeds = (means.nmtune - means.lp).groupby("seed").mean()
+    assert found.p == pytest.approx(stats.ttest_1samp(seeds, 0).pvalue)
+    assert found.differences == pytest.approx(seeds.tolist())
+    assert "not of other tasks" in found.scope
+    assert "one number a seed: tasks, heads, domains" in found.test
+    write_lines(tmp_path / "records.jsonl", [r for r in rows if r["seed"] < 2])
+    found = collected(tmp_path)["nmtune lp ood"]
+    assert (found.verdict, np.isnan(found.p), np.isnan(found.low)) == ("described", True, True)
+
+
 def test_sve_is_of_in_domain_images_and_lsvr_of_the_others(repeated):
     frame = pd.read_json(repeated / "records.jsonl", lines=True, precise_float=True)
     frame = frame[(frame.stage == "spectrum") & frame.method.isna()]

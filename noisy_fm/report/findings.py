@@ -111,10 +111,11 @@ class Finding:
 
     def measured(self, found: paired.Judged, **words) -> "Finding":
         """The finding with its numbers, and the words about it; `corrected` judges it."""
-        numbers = {"effect": found.effect, "verdict": "described"}
+        finding = dataclasses.replace(self, effect=found.effect, verdict="described", **words)
         if found.test:
-            numbers |= {name: getattr(found.test, name) for name in ("low", "high", "p", "df")}
-        return dataclasses.replace(self, **numbers, **words)
+            low, high, p, df = found.test[1:]
+            finding = dataclasses.replace(finding, low=low, high=high, p=p, df=df)
+        return finding
 
     def unavailable(self, reason: str) -> "Finding":
         """The finding as one that the records do not hold, with the reason."""

@@ -193,23 +193,25 @@ def lsvr_with_accuracy(sets: pd.DataFrame, lp: pd.DataFrame) -> Finding:
     lsvr, first = paired.by_run(sets, paired.SET)
     accuracy, second = paired.by_run(lp, tables.TASK)
     lsvr, accuracy = lsvr.align(accuracy, join="inner")
-    seeds, rates = lsvr.index, list(lsvr)
-    if len(rates) < 3:
+    if lsvr.shape[1] < 3:
         return base.unavailable("fewer than three γ have both LSVR and accuracy out of domain")
-    r = statistics.correlations(lsvr, accuracy)
-    z = np.arctanh(np.clip(r, -1 + 1e-9, 1 - 1e-9))
-    seeds, z = seeds[np.isfinite(z)], z[np.isfinite(z)]
-    if not len(z):
+    every = pd.Series(statistics.correlations(lsvr, accuracy), lsvr.index)
+    r = every.dropna()
+    if r.empty:
         return base.unavailable("LSVR or accuracy out of domain is the same at every γ")
-    what = f"correlation over {len(rates)} levels of γ within a seed, averaged as Fisher's z"
-    notes = "; ".join(note for note in (first, second) if note)
-    found = judged(base, pd.Series(z, seeds), len(z) * len(rates), what, notes)
-    numbers = {name: float(np.tanh(getattr(found, name))) for name in ("effect", "low", "high")}
+    notes = [first, second]
+    if len(r) < len(every):
+        notes.append(f"{len(every) - len(r)} of {len(every)} seeds are without variation, left out")
+    what = f"correlation over {lsvr.shape[1]} levels of γ within a seed, averaged as Fisher's z"
+    z = np.arctanh(r.clip(-1 + 1e-9, 1 - 1e-9))
+    found = judged(base, z, len(r) * lsvr.shape[1], what, "; ".join(filter(None, notes)))
     return dataclasses.replace(
         found,
-        **numbers,
-        differences=tuple(np.tanh(found.differences).tolist()),
-        by_part=by_seed(pd.Series(np.tanh(z), seeds), found.digits),
+        effect=float(np.tanh(found.effect)),
+        low=float(np.tanh(found.low)),
+        high=float(np.tanh(found.high)),
+        differences=tuple(r),
+        by_part=by_seed(r, found.digits),
         scope=f"{found.scope}; a correlation along γ is not a cause",
     )
 
@@ -259,24 +261,26 @@ def method_effect(scores: dict[str, pd.DataFrame], other: str, shift: str) -> Fi
         return base.unavailable(f"no {where} task was measured with both in every run")
     found = paired.judge_tasks(table)
     models = tables.plural(difference.shape[1], "model")
-    limits = {
+    scopes = {
         "models": f"It speaks of other tasks like these on these {models}, not of what "
         "pre-training would give again",
         "tasks": "It speaks of other pre-training runs on these tasks, not of other tasks",
         "": "It speaks of tasks and pre-training runs like these",
     }
-    scope = limits[found.limit]
+    scope = scopes[found.limit]
     if not found.test:
         scope = f"Described, not judged: fewer than {paired.FEWEST} tasks and seeds"
-    kind = "Two-way test (Student's t)" if min(table.shape) >= paired.FEWEST else "Student's t"
+    kind = "Student's t" if found.limit else "Two-way test (Student's t)"
     how = f"{kind} over {found.units}" if found.test else f"The mean over {found.units}"
-    how += "; one number a task: heads, domains, γ and probe seeds averaged"
+    over_seeds = found.limit == "tasks"
+    number = "seed: tasks, heads" if over_seeds else "task: heads"
+    how += f"; one number a {number}, domains, γ and probe seeds averaged"
     return base.measured(
         found,
         test=how + (f"; {note}" if note else ""),
         scope=scope,
         by_part=f"{by_task(table, base.digits)} {split(scores, other)}".strip(),
-        differences=tuple(table.mean(axis=1)),
+        differences=tuple(table.mean(axis=0 if over_seeds else 1)),
     )
 
 

@@ -66,6 +66,9 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
                 part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
     if (frame["metric"] == "accuracy_change").any():
         part["caption"] += " The change from γ = 0 is of the same seed on the same images."
+    metrics = set(frame["metric"])
+    if "flipped_fits_given" in metrics and "flipped_fits_chance" not in metrics:
+        part["missing"].append("How many changed labels chance predicts was not recorded.")
     part["drawings"] += memorised(frame, studio, model)
     return part
 
@@ -129,26 +132,14 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
         part["drawings"] += drawn
         part["caption"] += (
             " The panels of changes and gains pair the same heads, so that their difficulty "
-            f"cancels. {gain_intervals(records)}"
+            "cancels. Changes from γ = 0 have 95 % intervals over seeds, gains over LP over tasks "
+            "and seeds, where there are three or more of them; with fewer seeds they are of these "
+            "models alone."
         )
     if part["groups"] and not part["drawings"]:
         part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
     part["missing"] += notes
     return part
-
-
-def gain_intervals(records: pd.DataFrame) -> str:
-    """What the bars of `gains` are, by the number of seeds."""
-    seeds = records["seed"].nunique()
-    over = "over tasks, for these models alone"
-    if seeds >= tables.ENOUGH_SEEDS:
-        over = "over tasks and seeds"
-        return f"Changes from γ = 0 have 95 % intervals over seeds, gains over LP {over}."
-    return (
-        "Changes from γ = 0 have no interval: fewer than "
-        f"{tables.ENOUGH_SEEDS} seeds do not tell them from a run's luck. Gains over LP have 95 % "
-        f"intervals {over}."
-    )
 
 
 def gains(records: pd.DataFrame, studio: figures.Studio, model: str) -> list:
@@ -219,9 +210,10 @@ def spectrum(records: pd.DataFrame, spectra: list, studio: figures.Studio, model
     part["text"] = (
         "SVE is the entropy of σᵢ/Σσ, LSVR is −log σ₁/Σσ, both in nats (eqs. 2 and 3). A larger "
         "SVE is a flatter spectrum, a larger LSVR a weaker dominant direction. As in the paper's "
-        "section 5, SVE is judged on in-domain images and LSVR on out-of-domain images; LSVR "
-        "“drops” with noise in its Fig. 5's caption and rises in its text, which eq. 3 agrees "
-        "with. F are the frozen features, Z what a method's head makes of them (Fig. 7)."
+        "section 5, SVE is asked about on in-domain images and LSVR on out-of-domain images; with "
+        "noise LSVR “drops” in the caption of its Fig. 5 and rises in its text, and eq. 3 and the "
+        "text are followed here. F are the frozen features, Z what a method's head makes of them "
+        "(Fig. 7)."
     )
     for metric, shift in (("sve", "id"), ("lsvr", "ood"), ("sve", "ood"), ("lsvr", "id")):
         title = f"{metric.upper()} of F, {tables.SHIFTS[shift]} images"
@@ -319,8 +311,8 @@ def tasks(records: pd.DataFrame) -> dict:
     """Every task's accuracy by method and γ."""
     part = section("tasks", "Every task")
     part["text"] = (
-        "Accuracy in %, probe and pre-training seeds averaged, to be looked up. Differences in one "
-        "row are mostly luck, so none is marked."
+        "Accuracy in %, probe and pre-training seeds averaged, to be looked up. No best method is "
+        "marked: among so many uncorrected comparisons some would stand out by luck."
     )
     for shift, name in tables.SHIFTS.items():
         frame = tables.full_data(tables.probe_scores(records, shift=shift, metric="accuracy"))
