@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from noisy_fm import statistics
-from noisy_fm.report import paired, questions
+from noisy_fm.report import questions, tables
 
 OF_METHODS = {f"nmtune {other} {shift}" for other in ("lp", "mlp") for shift in ("id", "ood")}
 OF_NOISE = {"pretrain", "slight 0.05", "slight 0.1", "ood", "sve", "lsvr", "lsvr ood"}
@@ -62,7 +62,7 @@ def test_without_effect_five_percent_at_most_are_seen_and_intervals_hold(seeds):
     studies = 600
     bones = null_study.skeleton(seeds)
     seen, found, covered, family, last = verdicts(bones, studies, seed=seeds)
-    judged = OF_METHODS | (OF_NOISE if seeds >= paired.FEWEST else set())
+    judged = OF_METHODS | (OF_NOISE if seeds >= tables.FEWEST else set())
     assert {key for key, verdict in last.items() if verdict != "described"} <= judged
     assert set(last) == OF_METHODS | OF_NOISE
     assert max(seen.values()) <= most(studies, 0.05), seen

@@ -632,6 +632,21 @@ def test_changes_from_no_lambda_are_paired_by_task(study):
 
 
 @pytest.mark.usefixtures("unsaved")
+def test_records_that_do_not_say_where_or_mix_kinds_of_noise_are_told(study, tmp_path):
+    rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
+    spectra = [r for r in rows if r["stage"] == "spectrum" and r["method"] is None]
+    for row in spectra:
+        del row["shift"]
+    other = [{**r, "noise_kind": "asymmetric"} for r in rows if r["stage"] == "pretrain"]
+    write_lines(tmp_path / "records.jsonl", rows + other)
+    page = Page(report.build(tmp_path).read_text())
+    assert f"{len(spectra)} records of a target have neither source nor shift" in page.text
+    assert "mix kinds of noise (asymmetric, symmetric)" in page.text
+    assert page.findings["sve"] == page.findings["lsvr"] == "missing"
+    assert page.findings["pretrain"] == "described"
+
+
+@pytest.mark.usefixtures("unsaved")
 def test_bad_lines_are_skipped_and_named(study, tmp_path, capsys):
     text = (study / "records.jsonl").read_text().splitlines()
     text[2] = text[2][:30]
@@ -727,7 +742,7 @@ def test_pretraining_says_what_its_intervals_are_from(study, repeated, tmp_path)
     assert found.by_part.count("[") == 4
     found = collected(repeated)["pretrain"]
     assert found.headline.startswith("Pre-training accuracy falls with γ: \N{MINUS SIGN}")
-    assert "95 % intervals over seeds: 10" in found.by_part
+    assert "95 % intervals over pre-training runs: 10" in found.by_part
     # Without a clean model there are no changes, and the trend is as it was.
     rows = [json.loads(text) for text in (repeated / "records.jsonl").read_text().splitlines()]
     write_lines(tmp_path / "records.jsonl", [r for r in rows if r["metric"] != "accuracy_change"])

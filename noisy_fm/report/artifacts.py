@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from noisy_fm.report import tables
+
 # One record is one metric of one cell. These fields say which cell; the rest is the measurement.
 IDENTITY = (
     "stage",
@@ -177,10 +179,16 @@ def tidy(rows: list[dict], problems: list[str]) -> pd.DataFrame:
     if repeated.any():
         problems.append(f"{repeated.sum()} records were written again; the last of each was kept.")
     frame = frame[~repeated].reset_index(drop=True)
+    placeless = tables.placeless(frame)
+    if placeless.any():
+        problems.append(
+            f"{placeless.sum()} records of a target have neither source nor shift, so they count "
+            "neither in domain nor out of it."
+        )
     if frame["config_hash"].nunique() > 1:
         problems.append(f"The records come from {frame['config_hash'].nunique()} configurations.")
     if frame["noise_kind"].nunique() > 1:
-        kinds = ", ".join(sorted(frame["noise_kind"].dropna()))
+        kinds = ", ".join(sorted(frame["noise_kind"].dropna().unique()))
         problems.append(f"The records mix kinds of noise ({kinds}); averages run over them.")
     return frame
 

@@ -13,9 +13,6 @@ import pandas as pd
 from noisy_fm import statistics
 from noisy_fm.report import tables
 
-# Of runs or of tasks that a judgement needs. Two have one difference to tell their spread by: the
-# 95 % interval then reaches 12.7 standard errors to either side, and a test would find nothing.
-FEWEST = 3
 RUN = ["model", "seed", "noise_rate"]
 TEST = ["dataset", "task", "source", "target"]  # a head, by task and source, on a domain
 SET = ["dataset", "target"]  # the images of a feature set
@@ -31,8 +28,8 @@ class Judged(NamedTuple):
 
 
 def grid(frame: pd.DataFrame, unit: list[str]) -> pd.DataFrame:
-    """`value` as [units × runs]; a method's difference from another is that of their grids."""
-    return frame.set_index([*unit, *RUN])["value"].unstack(RUN)
+    """Mean `value` as [units × runs]; a method's difference from another is that of their grids."""
+    return frame.groupby([*unit, *RUN])["value"].mean().unstack(RUN)
 
 
 def complete(wide: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -78,7 +75,7 @@ def by_task(wide: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 def judge_runs(values) -> Judged:
     """A number a seed [n], against 0."""
     values = np.asarray(values, float)
-    test = statistics.t_test(values) if len(values) >= FEWEST else None
+    test = statistics.t_test(values) if len(values) >= tables.FEWEST else None
     return Judged(float(values.mean()), test, tables.plural(len(values), "pre-training seed"), "")
 
 
@@ -92,11 +89,11 @@ def judge_tasks(table: pd.DataFrame) -> Judged:
     tasks, seeds = (tables.plural(n, noun) for n, noun in zip(
         values.shape, ("task", "pre-training seed"), strict=True))  # fmt: skip
     effect = float(values.mean())
-    if min(values.shape) >= FEWEST:
+    if min(values.shape) >= tables.FEWEST:
         return Judged(effect, statistics.two_way_test(values), f"{tasks} and {seeds}", "")
-    if len(values) >= FEWEST:
+    if len(values) >= tables.FEWEST:
         return Judged(effect, statistics.t_test(values.mean(axis=1)), tasks, "models")
-    if values.shape[1] >= FEWEST:
+    if values.shape[1] >= tables.FEWEST:
         return Judged(effect, statistics.t_test(values.mean(axis=0)), seeds, "tasks")
     return Judged(effect, None, f"{tasks} and {seeds}", "")
 

@@ -77,18 +77,19 @@ def pretraining_trend(records: pd.DataFrame) -> Finding:
     levels = [
         f"{tables.percent(rate)}\N{NO-BREAK SPACE}{tables.signed(change, 2)} "
         f"[{tables.signed_interval(low, high, 2)}]"
-        for rate, change, low, high in changes.itertuples()
+        for rate, change, low, high, _ in changes.itertuples()
     ]
     note = f"{found.by_part} On the same images, with 95 % intervals "
-    note += "over seeds" if np.isfinite(found.low) else "from the sample of images alone"
+    over_runs = changes["runs"].min() >= tables.FEWEST
+    note += "over pre-training runs" if over_runs else "from the sample of images alone"
     return dataclasses.replace(found, by_part=f"{note}: {'; '.join(levels)}.".strip())
 
 
 def accuracy_changes(frame: pd.DataFrame) -> pd.DataFrame:
-    """value, low, high in points of "accuracy_change" by γ; levels without interval left out."""
+    """value, low, high in points, and runs, of "accuracy_change" by γ, where it has an interval."""
     changes = frame[(frame["metric"] == "accuracy_change") & (frame["noise_rate"] > 0)]
     summary = tables.summarise(changes, ["noise_rate"]).set_index("noise_rate")
-    return (summary[["value", "low", "high"]] * 100).dropna()
+    return summary[["value", "low", "high", "runs"]].mul([100, 100, 100, 1]).dropna()
 
 
 def slight_noise(lp: pd.DataFrame) -> list[Finding]:
@@ -269,7 +270,7 @@ def method_effect(scores: dict[str, pd.DataFrame], other: str, shift: str) -> Fi
     }
     scope = scopes[found.limit]
     if not found.test:
-        scope = f"Described, not judged: fewer than {paired.FEWEST} tasks and seeds"
+        scope = f"Described, not judged: fewer than {tables.FEWEST} tasks and seeds"
     kind = "Student's t" if found.limit else "Two-way test (Student's t)"
     how = f"{kind} over {found.units}" if found.test else f"The mean over {found.units}"
     over_seeds = found.limit == "tasks"
