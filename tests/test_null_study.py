@@ -59,7 +59,7 @@ def test_with_few_seeds_noise_is_described_and_methods_are_judged():
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_without_effect_five_percent_at_most_are_seen_and_intervals_hold(seeds):
-    studies = 600
+    studies = 400
     bones = null_study.skeleton(seeds)
     seen, found, covered, family, last = verdicts(bones, studies, seed=seeds)
     judged = OF_METHODS | (OF_NOISE if seeds >= tables.FEWEST else set())
@@ -93,7 +93,7 @@ def spread_of_a_run() -> float:
 
 @pytest.mark.slow
 def test_an_effect_of_noise_is_found_as_often_as_the_noncentral_t_says():
-    seeds, studies = 5, 400
+    seeds, studies = 5, 250
     rates = np.array(null_study.RATES)
     centred = rates - rates.mean()
     # The fitted change from the lowest to the highest γ, of one seed.

@@ -295,8 +295,8 @@ def test_one_seed_is_described_and_methods_are_judged_over_tasks(built):
     assert page.findings["nmtune lp ood"] == page.findings["nmtune mlp ood"] == "seen"
     assert page.findings["nmtune lp id"] == page.findings["nmtune mlp id"] == "not seen"
     for needle in (
-        "NMTune is above LP in out-of-domain",
-        "No difference of in-domain accuracy between NMTune and LP is seen",
+        "NMTune (MLP and terms) is above LP in out-of-domain",
+        "No difference of in-domain accuracy between NMTune (MLP and terms) and LP is seen",
         "1 pre-training seed: it speaks of these 5 models only",
         "not of what pre-training would give again",
         "over the 4 questions judged here",
@@ -330,7 +330,7 @@ def test_effects_of_the_other_sign_are_worded_so(tmp_path):
 
     write_study(tmp_path / "run", effect=harmful, seeds=(0, 1, 2), rates=(0.0, 0.1, 0.3))
     text = report.build(tmp_path / "run").read_text()
-    assert "NMTune is below LP in in-domain accuracy" in text
+    assert "NMTune (MLP and terms) is below LP in in-domain accuracy" in text
     assert "Out-of-domain accuracy (LP) rises with γ" in text
 
 

@@ -248,11 +248,12 @@ def by_seed(values: pd.Series, digits: int) -> str:
 def method_effect(scores: dict[str, pd.DataFrame], other: str, shift: str) -> Finding:
     """Mean accuracy of NMTune less that of LP or MLP tuning over all γ."""
     name, where = OTHERS[other], tables.SHIFTS[shift]
+    ours = "NMTune (MLP and terms)" if other == "lp" else "NMTune"  # from MLP the terms differ
     base = Finding(
         key=f"nmtune {other} {shift}",
-        change=f"difference of {where} accuracy between NMTune and {name}",
-        up=f"NMTune is above {name} in {where} accuracy",
-        down=f"NMTune is below {name} in {where} accuracy",
+        change=f"difference of {where} accuracy between {ours} and {name}",
+        up=f"{ours} is above {name} in {where} accuracy",
+        down=f"{ours} is below {name} in {where} accuracy",
     )
     if not {"nmtune", other} <= set(scores):
         return base.unavailable(f"no {where} task was measured with both")
