@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from noisy_fm import checkpoint, evaluate, files, train
+from noisy_fm import checkpoint, files, statistics, train
 from noisy_fm import config as config_lib
 
 NUM_EXAMPLES = 12  # images with wrong labels shown in the report
@@ -73,14 +73,15 @@ def cell_records(cell, out: dict, shared: dict, config: ConfigDict) -> Iterable[
             }
 
     trained = {"dataset": cell.config.data.name, "task": cell.config.data.task}
-    yield from rows("pretrain", out["pretrain"]["metrics"], **trained)
+    yield from rows("pretrain", with_chance(out["pretrain"]), **trained)
     in_domain = {(name, source) for name, _, source, _ in config.tasks}
     for row in out["spectra"]["rows"]:
         place = (row["dataset"], row["domain"])
         fields = {
             "dataset": row["dataset"],
+            "task": row.get("task"),  # of F on a task's own images, which are fewer
             "target": row["domain"],
-            "shift": "id" if place in in_domain else "ood",
+            "shift": row.get("shift", "id" if place in in_domain else "ood"),
             "n": row["n"],
         }
         yield from rows("spectra", row["metrics"], **fields)
@@ -93,6 +94,21 @@ def cell_records(cell, out: dict, shared: dict, config: ConfigDict) -> Iterable[
         yield from rows("probes", row["metrics"], **fields)
 
 
+def with_chance(pretrained: dict) -> dict:
+    """The metrics of pre-training and, beside memorised labels, how many chance gives.
+
+    A model that misses a changed label's truth hits the given one of C − 1 others by chance.
+    """
+    metrics = pretrained["metrics"]
+    if "flipped_fits_true" not in metrics:
+        return metrics
+    truth = metrics["flipped_fits_true"]
+    others = pretrained["manifest"]["num_classes"] - 1
+    chance = {"value": (1 - truth["value"]) / others, "n": truth["n"]}
+    chance |= {"low": (1 - truth["high"]) / others, "high": (1 - truth["low"]) / others}
+    return {**metrics, "flipped_fits_chance": chance}
+
+
 def change_record(cell, outputs: dict, shared: dict) -> list[dict]:
     """Pre-training accuracy against the clean model of the same seed, paired on the same images.
 
@@ -103,7 +119,7 @@ def change_record(cell, outputs: dict, shared: dict) -> list[dict]:
         return []
     ours, theirs = outputs[cell]["pretrain"], clean["pretrain"]
     change = np.subtract(ours["correct"], theirs["correct"])
-    low, high = evaluate.cluster_bootstrap(change, np.asarray(ours["groups"]))
+    low, high = statistics.cluster_bootstrap(change, np.asarray(ours["groups"]))
     row = {**dict.fromkeys(FIELDS), **shared, "stage": "pretrain", "metric": "accuracy_change"}
     row |= {"dataset": cell.config.data.name, "task": cell.config.data.task}
     row |= {name: ours[name] for name in ("versions", "commit", "duration_s")}
@@ -111,8 +127,9 @@ def change_record(cell, outputs: dict, shared: dict) -> list[dict]:
 
 
 def cell_curves(out: dict, about: dict) -> Iterable[dict]:
-    """Singular values of F and, for tuned heads, of Z."""
-    for row in (*out["spectra"]["rows"], *out["probes"]["spectra"]):
+    """Singular values of F on all images of a domain and, for tuned heads, of Z on their task's."""
+    whole = [row for row in out["spectra"]["rows"] if "singular_values" in row]
+    for row in (*whole, *out["probes"]["spectra"]):
         about_head = ("method", "preset", "weights")
         keys = ("dataset", "task", "source", "domain", *about_head, "singular_values")
         yield {**about, **{key: row.get(key) for key in keys}}

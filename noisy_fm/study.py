@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from noisy_fm import (
     app,
     checkpoint,
-    evaluate,
     features,
     files,
     lease,
@@ -29,6 +28,7 @@ from noisy_fm import (
     records,
     report,
     spectrum,
+    statistics,
     train,
 )
 from noisy_fm import config as config_lib
@@ -113,7 +113,7 @@ def pretrain(cell: Cell, show: str) -> dict:
 def with_interval(values: np.ndarray, groups: np.ndarray) -> dict:
     """Mean of one number an example, its 95 % interval (resampling whole `groups`), and n."""
     values = np.asarray(values, dtype=float)
-    low, high = evaluate.cluster_bootstrap(values, groups)
+    low, high = statistics.cluster_bootstrap(values, groups)
     return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
 
 
@@ -207,13 +207,34 @@ def read(cell: Cell, name: str, *, domain: str, split: str, task: str):
 
 
 def spectra(cell: Cell, config: ConfigDict) -> dict:
-    """Spectrum metrics, with jackknife intervals, of the test features of every stored domain."""
+    """Spectrum metrics of the test features of every stored domain, with jackknife intervals.
+
+    And without intervals those of each task's test images alone, for what heads make of the same.
+    """
     rows = []
     for name, domain, split in stores(config):
         if split == "test":
             x, _, _, groups, _ = read(cell, name, domain=domain, split=split, task="")
             rows.append({"dataset": name, "domain": domain, **spectrum_row(x, groups, config)})
+    for name, task, domain, shift in tested(config):
+        x, _, _, _, _ = read(cell, name, domain=domain, split="test", task=task)
+        found = spectrum.summary(x, **config.spectrum)
+        metrics = {metric: {"value": found[metric]} for metric in ("sve", "lsvr")}
+        about = {"dataset": name, "task": task, "domain": domain, "shift": shift, "n": len(x)}
+        rows.append({**about, "metrics": metrics})
     return {"rows": rows}
+
+
+def tested(config: ConfigDict) -> list[tuple[str, str, str, str]]:
+    """Every (data, task, domain, "id" or "ood") that heads are tested on, of data with tasks."""
+    return sorted(
+        {
+            (name, task, domain, "id" if domain == source else "ood")
+            for name, task, source, targets in config.tasks
+            for domain in (source, *targets)
+            if task
+        }
+    )
 
 
 def spectrum_row(x: np.ndarray, groups, config: ConfigDict) -> dict:
@@ -283,7 +304,7 @@ def probes(cell: Cell, config: ConfigDict) -> dict:
                         **about,
                         "target": target,
                         "shift": "id" if target == source else "ood",
-                        "metrics": evaluate.metric_intervals(
+                        "metrics": statistics.metric_intervals(
                             test[1], result.predictions[target], num_classes, groups=test[3]
                         ),
                     }
@@ -363,8 +384,8 @@ def run_cell(cell: Cell, config: ConfigDict, show: str) -> dict[str, dict]:
     """The four stages of one pre-trained model, each skipped if it has been done."""
     train_key = {"train": config_lib.hash_of(cell.config)}
     store_key = {**train_key, "feature": config.feature, "stores": stores(config)}
-    spectrum_key = {**store_key, "spectrum": config.spectrum}
-    tuning = ("tasks", "methods", "preset", "weights", "fractions", "label_noise", "probe_seeds")
+    spectrum_key = {**store_key, "spectrum": config.spectrum, "tasks": config.tasks}
+    tuning = ("methods", "preset", "weights", "fractions", "label_noise", "probe_seeds")
     probe_key = {**spectrum_key, **{name: config[name] for name in (*tuning, "probe_epochs")}}
     stored = all(is_stored(cell, config, *wanted) for wanted in stores(config))
     out = {}

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "noisy_fm"
 # Each layer may import from the ones before it, and from itself.
 LAYERS = (
-    {"noise", "spectrum", "nmtune", "losses", "progress", "messages", "files"},
+    {"noise", "spectrum", "nmtune", "losses", "statistics", "progress", "messages", "files"},
     {"data", "models"},
     {
         "config",
@@ -25,7 +25,7 @@ LAYERS = (
         "tasks",
         "recipes",
     },
-    {"train", "evaluate", "features"},
+    {"train", "features"},
     {"probe", "tune", "estimator", "diagnose"},
     {"study", "records", "report", "export"},
 )

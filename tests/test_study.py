@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from noisy_fm import config, spectrum, study
+from noisy_fm import config, data, spectrum, study
 from noisy_fm.features import open_store
 
 ROOT = Path(__file__).parent.parent
@@ -82,8 +82,29 @@ def test_its_spectra_are_those_of_the_stored_features(done):
         (rows.stage == "spectrum") & (rows.metric == "sve") & (rows.noise_rate == 0.3)
         & (rows.target == "noto") & rows.method.isna()
     ]  # fmt: skip
-    assert got.value.item() == pytest.approx(sve, rel=1e-6)
-    assert got.value.item() == pytest.approx(spectrum.summary(stored)["sve"])
+    of_all, of_task = (got[got.task.isna()], got[got.task == "category"])
+    assert of_all.value.item() == pytest.approx(sve, rel=1e-6)
+    assert of_all.value.item() == pytest.approx(spectrum.summary(stored)["sve"])
+    # F beside Z: on the images of the task that Z is of, and on no others.
+    source = data.load("emoji_domains", split="test", domain="noto", task="category", size=32)
+    store = open_store(cell / "emoji_domains-noto-test")
+    images = stored[[list(store.ids).index(i) for i in source.ids]]
+    assert 0 < len(images) == of_task.n.item() < len(stored)
+    assert of_task.value.item() == pytest.approx(spectrum.summary(images)["sve"])
+    of_z = rows[(rows.stage == "spectrum") & (rows.method == "nmtune") & (rows.target == "noto")]
+    assert set(of_z.n) == {len(images)}
+
+
+def test_memorised_labels_stand_beside_chance(done):
+    rows = records(done[0])
+    rows = rows[(rows.stage == "pretrain") & (rows.noise_rate == 0.3)].set_index("metric")
+    manifests = [
+        json.loads(line) for line in (done[0] / "manifests.jsonl").read_text().splitlines()
+    ]
+    classes = manifests[-1]["num_classes"]
+    chance = rows.loc["flipped_fits_chance"]
+    assert chance.value == pytest.approx((1 - rows.value["flipped_fits_true"]) / (classes - 1))
+    assert chance.low <= chance.value <= chance.high
 
 
 def test_its_report_says_what_was_measured(done):

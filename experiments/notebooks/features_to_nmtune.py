@@ -38,10 +38,10 @@ from noisy_fm import (
     config,
     data,
     diagnose,
-    evaluate,
     features,
     probe,
     spectrum,
+    statistics,
     train,
 )
 
@@ -152,7 +152,7 @@ for name in models:
     for domain, source in tests.items():
         for method in METHODS:
             right = correct(name, method, domain)
-            low, high = evaluate.cluster_bootstrap(right, source.groups)
+            low, high = statistics.cluster_bootstrap(right, source.groups)
             rows.append((name, domain, method, right.mean(), low, high))
 table = pd.DataFrame(rows, columns=["model", "domain", "method", "accuracy", "low", "high"])
 print(table.pivot_table("accuracy", ["model", "domain"], "method").round(3))
@@ -183,7 +183,7 @@ for name in models:
     for domain, source in tests.items():
         for other in ("lp", "mlp"):
             gain = correct(name, "nmtune", domain) - correct(name, other, domain)
-            low, high = (100 * v for v in evaluate.cluster_bootstrap(gain, source.groups))
+            low, high = (100 * v for v in statistics.cluster_bootstrap(gain, source.groups))
             verdict = "NMTune is better" if low > 0 else "NMTune is worse" if high < 0 else "open"
             found = f"{100 * gain.mean():+5.1f} points [{low:+5.1f}, {high:+5.1f}]: {verdict}"
             print(f"{name}, {domain:8}: NMTune − {other.upper():3} = {found}")

@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from noisy_fm import config, data, evaluate, probe, spectrum
+from noisy_fm import config, data, probe, spectrum, statistics
 from noisy_fm.models import efficientnet
 
 FAST = os.environ.get("NOISY_FM_FAST") == "1"
@@ -141,7 +141,7 @@ figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
 for offset, method in zip((-0.15, 0, 0.15), METHODS, strict=True):
     mean = np.array([correct(method, domain).mean() for domain in tests])
     low, high = np.transpose(
-        [evaluate.cluster_bootstrap(correct(method, d), tests[d]["group"]) for d in tests]
+        [statistics.cluster_bootstrap(correct(method, d), tests[d]["group"]) for d in tests]
     )
     axes.errorbar(np.arange(3) + offset, mean, [mean - low, high - mean], fmt="o", label=method)
 axes.set_xticks(range(3), table.columns)
@@ -160,7 +160,7 @@ _ = axes.legend(frameon=False, loc="upper center")
 def compare(other, domain):
     """One sentence on NMTune against `other`; a difference counts if its interval excludes 0."""
     gain = correct("nmtune", domain) - correct(other, domain)
-    low, high = evaluate.cluster_bootstrap(gain, tests[domain]["group"])
+    low, high = statistics.cluster_bootstrap(gain, tests[domain]["group"])
     sure = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
     print(
         f"{domain} ({DOMAINS[domain]}): NMTune is {sure} "

@@ -9,7 +9,8 @@ from noisy_fm.estimator.base import HeadEstimator, OnlineClassifier
 class LinearProbe(OnlineClassifier):
     """Linear probing (LP): a linear softmax classifier on frozen features, by the paper's recipe.
 
-    AdamW with a cosine schedule to 0, no warm-up; deterministic for one `random_state`.
+    AdamW with a cosine schedule to 0, no warm-up; deterministic for one `random_state`. Not the
+    paper's: few rows get at least 500 steps (`min_steps`).
 
     Args:
       learning_rate, weight_decay: of AdamW (decay on the matrix only).
@@ -62,6 +63,8 @@ class LinearProbe(OnlineClassifier):
 
 class MLPTuneClassifier(OnlineClassifier):
     """MLP tuning: cross-entropy through z = MLP(f), the same network as NMTune without its terms.
+
+    As in `LinearProbe`, few rows get at least 500 steps, which the paper's recipe would not give.
 
     Args:
       preset: "paper", z = MLP(f); "release", z = s ⊙ MLP(f) + f. MLP: D → 4D, BatchNorm, ReLU → D.
@@ -143,6 +146,8 @@ class _NMTune:
 
 class NMTuneClassifier(_NMTune, OnlineClassifier):
     """NMTune (eq. 7): L_CE + λ(L_MSE + L_COV + L_SVD) through an MLP on frozen features.
+
+    As in `LinearProbe`, few rows get at least 500 steps, which the paper's recipe would not give.
 
     Args:
       preset: "paper" or "release", as in `MLPTuneClassifier`; also sets the default λ.

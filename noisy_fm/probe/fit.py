@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisy_fm import evaluate
+from noisy_fm import statistics
 from noisy_fm.probe import check, plan, reference
 from noisy_fm.probe.heads import TRAINED, Head, logits, start_state, transform
 from noisy_fm.probe.lanes import CHUNK, Lanes, advance, replace
@@ -330,7 +330,7 @@ def _test(results, tests, num_classes: int, memory_budget: int) -> None:
                 found = _in_blocks(run, f, axis=1).astype(np.int32)
             for result, predicted in zip(members, found, strict=True):
                 result.predictions[name] = predicted
-                result.metrics[name] = evaluate.classification_metrics(
+                result.metrics[name] = statistics.classification_metrics(
                     labels, predicted, num_classes, groups=clusters
                 )
 

@@ -41,7 +41,7 @@ def select(
     The part is a share of each class (at least one example, and never the last one: a class of one
     is trained on only), or of the `groups` [n] where related examples must stay together; a class
     whose groups are all drawn is then left without a training row. `metric` is one of
-    `evaluate.classification_metrics`; ties go to the earlier head. Label noise of a head falls on
+    `statistics.classification_metrics`; ties go to the earlier head. Label noise of a head falls on
     the part it trains on, never on the validation labels. `test_groups` are the `groups` of
     `fit_heads`, `keep_parameters` is of the best head, and other settings are those of
     `fit_heads`. Raises ValueError for features that would stream: their two parts are read into

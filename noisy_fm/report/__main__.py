@@ -10,9 +10,9 @@ DESCRIPTION = """\
 Build the report of a study: one self-contained index.html, its figures as SVG and PNG, and the
 records as CSV, JSON Lines and Parquet."""
 READS = """\
-It reads only what the study wrote to WORKDIR: records.jsonl (needed) and, where present,
-spectra.jsonl, config.json, environment.json, stages.jsonl, manifests.jsonl and examples.json.
-A part that is missing becomes a line on the page and on the error stream. Example:
+It reads only what the study wrote to WORKDIR: records.jsonl (or records.parquet) and, where
+present, spectra.jsonl, config.json, environment.json, stages.jsonl, manifests.jsonl and
+examples.json. A part that is missing becomes a line on the page and on the error stream. Example:
 
   python -m noisy_fm.report runs/emoji && xdg-open runs/emoji/report/index.html"""
 

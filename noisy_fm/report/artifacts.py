@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from noisy_fm.report import tables
+
 # One record is one metric of one cell. These fields say which cell; the rest is the measurement.
 IDENTITY = (
     "stage",
@@ -70,18 +72,22 @@ class Artifacts:
 def load(workdir) -> Artifacts:
     """Read a study's working directory.
 
-    Lines and files that are not JSON are left out and named in `problems`. Raises
-    FileNotFoundError if the folder or its records.jsonl is missing and ValueError if no record
-    can be read.
+    Records are read from records.jsonl, or from the records.parquet that a study is published
+    with. Lines and files that are not JSON are left out and named in `problems`. Raises
+    FileNotFoundError if the folder or its records are missing and ValueError if no record can be
+    read.
     """
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise FileNotFoundError(f"{workdir}: no such folder; expected a study's workdir")
-    path = workdir / "records.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; run the study with this workdir first")
+    path, published = workdir / "records.jsonl", workdir / "records.parquet"
     problems: list[str] = []
-    rows = read_lines(path, problems)
+    if path.is_file():
+        rows = read_lines(path, problems)
+    elif published.is_file():
+        path, rows = published, pd.read_parquet(published).to_dict("records")
+    else:
+        raise FileNotFoundError(f"{path}: no such file; run the study with this workdir first")
     records = tidy(rows, problems)
     if records.empty:
         raise ValueError(f"{path}: {why_empty(rows)}")
@@ -103,7 +109,7 @@ def load(workdir) -> Artifacts:
 
 
 def why_empty(rows: list[dict]) -> str:
-    """Why no row of records.jsonl could be used."""
+    """Why no row of the records could be used."""
     values = [row["value"] for row in rows if row.get("value") is not None]
     if not values:
         return "holds no readable record with a value; run the study first"
@@ -161,15 +167,28 @@ def tidy(rows: list[dict], problems: list[str]) -> pd.DataFrame:
     if unusable.any():
         problems.append(f"{unusable.sum()} records have no finite value; they were left out.")
     frame = frame[~unusable]
+    homeless = frame[["noise_rate", "seed"]].isna().any(axis=1)
+    if homeless.any():
+        problems.append(
+            f"{homeless.sum()} records name no noise_rate or no seed, so nobody knows which model "
+            "they are of; they were left out."
+        )
+    frame = frame[~homeless]
     # A stage that was killed after writing and run again leaves its rows twice.
     repeated = frame.duplicated(list(IDENTITY), keep="last")
     if repeated.any():
         problems.append(f"{repeated.sum()} records were written again; the last of each was kept.")
     frame = frame[~repeated].reset_index(drop=True)
+    placeless = tables.placeless(frame)
+    if placeless.any():
+        problems.append(
+            f"{placeless.sum()} records of a target have neither source nor shift, so they count "
+            "neither in domain nor out of it."
+        )
     if frame["config_hash"].nunique() > 1:
         problems.append(f"The records come from {frame['config_hash'].nunique()} configurations.")
     if frame["noise_kind"].nunique() > 1:
-        kinds = ", ".join(sorted(frame["noise_kind"].dropna()))
+        kinds = ", ".join(sorted(frame["noise_kind"].dropna().unique()))
         problems.append(f"The records mix kinds of noise ({kinds}); averages run over them.")
     return frame
 

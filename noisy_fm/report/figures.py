@@ -27,6 +27,7 @@ METHOD_COLOURS = {
     "Full FT": "#b8466f",
     "wrong label": "#c05a4a",
     "true label": "#4a7a96",
+    "chance": "#6b7280",
 }
 SPARE_COLOURS = ["#a0522d", "#4a7a96", "#7d8b1c", "#9b3fa0", "#c05a4a"]
 STYLE: dict = {

@@ -4,14 +4,14 @@ import dataclasses
 
 import numpy as np
 
+from noisy_fm import statistics
 from noisy_fm.report import paired, tables
 
-LEVEL = 0.05
 VERDICTS = {
     "seen": "Seen",
     "not seen": "Not seen",
-    "too few": "Too few to tell",
-    "missing": "Not tested",
+    "described": "Described only",
+    "missing": "Not recorded",
 }
 
 
@@ -27,13 +27,12 @@ class Finding:
     up: str = ""
     down: str = ""
     effect: float = np.nan
-    direction: float = np.nan  # its sign is the test's, where that is not the effect's own
     low: float = np.nan
     high: float = np.nan
     unit: str = "points"
-    p: float = np.nan
+    p: float = np.nan  # NaN: described, not judged
     p_holm: float = np.nan
-    attainable: float = np.nan
+    df: float = np.nan
     verdict: str = "missing"
     test: str = ""
     scope: str = ""
@@ -47,61 +46,79 @@ class Finding:
         return VERDICTS[self.verdict]
 
     @property
+    def digits(self) -> int:
+        return 3 if self.unit == "nats" else 2
+
+    @property
     def headline(self) -> str:
         if self.verdict == "missing":
             return f"Nothing can be said of a {self.change}."
+        if self.verdict == "described":
+            return f"{self.change[0].upper()}{self.change[1:]}: {self.effect_text}."
         if self.verdict == "seen":
             return f"{self.claim}: {self.effect_text}."
-        if self.p < LEVEL:
+        if self.p < statistics.LEVEL:
             return f"{self.claim}: {self.effect_text}, but {self.reservation}."
-        though = ", though the interval leaves out 0" if self.low > 0 or self.high < 0 else ""
-        if self.verdict == "not seen":
-            return f"No {self.change} is seen: {self.effect_text}{though}."
-        return f"Whether there is a {self.change} cannot be told: {self.effect_text}{though}."
+        return f"No {self.change} is seen: {self.effect_text}."
 
     @property
     def reservation(self) -> str:
         """Why an effect whose own p is below the level is not "seen"."""
-        after = f"after correction for {self.family} questions"
-        return f"not {after}" if self.verdict == "not seen" else f"the data are too few {after}"
+        return f"not after correction for {tables.plural(self.family, 'question')}"
 
     @property
     def claim(self) -> str:
-        sign = self.direction if np.isfinite(self.direction) else self.effect
-        return self.up if sign > 0 else self.down
+        return self.up if self.effect > 0 else self.down
 
     @property
     def short(self) -> str:
         """The finding in a few words, for the summary at the top."""
         if self.verdict == "missing":
             return f"A {self.change}"
-        what = self.claim if self.verdict == "seen" or self.p < LEVEL else f"A {self.change}"
-        but = f", but {self.reservation}" if self.verdict != "seen" and self.p < LEVEL else ""
+        claims = self.verdict == "seen" or self.p < statistics.LEVEL
+        what = self.claim if claims else f"A {self.change}"
+        but = f", but {self.reservation}" if claims and self.verdict != "seen" else ""
         return f"{what}: {self.effect_text}{but}{' (a check of the set-up)' if self.check else ''}"
 
     @property
     def effect_text(self) -> str:
         """The effect with its 95 % interval in brackets, where there is one."""
-        name, suffix = ("τ = ", "") if self.unit == "τ" else ("", f"\N{NO-BREAK SPACE}{self.unit}")
-        text = f"{name}{tables.signed(self.effect, 2)}{suffix}"
+        name, suffix = ("r = ", "") if self.unit == "r" else ("", f"\N{NO-BREAK SPACE}{self.unit}")
+        text = f"{name}{tables.signed(self.effect, self.digits)}{suffix}"
         if np.isfinite(self.low):
-            text += f" [{tables.signed_interval(self.low, self.high, 2)}]"
+            text += f" [{tables.signed_interval(self.low, self.high, self.digits)}]"
         return text
 
     @property
     def p_text(self) -> str:
-        if self.check:
-            return f"p {p_value(self.p)}; a check of the set-up, outside the correction"
-        return f"p {p_value(self.p)}, Holm-corrected p {p_value(self.p_holm)}"
+        """The p-values and what such a test could find; empty where nothing was judged."""
+        if self.verdict not in ("seen", "not seen"):
+            return ""
+        text = f"p {p_value(self.p)}; a check of the set-up, outside the correction"
+        if not self.check:
+            text = f"p {p_value(self.p)}, Holm-corrected p {p_value(self.p_holm)}"
+        suffix = "" if self.unit == "r" else f"\N{NO-BREAK SPACE}{self.unit}"
+        smallest = f"{'r = ' if self.unit == 'r' else ''}{self.smallest:.{self.digits}f}{suffix}"
+        return f"{text}. Four of five such tests find an effect of {smallest}, uncorrected"
 
-    def measured(self, found: paired.Test, **words) -> "Finding":
-        """The finding with its test's numbers, and the words about it."""
-        numbers = ("effect", "low", "high", "p", "attainable")
-        given = {name: getattr(found, name) for name in numbers}
-        return dataclasses.replace(self, **given, **words)
+    @property
+    def smallest(self) -> float:
+        """The effect that four of five tests with this spread would find."""
+        if self.unit != "r":
+            return statistics.smallest_effect(self.high - self.low, self.df)
+        width = np.arctanh(self.high) - np.arctanh(self.low)
+        return float(np.tanh(statistics.smallest_effect(width, self.df)))
+
+    def measured(self, found: paired.Judged, **words) -> "Finding":
+        """The finding with its numbers, and the words about it; `corrected` judges it."""
+        finding = dataclasses.replace(self, effect=found.effect, verdict="described", **words)
+        if found.test:
+            low, high, p, df = found.test[1:]
+            finding = dataclasses.replace(finding, low=low, high=high, p=p, df=df)
+        return finding
 
     def unavailable(self, reason: str) -> "Finding":
-        """The finding as not tested, with the reason."""
+        """The finding as one that the records do not hold, with the reason."""
         return dataclasses.replace(self, change=f"{self.change} ({reason})")
 
 
@@ -115,20 +132,16 @@ def p_value(p: float) -> str:
 def corrected(findings: list[Finding]) -> list[Finding]:
     """Findings with Holm-adjusted p and their verdicts; checks keep their own p.
 
-    "Too few" is a finding that would not be seen even at its smallest attainable p, beside the
-    other findings' p as they are.
+    Questions that are only described, or not recorded, are not in the family.
     """
     family = [finding for finding in findings if np.isfinite(finding.p) and not finding.check]
-    adjusted = dict(zip((f.key for f in family), paired.holm([f.p for f in family]), strict=True))
+    adjusted = statistics.holm([finding.p for finding in family])
+    p_of = {finding.key: float(p) for finding, p in zip(family, adjusted, strict=True)}
     result = []
     for finding in findings:
-        if not np.isfinite(finding.p):
-            result.append(finding)
-            continue
-        p, best = finding.p, finding.attainable
-        if not finding.check:
-            p = float(adjusted[finding.key])
-            best = paired.holm([best, *(f.p for f in family if f is not finding)])[0]
-        verdict = "seen" if p < LEVEL else "not seen" if best < LEVEL else "too few"
-        result.append(dataclasses.replace(finding, p_holm=p, verdict=verdict, family=len(family)))
+        if np.isfinite(finding.p):
+            p = p_of.get(finding.key, finding.p)
+            verdict = "seen" if p < statistics.LEVEL else "not seen"
+            finding = dataclasses.replace(finding, p_holm=p, verdict=verdict)
+        result.append(dataclasses.replace(finding, family=len(family)))
     return result

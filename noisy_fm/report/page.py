@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from noisy_fm.report import artifacts, figures, findings, questions, sections, sweep, tables
+from noisy_fm.report import artifacts, figures, findings, paired, questions, sections, sweep, tables
 
 MANIFEST = ("kind", "rate", "realised", "seed", "n", "changed", "num_classes", "hash")
 EXAMPLE = ("image", "true", "given", "concept", "name", "noise_rate")
@@ -66,6 +66,7 @@ def render(found: artifacts.Artifacts, folder: Path) -> str:
         records=f"{len(everything):,}",
         findings=[(finding, strip(finding)) for finding in studied],
         verdicts=verdict_counts(studied),
+        family=max(finding.family for finding in studied),
         parts=parts,
         examples=shaped(found.examples, EXAMPLE, "image")[:24],
         noise=sorted(shaped(found.manifests, MANIFEST, "rate"), key=lambda row: row["rate"]),
@@ -108,10 +109,7 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
         for unit in ("step", "epoch")
         if isinstance(find(found.config, f"{unit}s"), (int, float))
     ]
-    tasks = {
-        shift: rows[["dataset", "task", "source", "target"]].drop_duplicates().shape[0]
-        for shift, rows in probes.groupby("shift")
-    }
+    tests = {shift: probes[probes["shift"] == shift] for shift in tables.SHIFTS}
     kinds = sorted(records["noise_kind"].dropna().unique())
     return {
         "models": sorted(records["model"].unique()),
@@ -124,8 +122,8 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
         "steps": steps[:1],
         "methods": tables.ordered_labels(probes["label"]),
         "recipes": " and ".join(recipes(probes)),
-        "id": tables.plural(tasks.get("id", 0), "in-domain task"),
-        "ood": tables.plural(tasks.get("ood", 0), "out-of-domain task"),
+        "runs": tables.plural(len(records[paired.RUN].drop_duplicates()), "model"),
+        **{shift: tables.sizes(rows) if len(rows) else "none" for shift, rows in tests.items()},
     }
 
 
@@ -229,12 +227,15 @@ def find(tree: dict, key: str):
 
 
 def strip(finding: findings.Finding) -> dict | None:
-    """Positions, in % of the width, of a finding's pairs, effect and interval around zero."""
-    if finding.verdict == "missing":
+    """Positions, in % of the width, of a finding's numbers, mean and interval around zero.
+
+    A single number has no scale to be seen on.
+    """
+    if finding.verdict == "missing" or len(finding.differences) < 2:
         return None
     dots = np.asarray(finding.differences)
     marks = [finding.effect, *(v for v in (finding.low, finding.high) if np.isfinite(v)), *dots]
-    reach = 1.0 if finding.unit == "τ" else 1.05 * max(np.abs(marks).max(), 1e-9)
+    reach = 1.0 if finding.unit == "r" else 1.05 * max(np.abs(marks).max(), 1e-9)
 
     def place(value):
         return None if not np.isfinite(value) else round(50 + 48 * float(value) / reach, 2)

@@ -1,129 +1,130 @@
-"""Paired tests for few, tied, blocked observations: p-value, interval, smallest possible p.
+"""Scores to the paired numbers that are tested: one a pre-training run, or one a task and seed.
 
-Each test also gives `attainable`, the p-value that perfectly consistent data of the same size
-would have: a test whose `attainable` is above the level cannot tell anything, and the report
-says so rather than "not seen".
+Another study draws its pre-training runs anew. All heads, artists, domains and probe seeds within
+a run share its luck and are averaged to one number, and the noise levels are paired by the seed
+that they share. Where methods are compared at the same runs, tasks are what varies besides.
 """
 
-import itertools
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import pandas as pd
 
-MAX_EXACT_PAIRS = 200
-MAX_LEVELS_ENUMERATED = 7
-RANDOM_PERMUTATIONS = 20_000
+from noisy_fm import statistics
+from noisy_fm.report import tables
+
+RUN = ["model", "seed", "noise_rate"]
+TEST = ["dataset", "task", "source", "target"]  # a head, by task and source, on a domain
+SET = ["dataset", "target"]  # the images of a feature set
 
 
-class Test(NamedTuple):
-    """An effect, its 95 % interval (NaN: none exists), two-sided p and the smallest such p."""
+class Judged(NamedTuple):
+    """A mean over `units`, tested where they are enough (`test` is None otherwise)."""
 
     effect: float
-    low: float
-    high: float
-    p: float
-    attainable: float
-    n: int
+    test: statistics.Test | None
+    units: str  # over what it was tested, or would have been
+    limit: str  # what the test does not generalise over: "", "models" or "tasks"
 
 
-def signed_rank(differences) -> Test:
-    """Wilcoxon's signed-rank test with the Hodges–Lehmann effect and its interval.
+def grid(frame: pd.DataFrame, unit: list[str]) -> pd.DataFrame:
+    """Mean `value` as [units × runs]; a method's difference from another is that of their grids."""
+    return frame.groupby([*unit, *RUN])["value"].mean().unstack(RUN)
 
-    The effect is the median of the Walsh averages (d_i + d_j)/2, the interval their order
-    statistics at the exact null distribution's 2.5 % points (Hollander & Wolfe, section 3.3).
-    Zero differences carry no sign and are left out of the p-value, though not of the size that
-    `attainable` speaks of: data of n pairs could have had none.
+
+def complete(wide: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A grid without gaps, and a line about what was left out for that, or "".
+
+    Seeds that lack a noise level or a model go first, then units not measured in every run left.
     """
-    d = np.round(np.asarray(differences, float), 12)  # equal scores must tie in spite of rounding
-    n = len(d)
-    walsh = np.sort((d[:, None] + d)[np.triu_indices(n)] / 2)
-    low = high = np.nan
-    if 2 * 0.5**n <= 0.05:
-        below = max(rank_sum_quantile(n), 1)
-        low, high = walsh[below - 1], walsh[-below]
-    p = float(stats.wilcoxon(d, zero_method="wilcox").pvalue) if d.any() else 1.0
-    return Test(float(np.median(walsh)), float(low), float(high), p, min(1.0, 2 * 0.5**n), n)
+    wide = wide.dropna(axis=0, how="all").dropna(axis=1, how="all")
+    runs = wide.columns.to_frame(index=False)
+    per_seed = runs.groupby("seed").size()
+    seeds = per_seed.index[per_seed == len(runs[["model", "noise_rate"]].drop_duplicates())]
+    kept = wide.loc[:, wide.columns.get_level_values("seed").isin(seeds)]
+    whole = kept.dropna()
+    lost = {"pre-training seed": (len(per_seed) - len(seeds), len(per_seed))}
+    noun = "test" if "task" in wide.index.names else "feature set"
+    lost[noun] = (len(kept) - len(whole), len(kept))
+    words = [f"{n} of {tables.plural(m, noun)}" for noun, (n, m) in lost.items() if n]
+    return whole, f"{' and '.join(words)} not recorded in every run and left out" if words else ""
 
 
-def rank_sum_quantile(n: int) -> int:
-    """The smallest w with P(W ≤ w) ≥ 2.5 %, exact up to n = 200, its normal limit above."""
-    if n <= MAX_EXACT_PAIRS:
-        return int(np.searchsorted(np.cumsum(rank_sum_distribution(n)), 0.025))
-    return int(n * (n + 1) / 4 - 1.96 * np.sqrt(n * (n + 1) * (2 * n + 1) / 24))
+def by_run(wide: pd.DataFrame, count: list[str]) -> tuple[pd.DataFrame, str]:
+    """One number a pre-training run, [seeds × γ], and a line about what was left out.
 
-
-def rank_sum_distribution(n: int) -> np.ndarray:
-    """P(W = w) for w = 0 … n(n+1)/2, the signed-rank statistic of n untied differences."""
-    distribution = np.zeros(n * (n + 1) // 2 + 1)
-    distribution[0] = 1.0
-    for rank in range(1, n + 1):
-        with_rank = np.zeros_like(distribution)
-        with_rank[rank:] = distribution[:-rank]
-        distribution = (distribution + with_rank) / 2
-    return distribution
-
-
-def kendall_in_blocks(blocks) -> Test:
-    """Kendall's S summed over blocks, tested by permuting y within each block.
-
-    blocks: pairs (x, y) of 1-d arrays. The effect is τ = S over its largest possible value; its
-    interval is Fieller, Hartley & Pearson's (1957), se(atanh τ) = √(0.437/(n − 4)), with n the
-    number of observations less the blocks' extra degrees of freedom. The permutation
-    distribution is enumerated up to 7 levels a block, drawn (20,000 times) above, and keeps ties.
+    It is the mean over the groups of `count` (tasks), each the mean of its units; several models
+    of one seed are averaged.
     """
-    total, largest, n = 0, 0, 1
-    null, offset = np.ones(1), 0
-    for x, y in blocks:
-        signs = pair_signs(np.asarray(x, float))
-        total += int(np.sum(signs * pair_signs(np.asarray(y, float))))
-        permuted = np.sum(signs * pair_signs(permutations(np.asarray(y, float))), axis=-1)
-        bound = int(np.abs(permuted).max(initial=0))
-        counts = np.bincount((permuted + bound).astype(int), minlength=2 * bound + 1)
-        null = np.convolve(null, counts / counts.sum())
-        offset += bound
-        largest += bound
-        n += len(y) - 1
-    size = np.abs(np.arange(len(null)) - offset)
-    tau = total / largest if largest else 0.0
-    low = high = np.nan
-    if n > 4 and abs(tau) < 1:
-        half = 1.96 * np.sqrt(0.437 / (n - 4))
-        low, high = np.tanh(np.arctanh(tau) + np.array([-half, half]))
-    p = min(1.0, float(null[size >= abs(total)].sum()))
-    return Test(tau, float(low), float(high), p, min(1.0, float(null[size >= largest].sum())), n)
+    whole, note = complete(wide)
+    if whole.empty:
+        return pd.DataFrame(), note
+    runs = whole.groupby(level=count).mean().mean()
+    return runs.groupby(level=["seed", "noise_rate"]).mean().unstack("noise_rate"), note
 
 
-def pair_signs(x: np.ndarray) -> np.ndarray:
-    """sign(x_j − x_i) for every i < j along the last axis."""
-    i, j = np.triu_indices(x.shape[-1], 1)
-    return np.sign(x[..., j] - x[..., i])
+def by_task(wide: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Differences as [tasks × seeds], heads, domains, γ and models averaged, and the same line."""
+    whole, note = complete(wide)
+    if whole.empty:
+        return pd.DataFrame(), note
+    tasks = whole.groupby(level=tables.TASK).mean()
+    return tasks.T.groupby(level="seed").mean().T, note
 
 
-def permutations(y: np.ndarray) -> np.ndarray:
-    """All orders of y, or many random ones and y itself when there are too many."""
-    if len(y) <= MAX_LEVELS_ENUMERATED:
-        return np.array(list(itertools.permutations(y)))
-    rng = np.random.default_rng(0)
-    return np.vstack([y, rng.permuted(np.tile(y, (RANDOM_PERMUTATIONS, 1)), axis=1)])
+def judge_runs(values) -> Judged:
+    """A number a seed [n], against 0."""
+    values = np.asarray(values, float)
+    test = statistics.t_test(values) if len(values) >= tables.FEWEST else None
+    return Judged(float(values.mean()), test, tables.plural(len(values), "pre-training seed"), "")
 
 
-def p_of_interval(value: float, low: float, high: float) -> float:
-    """Two-sided p of no effect that a 95 % interval implies, below 0.05 just where it excludes 0.
+def judge_tasks(table: pd.DataFrame) -> Judged:
+    """A number a task and seed [tasks × seeds], against 0.
 
-    The side of the interval that faces 0 is taken for 1.96 standard errors of a normal.
+    The interval holds the variation over tasks and over seeds where there are enough of both,
+    else over the one there is enough of, and `limit` names the other.
     """
-    towards_zero = value - low if value > 0 else high - value
-    if towards_zero <= 0:
-        return float(value == 0)
-    return float(2 * stats.norm.sf(stats.norm.isf(0.025) * abs(value) / towards_zero))
+    values = table.to_numpy()
+    tasks, seeds = (tables.plural(n, noun) for n, noun in zip(
+        values.shape, ("task", "pre-training seed"), strict=True))  # fmt: skip
+    effect = float(values.mean())
+    if min(values.shape) >= tables.FEWEST:
+        return Judged(effect, statistics.two_way_test(values), f"{tasks} and {seeds}", "")
+    if len(values) >= tables.FEWEST:
+        return Judged(effect, statistics.t_test(values.mean(axis=1)), tasks, "models")
+    if values.shape[1] >= tables.FEWEST:
+        return Judged(effect, statistics.t_test(values.mean(axis=0)), seeds, "tasks")
+    return Judged(effect, None, f"{tasks} and {seeds}", "")
 
 
-def holm(p_values) -> np.ndarray:
-    """Holm's step-down adjustment of a family of p-values."""
-    p = np.asarray(p_values, float)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
+def changes_from_clean(frame: pd.DataFrame) -> pd.DataFrame:
+    """value, low, high of each γ less γ = 0 by label, paired by seed; NaN where seeds are few."""
+    rows = []
+    for label, scores in frame.groupby("label"):
+        for rate in sorted(set(scores["noise_rate"]) - {0.0}):
+            both = scores[scores["noise_rate"].isin([0.0, rate])]
+            runs, _ = by_run(grid(both, TEST), tables.TASK)
+            if {0.0, rate} <= set(runs):
+                found = judge_runs(runs[rate] - runs[0.0])
+                rows.append({"label": label, "noise_rate": rate, **interval(found)})
+    return pd.DataFrame(rows)
+
+
+def gains_over(frame: pd.DataFrame, base: str, by: str) -> pd.DataFrame:
+    """value, low, high of each label less the label `base`, at each value of `by` (if not "")."""
+    rows = []
+    for at, scores in frame.groupby(by) if by else [(None, frame)]:
+        grids = {label: grid(part, TEST) for label, part in scores.groupby("label")}
+        for label in sorted(set(grids) - {base}) if base in grids else ():
+            table, _ = by_task(grids[label] - grids[base])
+            if table.size:
+                rows.append({"label": label, **({by: at} if by else {})})
+                rows[-1] |= interval(judge_tasks(table))
+    return pd.DataFrame(rows)
+
+
+def interval(found: Judged) -> dict:
+    """What a figure draws of a judged mean."""
+    low, high = (found.test.low, found.test.high) if found.test else (np.nan, np.nan)
+    return {"value": found.effect, "low": low, "high": high}

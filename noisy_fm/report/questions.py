@@ -1,8 +1,8 @@
-"""What the records show and what they do not: each question with its paired test.
+"""What the records show and what they do not: each question with its test.
 
-The independent unit behind an effect of γ is a pre-training run, and a trend or correlation over
-γ is always tested over the models. Differences have the runs as pairs where there are enough;
-with few, the pairs are trained heads, and the finding says that it speaks of these models only.
+The unit of every question about γ is a pre-training run, of which there is one a seed and γ; with
+fewer than three seeds it is described and not judged. NMTune is compared with another method over
+tasks, and over seeds where there are enough of them (see `paired`).
 """
 
 import dataclasses
@@ -10,41 +10,53 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
+from noisy_fm import statistics
 from noisy_fm.report import paired, tables
 from noisy_fm.report.findings import Finding, corrected
 
 SLIGHT_NOISE = 0.10
-# Runs are the unit once their number lets a test reach this p, which survives the correction.
-RUNS_SUFFICE = 0.005
-MODEL = ["model", "seed", "noise_rate"]
 
 
 def collect(records: pd.DataFrame) -> list[Finding]:
-    """Every question, tested, with Holm's correction over those that could be tested."""
-    lp = {shift: probe(records, shift, "lp") for shift in tables.SHIFTS}
+    """Every question, tested where it can be, with Holm's correction over those that were."""
+    scores = {shift: scores_of(records, shift) for shift in tables.SHIFTS}
+    none = pd.DataFrame()
+    lp = {shift: of.get("lp", none) for shift, of in scores.items()}
+    sve, lsvr = (spectrum_of(records, *which) for which in (("sve", "id"), ("lsvr", "ood")))
     findings = [
         pretraining_trend(records),
         *slight_noise(lp["id"]),
         noise_out_of_domain(lp["ood"]),
-        spectrum_trend(records, "sve", "The singular value entropy of F (SVE)"),
-        spectrum_trend(records, "lsvr", "The largest singular value ratio of F (LSVR)"),
-        lsvr_with_accuracy(records, lp["ood"]),
-        *(
-            method_effect(records, other, shift)
-            for other in ("lp", "mlp")
-            for shift in tables.SHIFTS
-        ),
+        spectrum_trend(sve, "sve", "id"),
+        spectrum_trend(lsvr, "lsvr", "ood"),
+        lsvr_with_accuracy(lsvr, lp["ood"]),
+        *(method_effect(of, other, shift) for other in OTHERS for shift, of in scores.items()),
     ]
     return corrected(findings)
 
 
-def probe(records: pd.DataFrame, shift: str, method: str) -> pd.DataFrame:
-    """Full-data accuracies of one method; of several presets the paper's, else the first."""
+def scores_of(records: pd.DataFrame, shift: str) -> dict[str, pd.DataFrame]:
+    """Full-data accuracies of each method, [tests × runs].
+
+    Of a method with several presets they are the paper's, else the first's.
+    """
     frame = tables.full_data(tables.probe_scores(records, shift=shift, metric="accuracy"))
-    frame = frame[frame["method"] == method]
-    labels = tables.ordered_labels(frame["label"])
-    preferred = [label for label in labels if "(paper)" in label] or labels
-    return frame[frame["label"].isin(preferred[:1])]
+    grids = {}
+    for method, rows in frame.groupby("method"):
+        labels = tables.ordered_labels(rows["label"])
+        label = ([label for label in labels if "(paper)" in label] or labels)[0]
+        grids[method] = paired.grid(rows[rows["label"] == label], paired.TEST)
+    return grids
+
+
+def spectrum_of(records: pd.DataFrame, metric: str, shift: str) -> pd.DataFrame:
+    """A spectral metric of F, [feature sets × runs]."""
+    return paired.grid(tables.feature_sets(records, metric, shift), paired.SET)
+
+
+def levels_of(wide: pd.DataFrame) -> list[float]:
+    """The noise levels of a grid, in order."""
+    return [] if wide.empty else sorted(set(wide.columns.get_level_values("noise_rate")))
 
 
 def pretraining_trend(records: pd.DataFrame) -> Finding:
@@ -58,281 +70,244 @@ def pretraining_trend(records: pd.DataFrame) -> Finding:
     )
     frame = records[records["stage"] == "pretrain"]
     accuracy = frame[frame["metric"] == "accuracy"]
-    rates = sorted(accuracy["noise_rate"].unique())
-    if len(rates) < 2:
-        return base.unavailable("pre-training accuracy is recorded at fewer than two γ")
-    test = paired.kendall_in_blocks(blocks_of(accuracy, ["model", "seed"], "noise_rate", "value"))
-    direction, p, attainable = test.effect, test.p, test.attainable
-    name = "Exact permutation of Kendall's τ between γ and accuracy within a pre-training seed"
-    scope = scope_of_runs(accuracy)
-    between = f"γ = {tables.percent(rates[-1])} against {tables.percent(rates[0])}"
-    by_part = ""
-    effect, low, high = end_to_end(accuracy, ["model", "seed"], rates, scale=100)
+    found = trend(base, paired.grid(accuracy, tables.TASK), tables.TASK, "")
     changes = accuracy_changes(frame)
-    if rates[-1] in changes.index:
-        effect, low, high = changes.loc[rates[-1]]
-        between += " on the same images"
-        by_part = "By γ: " + "; ".join(
-            f"{tables.percent(rate)}\N{NO-BREAK SPACE}{tables.signed(change, 2)} "
-            f"[{tables.signed_interval(down, up, 2)}]"
-            for rate, change, down, up in changes.itertuples()
-        )
-        by_part += "."
-        if attainable > RUNS_SUFFICE:
-            direction, p, attainable = effect, paired.p_of_interval(effect, low, high), 0.0
-            name = "Paired cluster bootstrap over concepts, p from its interval"
-            scope = these_models(accuracy, "concepts of the test images")
-    return dataclasses.replace(
-        base,
-        effect=effect,
-        direction=direction,
-        low=low,
-        high=high,
-        p=p,
-        attainable=attainable,
-        test=f"{name}; the effect is {between}",
-        scope=scope,
-        by_part=by_part,
-    )
+    if found.verdict == "missing" or changes.empty:
+        return found
+    levels = [
+        f"{tables.percent(rate)}\N{NO-BREAK SPACE}{tables.signed(change, 2)} "
+        f"[{tables.signed_interval(low, high, 2)}]"
+        for rate, change, low, high, _ in changes.itertuples()
+    ]
+    note = f"{found.by_part} On the same images, with 95 % intervals "
+    over_runs = changes["runs"].min() >= tables.FEWEST
+    note += "over pre-training runs" if over_runs else "from the sample of images alone"
+    return dataclasses.replace(found, by_part=f"{note}: {'; '.join(levels)}.".strip())
 
 
 def accuracy_changes(frame: pd.DataFrame) -> pd.DataFrame:
-    """value, low, high in points of "accuracy_change" by γ; levels without interval left out."""
+    """value, low, high in points, and runs, of "accuracy_change" by γ, where it has an interval."""
     changes = frame[(frame["metric"] == "accuracy_change") & (frame["noise_rate"] > 0)]
     summary = tables.summarise(changes, ["noise_rate"]).set_index("noise_rate")
-    return (summary[["value", "low", "high"]] * 100).dropna()
+    return summary[["value", "low", "high", "runs"]].mul([100, 100, 100, 1]).dropna()
 
 
 def slight_noise(lp: pd.DataFrame) -> list[Finding]:
     """Does slight noise change in-domain accuracy? One question for each γ up to 10 %."""
-    rates = [r for r in sorted(lp["noise_rate"].unique()) if 0 < r <= SLIGHT_NOISE]
+    rates = [rate for rate in levels_of(lp) if 0 < rate <= SLIGHT_NOISE]
     if not rates:
         base = Finding("slight", "change of in-domain accuracy (LP) under slight noise")
         return [base.unavailable("no in-domain LP accuracy at a γ of at most 10 %")]
-    return [
-        noise_effect(
-            lp,
-            [rate],
-            key=f"slight {rate:g}",
-            what="in-domain accuracy (LP)",
-            level=f"at γ = {tables.percent(rate)}",
-        )
-        for rate in rates
-    ]
+    return [slight_effect(lp, rate) for rate in rates]
+
+
+def slight_effect(lp: pd.DataFrame, rate: float) -> Finding:
+    """In-domain accuracy at one γ less that at γ = 0, paired by seed."""
+    level = f"at γ = {tables.percent(rate)}"
+    base = Finding(
+        key=f"slight {rate:g}",
+        change=f"difference of in-domain accuracy (LP) {level} from clean pre-training",
+        up=f"In-domain accuracy (LP) {level} is above clean pre-training",
+        down=f"In-domain accuracy (LP) {level} is below clean pre-training",
+    )
+    if 0.0 not in levels_of(lp):
+        return base.unavailable("there is no clean model (γ = 0) to compare with")
+    both = lp.loc[:, lp.columns.get_level_values("noise_rate").isin([0.0, rate])]
+    runs, note = paired.by_run(both, tables.TASK)
+    if runs.empty:
+        return base.unavailable("no task was measured at both γ in one seed")
+    what = f"{level} less γ = 0 of the same seed; {AVERAGED}"
+    return judged(base, (runs[rate] - runs[0.0]) * 100, runs.size, what, note)
+
+
+AVERAGED = "tasks, each with its heads, domains and probe seeds averaged, count alike"
 
 
 def noise_out_of_domain(lp: pd.DataFrame) -> Finding:
-    """Does noise, over all its levels, change out-of-domain accuracy?"""
-    rates = [rate for rate in sorted(lp["noise_rate"].unique()) if rate > 0]
-    if not rates:
-        base = Finding("ood", "change of out-of-domain accuracy (LP) under noise")
-        return base.unavailable("no out-of-domain LP accuracy at a γ above 0")
-    level = f"over γ = {tables.percents(rates)}"
-    return noise_effect(lp, rates, key="ood", what="out-of-domain accuracy (LP)", level=level)
-
-
-def noise_effect(frame: pd.DataFrame, rates: list[float], *, key, what, level) -> Finding:
-    """Mean accuracy at `rates` less that at γ = 0, paired by head."""
-    where = f"{what[0].upper()}{what[1:]} {level}"
+    """Does out-of-domain accuracy change with γ?"""
     base = Finding(
-        key=key,
-        change=f"difference of {what} {level} from clean pre-training",
-        up=f"{where} is above clean pre-training",
-        down=f"{where} is below clean pre-training",
+        key="ood",
+        change="change of out-of-domain accuracy (LP) with γ",
+        up="Out-of-domain accuracy (LP) rises with γ",
+        down="Out-of-domain accuracy (LP) falls with γ",
     )
-    wide = frame.pivot_table(index=tables.UNIT, columns="noise_rate", values="value")
-    if 0.0 not in wide:
-        return base.unavailable("there is no clean model (γ = 0) to compare with")
-    wide = wide.dropna(subset=[0.0, *rates])
-    if wide.empty:
-        return base.unavailable("no task was measured at all of these γ")
-    return tested(base, wide[rates].sub(wide[0.0], axis=0).stack() * 100)
+    return trend(base, lp, tables.TASK, AVERAGED)
 
 
-def method_effect(records: pd.DataFrame, other: str, shift: str) -> Finding:
-    """Mean accuracy of NMTune less that of LP or MLP, over all γ, paired by head."""
-    name, where = tables.METHODS[other], tables.SHIFTS[shift]
-    name += " tuning" if other == "mlp" else ""
-    base = Finding(
-        key=f"nmtune {other} {shift}",
-        change=f"difference of {where} accuracy between NMTune and {name}",
-        up=f"NMTune is above {name} in {where} accuracy",
-        down=f"NMTune is below {name} in {where} accuracy",
-    )
-    unit = [*tables.UNIT, "noise_rate"]
-    ours = probe(records, shift, "nmtune").set_index(unit)["value"]
-    theirs = probe(records, shift, other).set_index(unit)["value"]
-    difference = (ours - theirs).dropna() * 100
-    if difference.empty:
-        return base.unavailable(f"no {where} task was measured with both")
-    return tested(base, difference)
-
-
-def spectrum_trend(records: pd.DataFrame, metric: str, name: str) -> Finding:
-    """Does a spectral metric of F move with γ? One model is one observation."""
-    noun = name[0].lower() + name[1:]
+def spectrum_trend(sets: pd.DataFrame, metric: str, shift: str) -> Finding:
+    """Does SVE of F on in-domain images, or LSVR on out-of-domain ones, move with γ (section 5)?"""
+    name, where = tables.SPECTRA[metric], tables.SHIFTS[shift]
+    what = f"{name} of F ({metric.upper()}) on {where} images"
     base = Finding(
         key=metric,
-        change=f"trend of {noun} with γ",
-        up=f"{name} rises with γ",
-        down=f"{name} falls with γ",
-        unit="τ",
+        change=f"change of the {what} with γ",
+        up=f"The {what} rises with γ",
+        down=f"The {what} falls with γ",
+        unit="nats",
     )
-    frame = feature_sets(records, metric)
-    rates = sorted(frame["noise_rate"].unique())
-    if len(rates) < 2:
-        return base.unavailable(f"{metric.upper()} of F is recorded at fewer than two γ")
-    models = model_means(frame)
-    found = paired.kendall_in_blocks(blocks_of(models, ["model", "seed"], "noise_rate", "value"))
-    change, low, high = end_to_end(frame, tables.SPECTRUM_UNIT, rates, scale=1)
-    by_part = f"From γ = {tables.percent(rates[0])} to {tables.percent(rates[-1])} the mean changes"
-    by_part += f" by {tables.signed(change, 3)} nats"
-    if np.isfinite(low):
-        by_part += f" [{tables.signed_interval(low, high, 3)}, from the sample of images alone]"
-    return base.measured(
-        found,
-        test=f"Exact permutation of Kendall's τ between γ and {metric.upper()} over {len(models)} "
-        f"models within a pre-training seed, feature sets averaged",
-        scope=scope_of_runs(models),
-        by_part=f"{by_part}.",
-    )
+    what = "feature sets, each the images of one domain, count alike"
+    return trend(base, sets, paired.SET, what)
 
 
-def feature_sets(records: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A spectral metric of F, one row a feature set and γ."""
-    frame = tables.spectrum_scores(records, metric)
-    return frame[frame["label"] == tables.METHODS["features"]]
+def trend(base: Finding, wide: pd.DataFrame, count: list[str], what: str) -> Finding:
+    """`base` with the change from the lowest to the highest γ along a line fitted to each seed."""
+    if len(levels_of(wide)) < 2:
+        return base.unavailable("it is recorded at fewer than two γ")
+    runs, note = paired.by_run(wide, count)
+    if runs.empty:
+        return base.unavailable("no seed was measured alike at every γ")
+    rates, scale = list(runs), 1 if base.unit == "nats" else 100
+    change = statistics.slope(rates, runs * scale) * (rates[-1] - rates[0])
+    how = f"from γ = {tables.percent(rates[0])} to {tables.percent(rates[-1])}"
+    how = f"change {how}, along a line fitted to the levels of each seed"
+    found = judged(base, pd.Series(change, runs.index), runs.size, f"{how}; {what}", note)
+    means = (runs.mean() - runs[rates[0]].mean())[rates[1:]] * scale
+    return dataclasses.replace(found, by_part=by_part(found.by_part, means, found.digits))
 
 
-def model_means(frame: pd.DataFrame) -> pd.DataFrame:
-    """One `value` a model: its feature sets' mean, each set centred over γ first.
+def by_part(text: str, means: pd.Series, digits: int) -> str:
+    """`text` and the mean change at each γ, where there are several."""
+    if len(means) < 2:
+        return text
+    levels = [
+        f"{tables.percent(rate)}\N{NO-BREAK SPACE}{tables.signed(value, digits)}"
+        for rate, value in means.items()
+    ]
+    return f"{text} By γ: {', '.join(levels)}.".strip()
 
-    Centring keeps a set that one model lacks from shifting that model against the others.
+
+def lsvr_with_accuracy(sets: pd.DataFrame, lp: pd.DataFrame) -> Finding:
+    """Are models with a larger LSVR better or worse out of domain?
+
+    One number a seed: Pearson's r over its noise levels. Fisher's z = artanh r is what is
+    averaged and tested, being unbounded and, without correlation, symmetric from three levels on.
     """
-    means = frame.groupby(tables.SPECTRUM_UNIT, dropna=False)["value"].transform("mean")
-    centred = frame.assign(value=frame["value"] - means)
-    return centred.groupby(MODEL, as_index=False)["value"].mean()
-
-
-def lsvr_with_accuracy(records: pd.DataFrame, lp: pd.DataFrame) -> Finding:
-    """Do models with a larger LSVR do worse out of domain?"""
     base = Finding(
         key="lsvr ood",
-        change="correlation of LSVR with out-of-domain accuracy (LP) over the models",
+        change="correlation over γ of LSVR with out-of-domain accuracy (LP)",
         up="Models with a larger LSVR are better out of domain (LP)",
         down="Models with a larger LSVR are worse out of domain (LP)",
-        unit="τ",
+        unit="r",
     )
-    units = ["model", "seed", "dataset", "task", "source", "target"]
-    lp, _ = tables.common_units(lp, units, ["noise_rate"])
-    models = pd.concat(
-        [
-            model_means(feature_sets(records, "lsvr")).set_index(MODEL)["value"].rename("lsvr"),
-            lp.groupby(MODEL)["value"].mean().rename("accuracy"),
-        ],
-        axis=1,
-    ).dropna()
-    if len(models) < 3:
-        return base.unavailable("fewer than three models have both LSVR and OOD accuracy")
-    models = models.reset_index()
-    blocks = blocks_of(models, ["model", "seed"], "lsvr", "accuracy")
-    found = paired.kendall_in_blocks(blocks)
-    return base.measured(
+    if sets.empty or lp.empty:
+        return base.unavailable("LSVR or accuracy out of domain is not recorded")
+    lsvr, first = paired.by_run(sets, paired.SET)
+    accuracy, second = paired.by_run(lp, tables.TASK)
+    lsvr, accuracy = lsvr.align(accuracy, join="inner")
+    if lsvr.shape[1] < 3:
+        return base.unavailable("fewer than three γ have both LSVR and accuracy out of domain")
+    every = pd.Series(statistics.correlations(lsvr, accuracy), lsvr.index)
+    r = every.dropna()
+    if r.empty:
+        return base.unavailable("LSVR or accuracy out of domain is the same at every γ")
+    notes = [first, second]
+    if len(r) < len(every):
+        notes.append(f"{len(every) - len(r)} of {len(every)} seeds are without variation, left out")
+    what = f"correlation over {lsvr.shape[1]} levels of γ within a seed, averaged as Fisher's z"
+    z = np.arctanh(r.clip(-1 + 1e-9, 1 - 1e-9))
+    found = judged(base, z, len(r) * lsvr.shape[1], what, "; ".join(filter(None, notes)))
+    return dataclasses.replace(
         found,
-        test=f"Exact permutation of Kendall's τ over {len(models)} models within "
-        "a pre-training seed, feature sets and tasks averaged",
-        scope=scope_of_runs(models) + "; a correlation along γ is not a cause",
+        effect=float(np.tanh(found.effect)),
+        low=float(np.tanh(found.low)),
+        high=float(np.tanh(found.high)),
+        differences=tuple(r),
+        by_part=by_seed(r, found.digits),
+        scope=f"{found.scope}; a correlation along γ is not a cause",
     )
 
 
-def tested(base: Finding, difference: pd.Series) -> Finding:
-    """`base` with the signed-rank test of paired differences in points, by unit and γ.
-
-    A pair is a head, over whose γ and targets the differences are averaged: the levels share its
-    images, the targets its weights. With enough pre-training seeds, a pair is a seed.
-    """
-    rows = difference.rename("value").reset_index()
-    within = rows.groupby(tables.HEAD)[["noise_rate", "target"]].nunique().max() > 1
-    names = {"noise_rate": "levels of γ", "target": "target domains"}
-    averaged = [name for column, name in names.items() if within[column]]
-    by_rate = rows.groupby([*tables.HEAD, "noise_rate"])["value"].mean()
-    heads = by_rate.groupby(tables.HEAD).mean()
-    runs = heads.groupby(["model", "seed"]).mean()
-    if 2 * 0.5 ** len(runs) <= RUNS_SUFFICE:
-        pairs, averaged = runs, ["heads", *averaged]
-        what, scope = "pre-training seeds", scope_of_runs(rows)
+def judged(base: Finding, values: pd.Series, models: int, what: str, note: str) -> Finding:
+    """`base` with its one number a pre-training seed, tested where there are enough seeds."""
+    found = paired.judge_runs(values)
+    seeds = tables.plural(len(values), "pre-training seed")
+    how = f"One number a pre-training run: {what.removesuffix('; ')}"
+    if found.test:
+        how = f"Student's t over {seeds}. {how}"
+        scope = "It speaks of pre-training runs like these, with these tasks and images"
     else:
-        pairs = heads
-        what = "trained heads of the same pre-training seed, task and source"
-        once = f"; its {' and '.join(averaged)} count once" if averaged else ""
-        scope = these_models(rows, f"trained heads (one task, one source domain{once})")
-    found = paired.signed_rank(pairs)
+        models_only = "this one model" if models == 1 else f"these {models} models"
+        scope = f"{seeds}: it speaks of {models_only} only, and a run's luck may be as large"
     return base.measured(
         found,
-        test="Wilcoxon signed-rank, two-sided, Hodges–Lehmann effect; "
-        f"{tables.plural(found.n, 'pair')}: {what} "
-        f"({', '.join([*averaged, 'probe seeds'])} averaged)",
+        test=how + (f"; {note}" if note else ""),
         scope=scope,
-        by_part=parts_of(runs, by_rate.groupby("noise_rate").mean()),
-        differences=tuple(float(d) for d in pairs),
+        by_part=by_seed(values, base.digits),
+        differences=tuple(float(value) for value in values),
     )
 
 
-def parts_of(runs: pd.Series, by_rate: pd.Series) -> str:
-    """The mean differences of each pre-training run and γ, where there are several."""
-    sentences = []
-    if 1 < len(runs) <= 12:
-        parts = [f"seed {seed:g} {tables.signed(value, 2)}" for (_, seed), value in runs.items()]
-        sentences.append("By pre-training run: " + ", ".join(parts) + ".")
-    if len(by_rate) > 1:
-        parts = [
-            f"{tables.percent(rate)}\N{NO-BREAK SPACE}{tables.signed(value, 2)}"
-            for rate, value in by_rate.items()
-        ]
-        sentences.append("By γ: " + ", ".join(parts) + ".")
-    return " ".join(sentences)
+def by_seed(values: pd.Series, digits: int) -> str:
+    """The number of each pre-training seed, where there are several."""
+    if not 1 < len(values) <= 12:
+        return ""
+    parts = [f"seed {seed:g} {tables.signed(value, digits)}" for seed, value in values.items()]
+    return f"By pre-training seed: {', '.join(parts)}."
 
 
-def blocks_of(frame: pd.DataFrame, unit: list[str], x: str, y: str) -> list:
-    """(x, y) arrays of each unit that has at least two observations."""
-    groups = (group for _, group in frame.groupby(unit, dropna=False) if len(group) > 1)
-    return [(group[x].to_numpy(), group[y].to_numpy()) for group in groups]
-
-
-def end_to_end(frame: pd.DataFrame, unit: list[str], rates: list[float], *, scale: float):
-    """Mean change from the lowest to the highest γ, and its interval from the records' own.
-
-    The interval is Newcombe's (MOVER) for two independent estimates, averaged over the units:
-    too wide rather than too narrow, as both models are tested on the same examples.
-    """
-    wide = frame.pivot_table(
-        index=unit, columns="noise_rate", values=["value", "low", "high"], dropna=False
+def method_effect(scores: dict[str, pd.DataFrame], other: str, shift: str) -> Finding:
+    """Mean accuracy of NMTune less that of LP or MLP tuning over all γ."""
+    name, where = OTHERS[other], tables.SHIFTS[shift]
+    ours = "NMTune (MLP and terms)" if other == "lp" else "NMTune"  # from MLP the terms differ
+    base = Finding(
+        key=f"nmtune {other} {shift}",
+        change=f"difference of {where} accuracy between {ours} and {name}",
+        up=f"{ours} is above {name} in {where} accuracy",
+        down=f"{ours} is below {name} in {where} accuracy",
     )
-    first, last = (wide.xs(rate, axis=1, level=1) for rate in (rates[0], rates[-1]))
-    change = last["value"] - first["value"]
-    low = high = np.nan
-    if {"low", "high"} <= set(first):
-        down = np.hypot(last["value"] - last["low"], first["high"] - first["value"])
-        up = np.hypot(last["high"] - last["value"], first["value"] - first["low"])
-        low, high = (change - down).mean() * scale, (change + up).mean() * scale
-    return change.mean() * scale, low, high
-
-
-def these_models(frame: pd.DataFrame, units: str) -> str:
-    """The limit of a test whose units are not pre-training runs."""
-    return (
-        f"{seeds_of(frame)}: the units are {units}, so this speaks of these particular models, "
-        "not of what pre-training would give again"
+    if not {"nmtune", other} <= set(scores):
+        return base.unavailable(f"no {where} task was measured with both")
+    difference = 100 * (scores["nmtune"] - scores[other])
+    table, note = paired.by_task(difference)
+    if table.empty:
+        return base.unavailable(f"no {where} task was measured with both in every run")
+    found = paired.judge_tasks(table)
+    models = tables.plural(difference.shape[1], "model")
+    scopes = {
+        "models": f"It speaks of other tasks like these on these {models}, not of what "
+        "pre-training would give again",
+        "tasks": "It speaks of other pre-training runs on these tasks, not of other tasks",
+        "": "It speaks of tasks and pre-training runs like these",
+    }
+    scope = scopes[found.limit]
+    if not found.test:
+        scope = f"Described, not judged: fewer than {tables.FEWEST} tasks and seeds"
+    kind = "Student's t" if found.limit else "Two-way test (Student's t)"
+    how = f"{kind} over {found.units}" if found.test else f"The mean over {found.units}"
+    over_seeds = found.limit == "tasks"
+    number = "seed: tasks, heads" if over_seeds else "task: heads"
+    how += f"; one number a {number}, domains, γ and probe seeds averaged"
+    return base.measured(
+        found,
+        test=how + (f"; {note}" if note else ""),
+        scope=scope,
+        by_part=f"{by_task(table, base.digits)} {split(scores, other)}".strip(),
+        differences=tuple(table.mean(axis=0 if over_seeds else 1)),
     )
 
 
-def scope_of_runs(frame: pd.DataFrame) -> str:
-    """The counterpart of `these_models` for a test over pre-training runs."""
-    return f"{seeds_of(frame)}; the units are pre-training runs"
+OTHERS = {"lp": "LP", "mlp": "MLP tuning"}
 
 
-def seeds_of(frame: pd.DataFrame) -> str:
-    """How often pre-training was repeated: "1 pre-training seed", "3 … of 2 models"."""
-    models = frame["model"].nunique()
-    text = tables.plural(frame["seed"].nunique(), "pre-training seed")
-    return text + (f" of {models} models" if models > 1 else "")
+def by_task(table: pd.DataFrame, digits: int) -> str:
+    """The mean difference of each task, where there are several."""
+    if not 1 < len(table) <= 12:
+        return ""
+    several = table.index.get_level_values("task").duplicated().any()
+    parts = [
+        f"{tables.task_name(dataset, task, several)} {tables.signed(value, digits)}"
+        for (dataset, task), value in table.mean(axis=1).items()
+    ]
+    return f"By task: {', '.join(parts)}."
+
+
+def split(scores: dict[str, pd.DataFrame], other: str) -> str:
+    """How much of NMTune's difference from LP is the MLP's own, without NMTune's three terms."""
+    if other != "lp":
+        return ""
+    both = {"mlp", "lp"} <= set(scores)
+    table = paired.by_task(scores["mlp"] - scores["lp"])[0] if both else pd.DataFrame()
+    if table.empty:
+        return "How much of this is the MLP's and not its terms' was not recorded."
+    value = tables.signed(table.to_numpy().mean() * 100, 2)
+    return f"MLP tuning, the same head without NMTune's terms, differs from LP by {value}."

@@ -1,11 +1,12 @@
 """The page's sections on scores and spectra: text, what is missing, drawings and tables."""
 
+import functools
 import re
 
 import numpy as np
 import pandas as pd
 
-from noisy_fm.report import figures, tables
+from noisy_fm.report import figures, paired, tables
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 DRAWN = ("accuracy", "macro_f1")
@@ -35,6 +36,11 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
         part["missing"] = ["No pre-training accuracy was recorded."]
         return part
     part["text"] = "Accuracy on held-out images against their true labels (the paper's Table 1)."
+    if (frame["metric"] == "flipped_fits_given").any():
+        part["text"] += (
+            " A changed label that the model predicts has been memorised only as far as that is "
+            "above chance, (1 − share whose truth it predicts)/(classes − 1)."
+        )
     rows_shown: list[tuple] = []
     part["groups"] = [{"title": "", "rows": rows_shown}]
     for metric, rows in frame.groupby("metric"):
@@ -60,13 +66,20 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
                 part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
     if (frame["metric"] == "accuracy_change").any():
         part["caption"] += " The change from γ = 0 is of the same seed on the same images."
+    metrics = set(frame["metric"])
+    if "flipped_fits_given" in metrics and "flipped_fits_chance" not in metrics:
+        part["missing"].append("How many changed labels chance predicts was not recorded.")
     part["drawings"] += memorised(frame, studio, model)
     return part
 
 
 def memorised(frame: pd.DataFrame, studio: figures.Studio, model: str) -> list:
     """What a model predicts for the training examples whose label was changed."""
-    labels = {"flipped_fits_given": "wrong label", "flipped_fits_true": "true label"}
+    labels = {
+        "flipped_fits_given": "wrong label",
+        "flipped_fits_true": "true label",
+        "flipped_fits_chance": "chance",
+    }
     frame = frame[frame["metric"].isin(labels)]
     if frame["noise_rate"].nunique() < 2:
         return []
@@ -86,7 +99,8 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
     part = section("downstream", "Downstream, by method")
     part["text"] = (
         "Mean over tasks of heads tuned on frozen features, in the domain they were tuned on and "
-        "outside it (the paper's Figs. 3 and 7)."
+        "outside it (the paper's Figs. 3 and 7). A task counts once: its heads, one a domain to "
+        "tune on, and their tests, one a domain, are averaged first."
     )
     notes = []
     for shift, metric in ((s, m) for m in SCORES for s in tables.SHIFTS):
@@ -99,10 +113,9 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
         summary = tables.summarise(frame, CELL)
         table = tables.grid(summary, scale=100, digits=1)
         part["columns"] = part["columns"] or table["columns"]
-        size = frame[["dataset", "task", "source", "target"]].drop_duplicates().shape[0]
         part["groups"].append(
             {
-                "title": f"{title}, % ({tables.plural(size, 'task')})",
+                "title": f"{title}, % ({tables.sizes(frame)})",
                 "rows": aligned(table, part),
             }
         )
@@ -114,12 +127,14 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
             part["drawings"].append(
                 studio.lines(summary, name=name, title=title, ylabel=ylabel, scale=100)
             )
-    paired = gains(records, studio, model)
-    if paired:
-        part["drawings"] += paired
+    drawn = gains(records, studio, model)
+    if drawn:
+        part["drawings"] += drawn
         part["caption"] += (
-            " The panels of changes and gains pair the same task, so that its difficulty cancels: "
-            "Hodges–Lehmann effects with 95 % intervals over trained heads, targets averaged."
+            " The panels of changes and gains pair the same heads, so that their difficulty "
+            "cancels. Changes from γ = 0 have 95 % intervals over seeds, gains over LP over tasks "
+            "and seeds, where there are three or more of them; with fewer seeds they are of these "
+            "models alone."
         )
     if part["groups"] and not part["drawings"]:
         part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
@@ -128,17 +143,19 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
 
 
 def gains(records: pd.DataFrame, studio: figures.Studio, model: str) -> list:
-    """The same accuracies as paired differences: from γ = 0, and from LP."""
+    """The same accuracies as paired differences: from γ = 0, and from LP at the same γ."""
     drawings = []
-    for reference, title in (("noise_rate", "change from γ = 0"), ("label", "gain over LP")):
+    changes = paired.changes_from_clean
+    over_lp = functools.partial(paired.gains_over, base=tables.METHODS["lp"], by="noise_rate")
+    for title, difference_of in (("change from γ = 0", changes), ("gain over LP", over_lp)):
         for shift, where in tables.SHIFTS.items():
             scores = tables.probe_scores(records, shift=shift, metric="accuracy")
-            difference = tables.paired_gains(tables.full_data(scores), reference)
+            difference = difference_of(tables.full_data(scores))
             if difference.empty or difference["noise_rate"].nunique() < 2:
                 continue
             drawing = studio.lines(
                 difference,
-                name=slug("gain", reference, shift, model),
+                name=slug(title, shift, model),
                 title=f"{where.capitalize()} accuracy, {title}",
                 ylabel="points",
                 scale=100,
@@ -191,45 +208,63 @@ def spectrum(records: pd.DataFrame, spectra: list, studio: figures.Studio, model
     """Fig. 5 of the paper: SVE, LSVR and the normalised singular values."""
     part = section("spectrum", "Singular value spectrum of the features")
     part["text"] = (
-        "F are the frozen features, and the methods' lines are of the features Z they make of "
-        "them. SVE is the entropy of σᵢ/Σσ, LSVR is −log σ₁/Σσ, both in nats (eqs. 2 and 3; the "
-        "paper's Figs. 5 and 7). A larger SVE is a flatter spectrum, a larger LSVR a weaker "
-        "dominant direction."
+        "SVE is the entropy of σᵢ/Σσ, LSVR is −log σ₁/Σσ, both in nats (eqs. 2 and 3). A larger "
+        "SVE is a flatter spectrum, a larger LSVR a weaker dominant direction. As in the paper's "
+        "section 5, SVE is asked about on in-domain images and LSVR on out-of-domain images; with "
+        "noise LSVR “drops” in the caption of its Fig. 5 and rises in its text, and eq. 3 and the "
+        "text are followed here. F are the frozen features, Z what a method's head makes of them "
+        "(Fig. 7)."
     )
-    for metric in ("sve", "lsvr"):
-        frame = tables.spectrum_scores(records, metric)
+    for metric, shift in (("sve", "id"), ("lsvr", "ood"), ("sve", "ood"), ("lsvr", "id")):
+        title = f"{metric.upper()} of F, {tables.SHIFTS[shift]} images"
+        frame = tables.feature_sets(records, metric, shift)
         if frame.empty:
-            part["missing"].append(f"{metric.upper()}: not recorded.")
+            part["missing"].append(f"{title}: not recorded.")
             continue
-        frame, note = tables.common_units(frame, tables.SPECTRUM_UNIT, CELL)
-        part["missing"] += [f"{metric.upper()}: {note}".replace("task", "feature set")] * bool(note)
-        summary = tables.summarise(frame, CELL)
-        table = tables.grid(summary, scale=1, digits=3)
-        part["columns"] = part["columns"] or table["columns"]
-        part["groups"].append({"title": f"{metric.upper()}, nats", "rows": aligned(table, part)})
+        unit = tables.SPECTRUM_UNIT
+        frame, note = tables.common_units(frame, unit, CELL, "feature set")
+        part["missing"] += [f"{title}: {note}"] * bool(note)
+        summary = tables.summarise(frame, CELL, ["dataset", "target"])
+        drawn = (metric, shift) in JUDGED
+        add_spectrum(part, summary, studio, title, slug("spectrum", metric, model) if drawn else "")
         caption = tables.interval_kind(summary, "images whose features these are")
         part["caption"] = caption.replace("over tasks", "over feature sets")
-        if summary["noise_rate"].nunique() > 1:
-            title = {"sve": "Singular value entropy", "lsvr": "Largest singular value ratio"}
-            part["drawings"].append(
-                studio.lines(
-                    summary,
-                    name=slug("spectrum", metric, model),
-                    title=title[metric],
-                    ylabel=f"{metric.upper()}, nats",
-                )
-            )
-        sizes = frame.groupby("label")["n"].mean().dropna().round()
-        if sizes.nunique() > 1:
-            different = ", ".join(f"{label} {n:.0f}" for label, n in sizes.items())
-            part["caption"] += (
-                " SVE and LSVR depend on the number of images, which differs (mean of a set: "
-                f"{different}): compare along γ, not between these lines."
-            )
+    for metric, shift in JUDGED:
+        add_same_images(part, records, studio, model, metric, shift)
     if not spectra:
         part["missing"].append("The singular values themselves were not recorded.")
     part["drawings"] += spectrum_curves(spectra, studio, model)
     return part
+
+
+JUDGED = (("sve", "id"), ("lsvr", "ood"))  # the pairs that section 5 of the paper speaks of
+
+
+def add_spectrum(part, summary, studio, title: str, name: str) -> None:
+    """A table of a spectral metric by γ and, with a `name`, its figure."""
+    table = tables.grid(summary, scale=1, digits=3)
+    part["columns"] = part["columns"] or table["columns"]
+    part["groups"].append({"title": f"{title}, nats", "rows": aligned(table, part)})
+    if name and summary["noise_rate"].nunique() > 1:
+        part["drawings"].append(studio.lines(summary, name=name, title=title, ylabel="nats"))
+
+
+def add_same_images(part, records, studio, model: str, metric: str, shift: str) -> None:
+    """F beside the methods' Z, both on the test images of the tasks."""
+    frame = tables.same_images(records, metric, shift)
+    labels = tables.ordered_labels(frame["label"])
+    if not set(labels) - {tables.METHODS["features"]}:
+        return  # no method makes a Z
+    has_features = tables.METHODS["features"] in labels
+    of = "F and Z" if has_features else "Z"
+    title = f"{metric.upper()} of {of}, {tables.SHIFTS[shift]} tasks"
+    if not has_features:
+        part["missing"].append(
+            f"{title}: F was not recorded on the images of these tasks, so it has no line there."
+        )
+    frame, note = tables.common_units(frame, [*tables.SPECTRUM_UNIT, "task"], CELL)
+    part["missing"] += [f"{title}: {note}"] * bool(note)
+    add_spectrum(part, tables.summarise(frame, CELL), studio, title, slug("same", metric, model))
 
 
 def spectrum_curves(spectra: list, studio: figures.Studio, model: str) -> list:
@@ -237,6 +272,8 @@ def spectrum_curves(spectra: list, studio: figures.Studio, model: str) -> list:
     drawings = []
     for method in sorted({row.get("method") or "features" for row in spectra}, key=method_rank):
         rows = [r for r in spectra if (r.get("method") or "features") == method]
+        if method == "features":
+            rows = [r for r in rows if not r.get("task")]  # whole feature sets
         rows = [r for r in rows if r.get("noise_rate") in studio.rates]
         curves = figures.mean_spectra(rows) if rows else {}
         if not curves:
@@ -273,7 +310,10 @@ def spectrum_curves(spectra: list, studio: figures.Studio, model: str) -> list:
 def tasks(records: pd.DataFrame) -> dict:
     """Every task's accuracy by method and γ."""
     part = section("tasks", "Every task")
-    part["text"] = "Accuracy in %, probe and pre-training seeds averaged; best method in bold."
+    part["text"] = (
+        "Accuracy in %, probe and pre-training seeds averaged, to be looked up. No best method is "
+        "marked: among so many uncorrected comparisons some would stand out by luck."
+    )
     for shift, name in tables.SHIFTS.items():
         frame = tables.full_data(tables.probe_scores(records, shift=shift, metric="accuracy"))
         if frame.empty:
@@ -283,10 +323,6 @@ def tasks(records: pd.DataFrame) -> dict:
         rows = tables.task_table(frame, records["dataset"].replace("", None).nunique() > 1)
         for row in rows:
             peers = [r for r in rows if (r["task"], r["route"]) == (row["task"], row["route"])]
-            best = [max((p["values"][i] for p in peers), default=np.nan) for i in range(len(rates))]
-            row["best"] = [
-                v == b and len(peers) > 1 for v, b in zip(row["values"], best, strict=True)
-            ]
             row["spark"] = sparkline(row["values"])
             row["span"] = len(peers)
             row["first"] = peers[0] is row

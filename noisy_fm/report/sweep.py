@@ -11,7 +11,10 @@ from noisy_fm.report import figures, paired, tables
 from noisy_fm.report.sections import aligned, section, slug
 
 NONE = "0"  # λ = 0 is MLP tuning
-TITLES = {"sve": "SVE of the features Z", "lsvr": "LSVR of the features Z"}
+TITLES = {
+    ("sve", "id"): "SVE of Z, in-domain tasks",
+    ("lsvr", "ood"): "LSVR of Z, out-of-domain tasks",
+}
 
 
 def rows_of(records: pd.DataFrame) -> pd.DataFrame:
@@ -50,15 +53,15 @@ def weight_sweep(records: pd.DataFrame, studio: figures.Studio, model: str) -> d
             part["missing"].append(f"{title}: not recorded.")
             continue
         add_scores(part, frame, studio, axis, numbers, title=title, name=slug(shift, model))
-    for metric, title in TITLES.items():
-        frame = tables.spectrum_scores(rows, metric)
+    for (metric, shift), title in TITLES.items():
+        frame = tables.same_images(rows, metric, shift)
         if not frame.empty:
             draw_mean(part, frame, studio, axis, numbers, title=title, ylabel=metric.upper(),
                       scale=1, name=slug("sweep", metric, model))  # fmt: skip
     if part["groups"] and len(part["drawings"]) > len(TITLES):
         part["caption"] += (
-            " Lines are means over γ. Changes pair the heads of one task: Hodges–Lehmann effects "
-            "with 95 % intervals over trained heads, γ and targets averaged; they are not "
+            " Lines are means over γ. Changes pair the same heads; their 95 % intervals are over "
+            "tasks (and over seeds, with three or more), domains and γ averaged. They are not "
             "corrected for the number of λ, and no verdict rests on them."
         )
     return part
@@ -77,7 +80,7 @@ def add_scores(part, frame, studio, axis, numbers, *, title: str, name: str) -> 
     part["caption"] = part["caption"] or tables.interval_kind(summary)
     draw_mean(part, frame, studio, axis, numbers, title=title, ylabel="accuracy, %", scale=100,
               name=slug("sweep", name))  # fmt: skip
-    changes = changes_from_none(frame)
+    changes = paired.gains_over(frame, NONE, "")
     if changes.empty:
         part["missing"].append(f"{title}: no λ = 0 (MLP tuning) to compare with.")
         return
@@ -100,18 +103,3 @@ def draw_mean(part, frame, studio, axis, numbers, *, title, ylabel, scale, name)
     summary = tables.summarise(placed, ["place", "label"])
     drawing = studio.lines(summary, name=name, title=title, ylabel=ylabel, scale=scale, **axis)
     part["drawings"].append(drawing)
-
-
-def changes_from_none(frame: pd.DataFrame) -> pd.DataFrame:
-    """value, low, high of each λ less λ = 0, paired by head; empty where nothing has λ = 0."""
-    wide = frame.pivot_table(
-        index=[*tables.UNIT, "noise_rate"], columns="label", values="value", dropna=False
-    )
-    if NONE not in wide:
-        return pd.DataFrame()
-    changes = wide.drop(columns=NONE).sub(wide[NONE], axis=0).groupby(level=tables.HEAD).mean()
-    found = [
-        {"label": label, **paired.signed_rank(changes[label].dropna())._asdict()}
-        for label in changes
-    ]
-    return pd.DataFrame(found).rename(columns={"effect": "value"})

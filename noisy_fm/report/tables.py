@@ -5,10 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from noisy_fm import nmtune
-from noisy_fm.report import paired
+from noisy_fm import nmtune, statistics
 
 METHODS = {
     "features": "Features F",
@@ -28,15 +26,18 @@ METRICS = {
     "train_accuracy_true_labels": "accuracy on all training images, true labels",
     "flipped_fits_given": "changed labels that the model predicts",
     "flipped_fits_true": "changed labels whose truth it predicts",
+    "flipped_fits_chance": "changed labels that chance predicts",
 }
+SPECTRA = {"sve": "singular value entropy", "lsvr": "largest singular value ratio"}
 SHIFTS = {"id": "in-domain", "ood": "out-of-domain"}
 # What stays the same when two noise levels or two methods are compared.
 UNIT = ["model", "seed", "dataset", "task", "source", "target", "fraction", "label_noise"]
-# Targets are tested with one head and share its luck.
-HEAD = [name for name in UNIT if name != "target"]
+TASK = ["dataset", "task"]  # a set of labels; it counts once, with all its artists and domains
 # F has neither task nor source: a feature set is the images of one domain of one dataset.
 SPECTRUM_UNIT = ["model", "seed", "dataset", "target"]
-ENOUGH_SEEDS = 3
+# Of runs or of tasks that a judgement needs. Two have one difference to tell their spread by: the
+# 95 % interval then reaches 12.7 standard errors to either side, and a test would find nothing.
+FEWEST = 3
 
 
 def prepare(records: pd.DataFrame) -> pd.DataFrame:
@@ -44,14 +45,18 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     frame = records.copy()
     named = ["model", "dataset", "task", "source", "target"]
     frame[named] = frame[named].astype(object).fillna("")
-    frame["seed"] = frame["seed"].fillna(0)
     frame["fraction"] = frame["fraction"].fillna(1.0)
     frame["label_noise"] = frame["label_noise"].fillna(0.0)
-    frame["noise_rate"] = frame["noise_rate"].fillna(0.0)
     same = np.where(frame["source"] == frame["target"], "id", "ood")
-    frame["shift"] = frame["shift"].where(frame["shift"].notna(), same)
+    frame["shift"] = frame["shift"].mask(frame["shift"].isna() & ~placeless(records), same)
     frame["label"] = method_labels(frame)
     return frame
+
+
+def placeless(records: pd.DataFrame) -> pd.Series:
+    """Which rows do not say whether they are in domain: features of a domain, without a shift."""
+    unknown = records[["shift", "source"]].isna().all(axis=1)
+    return unknown & records["target"].notna()
 
 
 def method_labels(frame: pd.DataFrame) -> pd.Series:
@@ -110,17 +115,42 @@ def full_data(frame: pd.DataFrame) -> pd.DataFrame:
     ]
 
 
-def spectrum_scores(records: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row a (feature set, γ, method) of a spectral metric; label "Features F" is F itself.
+def feature_sets(records: pd.DataFrame, metric: str, shift: str) -> pd.DataFrame:
+    """A spectral metric of F on all test images of a domain: one row a (feature set, γ)."""
+    frame = spectra(records, metric, shift)
+    frame = frame[(frame["label"] == METHODS["features"]) & (frame["source"] == "")]
+    keys = ["model", "seed", "dataset", "target", "noise_rate", "label"]
+    frame = frame[frame["task"] == ""]
+    return frame.groupby(keys, as_index=False)[["value", "low", "high", "n"]].mean()
 
-    The Z of several tasks and source domains on the same images are averaged.
+
+def same_images(records: pd.DataFrame, metric: str, shift: str) -> pd.DataFrame:
+    """A spectral metric of Z, and of F on the very same images: a row a (task, domain, γ, label).
+
+    The Z of several source domains are averaged. F is left out unless it was recorded, on as many
+    images, for every task and domain that Z was.
     """
-    frame = records[(records["stage"] == "spectrum") & (records["metric"] == metric)]
-    keys = [*SPECTRUM_UNIT, "noise_rate", "label"]
-    return frame.groupby(keys, as_index=False, dropna=False)[["value", "low", "high", "n"]].mean()
+    frame = spectra(records, metric, shift)
+    keys = ["model", "seed", "dataset", "task", "target", "noise_rate", "label"]
+    frame = frame.groupby(keys, as_index=False)[["value", "low", "high", "n"]].mean()
+    of_features = frame["label"] == METHODS["features"]
+    images = [*keys[:-1], "n"]
+    tuned = frame[~of_features]
+    alike = frame[of_features].merge(tuned[images].drop_duplicates(), on=images)
+    covered = len(alike) == len(tuned[images].drop_duplicates())
+    return pd.concat([alike, tuned], ignore_index=True) if covered else tuned
 
 
-def common_units(frame: pd.DataFrame, unit: list[str], cell: list[str]):
+def spectra(records: pd.DataFrame, metric: str, shift: str) -> pd.DataFrame:
+    """The records of a spectral metric on in-domain or out-of-domain images."""
+    return records[
+        (records["stage"] == "spectrum")
+        & (records["metric"] == metric)
+        & (records["shift"] == shift)
+    ]
+
+
+def common_units(frame: pd.DataFrame, unit: list[str], cell: list[str], noun: str = "test"):
     """Keep the units measured in every cell, so that means compare like with like.
 
     Returns the rows and a line about what was left out, or None. Without a common unit all rows
@@ -132,60 +162,45 @@ def common_units(frame: pd.DataFrame, unit: list[str], cell: list[str]):
     kept = frame[cells.groupby(keys, dropna=False).transform("nunique") == cells.nunique()]
     if kept.empty and not frame.empty:
         return frame, (
-            "No task was measured in every cell, so these means are over different tasks "
+            f"No {noun} was measured in every cell, so these means are over different {noun}s "
             "and should not be compared."
         )
     left_out = units - kept.groupby(unit, dropna=False).ngroups
     if left_out:
-        return kept, f"{left_out} of {units} tasks are not measured in every cell and are left out."
+        return kept, (
+            f"{left_out} of {plural(units, noun)} are not measured in every cell and are left out."
+        )
     return kept, None
 
 
-def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def summarise(frame: pd.DataFrame, by: list[str], count: Sequence[str] = TASK) -> pd.DataFrame:
     """Mean and 95 % interval of each cell.
 
-    With three or more pre-training seeds the interval is Student's t over the seeds' means. With
-    fewer it is the mean of the records' own intervals (test-set sampling), which would be exact
-    if the tasks' errors were fully correlated and is too wide otherwise.
+    Each group of `count` (a task) counts once, with the mean of its rows. With three or more
+    pre-training runs the interval is Student's t over the runs' means. With fewer it is the mean
+    of the records' own intervals (test-set sampling), which would be exact if the tasks' errors
+    were fully correlated and is too wide for the sample of images otherwise.
     """
+    columns = ["value", "low", "high"]
+    keys = [*by, "model", "seed"]
+    tasks = frame.groupby([*keys, *count], dropna=False)[columns].mean()
+    runs = tasks.groupby(level=keys, dropna=False).mean()
+    sizes = frame.groupby(by, dropna=False).size()
     rows = []
-    for key, group in frame.groupby(by, sort=True, dropna=False):
-        runs = group.groupby(["model", "seed"])["value"].mean()
-        mean = group["value"].mean()
-        low, high = group["low"].mean(), group["high"].mean()
-        if len(runs) >= ENOUGH_SEEDS:
-            half = stats.t.ppf(0.975, len(runs) - 1) * runs.std(ddof=1) / np.sqrt(len(runs))
-            low, high = mean - half, mean + half
-        rows.append([*key, mean, low, high, len(group), len(runs)])
+    for key, group in runs.groupby(level=by, dropna=False):
+        mean, low, high = group.mean()
+        if len(group) >= FEWEST:
+            _, low, high, *_ = statistics.t_test(group["value"])
+        key = key if isinstance(key, tuple) else (key,)
+        rows.append([*key, mean, low, high, sizes.loc[key if len(by) > 1 else key[0]], len(group)])
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "cells", "runs"])
-
-
-def paired_gains(frame: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Differences of paired units, by γ and label, as `summarise` gives means.
-
-    reference: "label" for each method less LP at the same γ, "noise_rate" for each γ less γ = 0
-    with the same method. Value and interval are Hodges and Lehmann's over the heads, whose
-    targets are averaged.
-    """
-    base = METHODS["lp"] if reference == "label" else 0.0
-    other = {"label": "noise_rate", "noise_rate": "label"}[reference]
-    wide = frame.pivot_table(index=[*UNIT, other], columns=reference, values="value")
-    if base not in wide:
-        return pd.DataFrame()
-    gains = wide.drop(columns=base).sub(wide[base], axis=0).stack().dropna()
-    gains = gains.groupby(level=[*HEAD, other, reference]).mean()
-    rows = [
-        {**dict(zip((other, reference), key, strict=True)), **paired.signed_rank(group)._asdict()}
-        for key, group in gains.groupby(level=[other, reference])
-    ]
-    return pd.DataFrame(rows).rename(columns={"effect": "value"})
 
 
 def interval_kind(summary: pd.DataFrame, sample: str = "test images") -> str:
     """What the intervals of `summarise` are, in words for a caption."""
     if not summary["low"].notna().any():
         return "The records hold no intervals."
-    if summary["runs"].min() >= ENOUGH_SEEDS:
+    if summary["runs"].min() >= FEWEST:
         return f"Bars: 95 % intervals over {summary['runs'].min()} pre-training runs (Student's t)."
     averaged = ", averaged over tasks (too wide rather than too narrow)"
     return (
@@ -233,13 +248,32 @@ def task_table(frame: pd.DataFrame, name_dataset: bool) -> list[dict]:
             means = group[group["label"] == label].groupby("noise_rate")["value"].mean() * 100
             rows.append(
                 {
-                    "task": f"{dataset} · {task}".strip(" ·") if name_dataset else task,
+                    "task": task_name(dataset, task, name_dataset),
                     "route": source if source == target else f"{source} → {target}",
                     "method": label,
                     "values": [means.get(rate, np.nan) for rate in rates],
                 }
             )
     return rows
+
+
+def task_name(dataset: str, task: str, name_dataset: bool) -> str:
+    """ "emoji_domains · category", or "category" where there is one data set."""
+    return f"{dataset} · {task}".strip(" ·") if name_dataset or not task else task
+
+
+def sizes(frame: pd.DataFrame) -> str:
+    """How many tasks, heads and tests a mean is over: "4 tasks, 12 heads, 30 tests"."""
+    counts = {
+        noun: len(frame[columns].drop_duplicates())
+        for noun, columns in (
+            ("task", TASK),
+            ("head", [*TASK, "source"]),
+            ("test", [*TASK, "source", "target"]),
+        )
+    }
+    first = {count: noun for noun, count in reversed(counts.items())}
+    return ", ".join(plural(count, noun) for count, noun in reversed(first.items()))
 
 
 def percent(rate: float) -> str:

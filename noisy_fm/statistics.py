@@ -1,8 +1,22 @@
-"""Metrics of a classifier on a test set, with intervals that respect clusters of examples."""
+"""Metrics of a classifier with intervals that respect clusters; tests of few differences."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+from scipy import optimize, stats
+
+LEVEL = 0.05
+
+
+class Test(NamedTuple):
+    """A mean, its 95 % interval, the two-sided p of no effect, and the degrees of freedom."""
+
+    effect: float
+    low: float
+    high: float
+    p: float
+    df: float
 
 
 def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
@@ -121,6 +135,83 @@ def cluster_bootstrap(
     draws = random.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
     low, high = np.quantile((draws @ sums) / (draws @ sizes), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def t_test(values) -> Test:
+    """Student's t over independent numbers [n], n ≥ 2: their mean against 0.
+
+    Numbers that are all equal leave no spread to judge by: p is then 0, or 1 where they are 0.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"values must be at least two finite numbers [n], got {values.shape}")
+    return _student(values.mean(), values.var(ddof=1) / len(values), len(values) - 1)
+
+
+def two_way_test(table) -> Test:
+    """The mean of a table [a b], both whose rows and whose columns are samples, against 0.
+
+    With y = μ + row + column + rest, Var(ȳ) = (MS_rows + MS_columns − MS_rest)/(ab), taken to be
+    no less than either of the first two alone; the degrees of freedom are Satterthwaite's (1946).
+    An effect that is seen is then one that other rows (tasks) and other columns (pre-training
+    runs) would be expected to show as well.
+    """
+    table = np.asarray(table, np.float64)
+    if table.ndim != 2 or min(table.shape) < 2 or not np.isfinite(table).all():
+        raise ValueError(f"table must be finite [a b] with a, b ≥ 2, got {table.shape}")
+    a, b = table.shape
+    mean, rows, columns = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    rest = table - rows[:, None] - columns + mean
+    square = np.array([b * rows.var(ddof=1), a * columns.var(ddof=1), 0.0])
+    df = np.array([a - 1, b - 1, (a - 1) * (b - 1)])
+    square[2] = np.sum(rest**2) / df[2]
+    total = square[0] + square[1] - square[2]
+    larger = int(square[1] > square[0])
+    if total <= square[larger]:  # the smaller component is estimated as 0
+        return _student(mean, square[larger] / (a * b), df[larger])
+    return _student(mean, total / (a * b), total**2 / np.sum(square**2 / df))
+
+
+def _student(mean: float, variance: float, df: float) -> Test:
+    """The test of a mean whose estimated variance has `df` degrees of freedom."""
+    error = math.sqrt(variance)
+    half = float(stats.t.isf(LEVEL / 2, df)) * error
+    p = 2 * stats.t.sf(abs(mean) / error, df) if error else float(mean == 0)
+    return Test(float(mean), float(mean - half), float(mean + half), float(p), float(df))
+
+
+def smallest_effect(width: float, df: float, *, power: float = 0.8) -> float:
+    """The effect that a t test at 5 %, two-sided, finds with this power.
+
+    `width` is that of the 95 % interval, which says how large the test's standard error is.
+    """
+    critical = float(stats.t.isf(LEVEL / 2, df))
+    shift = optimize.brentq(lambda s: stats.nct.sf(critical, df, s) - power, 0.0, 2 * critical)
+    return float(shift * width / 2 / critical)
+
+
+def slope(x, y) -> np.ndarray:
+    """Least-squares slopes [n] of the rows of y [n k] over x [k]."""
+    x = np.asarray(x, np.float64) - np.mean(x)
+    return np.asarray(y, np.float64) @ x / (x @ x)
+
+
+def correlations(x, y) -> np.ndarray:
+    """Pearson's r [n] between the rows of x [n k] and y [n k]; NaN where a row is constant."""
+    x, y = (np.asarray(v, np.float64) for v in (x, y))
+    x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
+    size = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    return np.divide((x * y).sum(axis=1), size, out=np.full(len(x), np.nan), where=size > 0)
+
+
+def holm(p_values) -> np.ndarray:
+    """Holm's step-down adjustment of a family of p-values."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
 
 
 def _classes(values, name: str, num_classes: int) -> np.ndarray:
