@@ -1,9 +1,10 @@
 """NMTune's regularizers (eqs. 4-7): pure functions of features Z [m d] and frozen features F [m d].
 
-Everything is computed in float32 (float64 for float64 inputs) from one Gram matrix of the smaller
-side, and the gradients are written by hand, so that no D×D covariance (when M < D), no SVD and no
-derivative of an eigendecomposition is ever formed. `mask` [m] ≥ 0 weighs the rows; with it every
-term is that of rows given as often as it says: 0 leaves a row out, 2 counts it twice.
+Everything is computed in float32 (float64 for float64 inputs). The gradients are written by hand,
+so that no D×D covariance (when M < D) and no derivative of a decomposition is ever formed; L_COV
+and, where its precision allows, L_SVD come from one Gram matrix of the smaller side. `mask` [m] ≥ 0
+weighs the rows; with it every term is that of rows given as often as it says: 0 leaves a row out,
+2 counts it twice.
 """
 
 import functools
@@ -11,7 +12,8 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from noisy_fm import polar
 
 # `weights` are of L_MSE, L_COV and L_SVD; a term without a weight is not computed.
 # `views`: 2 means rows [view 1; view 2]; consistency then compares z of view 2 with f of view 1.
@@ -110,14 +112,16 @@ def covariance_loss(z, *, mask=None):
     matrix, less the squared variances: absolute error about machine epsilon of ‖C‖²_F / D.
     """
     z, mask = _prepare(z, mask)
-    return _gram_terms((0, True, "eigh"), z, mask)[0]
+    return _gram_terms((0, True, None), z, mask)[0]
 
 
 def singular_value_loss(z, top_k=1, *, mask=None, method=None):
     """L_SVD (eq. 6): −(1/k) Σ_{i≤k} σ_i / Σσ of the uncentred z [m d]; 0 where z is all zeros.
 
     k is `top_k`, or the number of singular values if they are fewer (the release: the mean of the
-    five largest). method: "eigh" or "matmul"; by default the faster one on this backend.
+    five largest). method: "svd" of z, or "matmul", products of a Gram matrix and an SVD of z where
+    their precision does not do; by default the faster one for the shape. Gradients are within 1e-4
+    of the exact one up to condition number 1e4; singular values within rounding of 0 have none.
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}: expected at least 1")
@@ -132,9 +136,15 @@ def _preset(name):
 
 
 def _method(method):
-    if method not in (None, "eigh", "matmul"):
-        raise ValueError(f"method is {method!r}: expected 'eigh', 'matmul' or None")
+    if method not in (None, "svd", "matmul"):
+        raise ValueError(f"method is {method!r}: expected 'svd', 'matmul' or None")
     return method
+
+
+def _faster(z):
+    """A small matrix, or a double one, is not worth iterating on, and one near square defies it."""
+    least, most = sorted(z.shape)
+    return "svd" if least < 64 or most < 1.1 * least or z.dtype == jnp.float64 else "matmul"
 
 
 def _prepare(z, mask):
@@ -187,7 +197,7 @@ def _gram_terms_forward(wanted, z, mask):
     wide = m < d
     gram = centred @ centred.T if wide else centred.T @ centred
     cov = svd = jnp.zeros((), z.dtype)
-    scale = variances = polar = None
+    scale = variances = product = gradient = doubt = k = None
     if has_cov:
         scale = jnp.where(count > 1, 1 / (d * jnp.maximum(count - 1, 1) ** 2), 0)
         variances = jnp.sum(centred * centred, axis=0)
@@ -203,22 +213,19 @@ def _gram_terms_forward(wanted, z, mask):
         else:
             raw = gram + count * jnp.outer(mean, mean)
         k = jnp.minimum(min(top_k, m, d), jnp.maximum(count, 1))
-        # A small matrix, or a double one, is not worth iterating on.
-        small = min(m, d) < 64 or z.dtype == jnp.float64
-        method = method or ("eigh" if small else "matmul")
-        term = _svd_by_eigh if method == "eigh" else _svd_by_matmul
-        # L_SVD has no scale; the products of a tiny or huge K would leave float32's range.
-        unit = jnp.trace(raw)
-        unit = jnp.where(unit > 0, unit, 1)
-        live = (root != 0).astype(z.dtype) if wide else jnp.ones(d, z.dtype)
-        svd, polar = term(raw / unit, min(top_k, m, d), k, live)
-        polar = polar / unit
-    return (cov, svd), (z, mask, mean, gram, scale, variances, polar)
+        leading = min(top_k, m, d)
+        rows = z * root[:, None]
+        if (method or _faster(z)) == "svd":
+            svd, gradient = polar.by_svd(rows, leading, k)
+        else:
+            live = (root != 0).astype(z.dtype) if wide else jnp.ones(d, z.dtype)
+            svd, product, doubt = polar.by_gram(raw, rows, leading, k, live)
+    return (cov, svd), (z, mask, mean, gram, scale, variances, product, gradient, doubt, k)
 
 
 def _gram_terms_backward(wanted, residuals, cotangents):
-    """dL_COV/dZ = 4 (K_c Z_c − Z_c ⊙ v)/(D (M−1)²) and dL_SVD/dZ = W Z: one matrix product."""
-    z, mask, mean, gram, scale, variances, polar = residuals
+    """dL_COV/dZ = 4 (K_c Z_c − Z_c ⊙ v)/(D (M−1)²) and dL_SVD/dZ = W Z + G: one product."""
+    z, mask, mean, gram, scale, variances, product, gradient, doubt, k = residuals
     cov_bar, svd_bar = cotangents
     wide = z.shape[0] < z.shape[1]
     matrix = 0.0
@@ -228,13 +235,23 @@ def _gram_terms_backward(wanted, residuals, cotangents):
         matrix = step * (gram if wide else _off_diagonal(gram))
         # Wide: K_c √w = 0, so the product may take Z for Z_c; else the mean is taken out here.
         shift = step * (z - mean) * variances if wide else mean @ matrix
-    if polar is not None:
-        matrix = matrix + svd_bar * polar
-    if wide:
-        root = jnp.sqrt(mask)[:, None]
+    if product is not None:
+        matrix = matrix + svd_bar * product
+    root = jnp.sqrt(mask)[:, None]
+    z_bar = jnp.zeros_like(z)
+    if wide and not isinstance(matrix, float):
         z_bar = root * (matrix @ (z * root)) - shift * mask[:, None]
-    else:
+    elif not isinstance(matrix, float):
         z_bar = (z @ matrix - shift) * mask[:, None]
+    if gradient is not None:
+        z_bar = z_bar + svd_bar * root * gradient
+    if doubt is not None:
+
+        def corrected(z_bar, rows):
+            exact = polar.by_svd(rows, min(wanted[0], *z.shape), k)[1]
+            return z_bar + svd_bar * root * exact
+
+        z_bar = polar.unless(~doubt, z_bar, corrected, z * root)
     return z_bar, jnp.zeros_like(mask)
 
 
@@ -243,171 +260,3 @@ _gram_terms.defvjp(_gram_terms_forward, _gram_terms_backward)
 
 def _off_diagonal(matrix):
     return matrix - jnp.diag(jnp.diag(matrix))
-
-
-def _svd_by_eigh(gram, top_k, k, mask):
-    """L_SVD and W with dL_SVD/dZ = W Z (or Z W), from the eigenvectors of the Gram matrix."""
-    eigenvalues, vectors = jnp.linalg.eigh(gram)
-    # Each masked row adds a null vector, whose eigenvalue is rounding: the smallest do not count.
-    live = jnp.arange(len(gram)) >= jnp.sum(1 - mask)
-    inverse = jnp.where(live, _inverse_sqrt(eigenvalues, eigenvalues[-1]), 0)
-    sigma = eigenvalues * inverse
-    total = jnp.maximum(jnp.sum(sigma), _tiny(gram))
-    ratio = jnp.minimum(jnp.sum(sigma[-top_k:]) / (k * total), 1)
-    top = jnp.arange(len(sigma)) >= len(sigma) - top_k
-    coefficients = (ratio - top / k) / total * inverse
-    return -ratio, (vectors * jnp.where(eigenvalues[-1] > 0, coefficients, 0)) @ vectors.T
-
-
-def _svd_by_matmul(gram, top_k, k, mask):
-    """The same as `_svd_by_eigh` from products of n×n matrices and a thin block's QR and `eigh`.
-
-    The leading eigenvalues are found first and moved among the others, which are much closer
-    together: features have a mean, and σ_1 is many times σ_2.
-    """
-    values, x, rest_of = _leading_eigenpairs(gram, top_k)
-    # Below the floor the first polynomial would swell the rounding of the Gram matrix.
-    scale = jnp.maximum(jnp.maximum(1.02 * rest_of, 3e-4 * values[0]), _tiny(gram))
-    values = values / scale
-    rest = gram / scale - (x.T * (values - 0.5)) @ x
-    noise = 4 * jnp.finfo(gram.dtype).eps * values[0]
-    # A masked row is a null vector: an eigenvalue of 1 keeps it from prolonging the iteration.
-    polar = _matrix_inverse_sqrt(rest + jnp.diag(1 - mask), noise) * mask[:, None]
-    inverse = _inverse_sqrt(values, values[0])
-    sigma = values * inverse
-    total = jnp.sum(rest * polar) + jnp.sum(sigma - 0.5**0.5)
-    total = jnp.maximum(jnp.maximum(total, jnp.sum(sigma)), _tiny(gram))
-    ratio = jnp.minimum(jnp.sum(sigma) / (k * total), 1)
-    leading = (x.T * (ratio * (inverse - 2**0.5) - inverse / k)) @ x
-    matrix = (ratio * polar + leading) / (scale * total)
-    return -ratio, jnp.where(values[0] > 0, matrix, 0)
-
-
-def _inverse_sqrt(eigenvalues, largest):
-    """1/σ, bounded where rounding of the Gram matrix hides σ (below about 1e-3 σ₁ in float32)."""
-    resolution = 8 * jnp.finfo(eigenvalues.dtype).eps * largest
-    return jax.lax.rsqrt(jnp.maximum(jnp.maximum(eigenvalues, resolution), _tiny(eigenvalues)))
-
-
-def _tiny(x):
-    return jnp.finfo(x.dtype).tiny
-
-
-# q of σ → σ q(σ²), ascending in t = σ² − centre: the odd polynomials nearest to 1 in the maximum
-# norm (Remez), one optimal step after another. FIRST takes [0.18, 1] to 1 ± 0.101; NEXT takes
-# [0.203, 1.101] to the same, so that each of them reaches 5.4 times further down. FINE and FINER
-# make an error of 0.101 (0.22) one of 5e-6 (1e-5).
-_FIRST = (1.46516577, -0.15449815, -1.67929556, -18.8158574, 39.757515)  # centre 0.5
-_NEXT = (1.33147783, -0.104279078, -0.860295075, -10.0019644, 16.7298471)  # centre 0.6
-_FINE = (0.999999132, -0.49987298, 0.37518177, -0.325091566, 0.274489015)  # centre 1
-_FINER = (
-    *(0.999998154, -0.499924959, 0.375482367, -0.318375251),
-    *(0.247784249, -0.162870513, 0.62661031),
-)
-
-
-def _matrix_inverse_sqrt(k, noise):
-    """K^(-1/2) of a symmetric k [n n] with spectrum in [0, 1], from 7 matrix products on.
-
-    A composite minimax iteration for the matrix sign, run on the Gram side: with Q = q(K),
-    P ← P Q and K ← Q K Q, until K is near I; 7 products where σ ≥ 0.18, 8 from 0.14 and five more
-    for each 5.4 times further down. `noise` is the size of k's errors: what they hide comes out
-    too small, but never so large that σ P exceeds 1.
-    """
-    eye = jnp.eye(len(k), dtype=k.dtype)
-    probe = jnp.asarray(np.random.default_rng(1).standard_normal((4, len(k))), k.dtype)
-
-    def polynomial(c, t, square):
-        last = c[3] * t + c[4] * square
-        if len(c) > 5:
-            last = last + square @ (c[5] * t + c[6] * square)
-        return c[0] * eye + c[1] * t + c[2] * square + square @ last
-
-    def advance(k, p, c, centre):
-        t = k - centre * eye
-        q = polynomial(c, t, t @ t)
-        k = (k @ q) @ q
-        square = (k - eye) @ (k - eye)
-        # The largest eigenvalue of (K − I)², squared, from a few power steps.
-        x = probe @ square @ square
-        y = x @ square
-        error = jnp.sum(y * y) / jnp.maximum(jnp.sum(x * x), _tiny(k))
-        return k, square, q if p is None else p @ q, error
-
-    def body(state):
-        swell, k, _, p, _ = state
-        return swell * 35, *advance(k, p, _NEXT, 0.6)
-
-    # Each step swells the smallest eigenvalues, and with them the noise, by q(0)².
-    _, k, square, p, error = jax.lax.while_loop(
-        lambda state: (state[-1] > 0.19**2) & (state[0] * noise < 0.03),
-        body,
-        (36.0, *advance(k, None, _FIRST, 0.5)),
-    )
-    t = k - eye
-    last = jax.lax.cond(
-        error < 0.05**2,
-        functools.partial(polynomial, _FINE),
-        functools.partial(polynomial, _FINER),
-        *(t, square),
-    )
-    return p @ last
-
-
-def _leading_eigenpairs(k, count, *, tolerance=2e-6, max_rounds=12):
-    """The `count` largest eigenvalues and vectors (rows, [count n]) of a positive semidefinite k.
-
-    Also a bound on the next eigenvalue. Subspace iteration with a Chebyshev filter. Each round
-    damps the spectrum below the block's smallest Ritz value b; Ritz vectors beyond 3b are
-    projected out of the filter, whose range would else exceed float32's, and take plain power
-    steps. It ends when the residuals are below `tolerance` of the last wanted eigenvalue and twice
-    the rounding of the largest, or no longer halve: rounding is all that is left of them. The
-    vectors, which the gradient needs, are good to that over the distance to the next eigenvalue.
-    """
-    n = len(k)
-    block = min(n, count + 7)
-    # A round's QR and `eigh` cost as much as a few products; more so at a large n, of tall blocks.
-    degree = 8 if n < 256 else 12
-    y = jnp.asarray(np.random.default_rng(0).standard_normal((block, n)), k.dtype)
-    floor = 16 * jnp.finfo(k.dtype).eps
-
-    def rayleigh_ritz(y):
-        q = jnp.linalg.qr(y.T)[0].T
-        qk = q @ k
-        values, rotation = jnp.linalg.eigh(qk @ q.T)
-        values, rotation = values[::-1], rotation[:, ::-1].T
-        x, xk = rotation @ q, rotation @ qk
-        residual = jnp.sum((xk - x * values[:, None]) ** 2, axis=1)
-        return values, x, xk, residual
-
-    def refine(state):
-        rounds, _, values, x, xk, residual = state
-        edge = jnp.maximum(values[-1], floor * values[0])
-        locked = (values > 3 * edge)[:, None]
-        done = jnp.where(locked, x, 0)
-
-        def filtered(v):
-            w = v @ k
-            return 2 / edge * (w - (w @ done.T) @ done) - v
-
-        old = jnp.where(locked, 0, x)
-        new = filtered(old)
-        for _ in range(degree - 1):
-            old, new = new, 2 * filtered(new) - old
-        y = jnp.where(locked, xk @ k / values[:, None] ** 2, new)
-        return rounds + 1, jnp.sum(residual[:count]), *rayleigh_ritz(y)
-
-    def unfinished(state):
-        rounds, before, values, _, _, residual = state
-        now = jnp.sum(residual[:count])
-        bound = tolerance * values[count - 1] + 2 * jnp.finfo(k.dtype).eps * values[0]
-        return (rounds < max_rounds) & (now > bound**2) & (4 * now < before)
-
-    start = (0, jnp.array(jnp.inf, k.dtype), *rayleigh_ritz(y @ k @ k))
-    _, _, values, x, xk, residual = jax.lax.while_loop(unfinished, refine, start)
-    following = min(count, block - 1)
-    bound = values[following] + jnp.sqrt(residual[following])
-    # One more power step, at no cost, for the vectors that stand apart.
-    apart = (values > 3 * jnp.maximum(bound, floor * values[0]))[:, None]
-    x = jnp.where(apart, xk * jax.lax.rsqrt(jnp.sum(xk * xk, axis=1, keepdims=True)), x)
-    return values[:count], x[:count], bound

@@ -10,7 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "noisy_fm"
 # Each layer may import from the ones before it, and from itself.
 LAYERS = (
-    {"noise", "spectrum", "nmtune", "losses", "statistics", "progress", "messages", "files"},
+    {
+        *("noise", "spectrum", "polar", "nmtune", "losses", "statistics"),
+        *("progress", "messages", "files"),
+    },
     {"data", "models"},
     {
         "config",

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.datasets
 from jax.test_util import check_grads
 
 from noisy_fm import nmtune
 
-METHODS = ("eigh", "matmul")
+METHODS = ("svd", "matmul")
 # Each compilation takes seconds on a busy machine: the second of a pair of like cases is slow.
-SLOW_EIGH = (pytest.param("eigh", marks=pytest.mark.slow), "matmul")
+SLOW_SVD = (pytest.param("svd", marks=pytest.mark.slow), "matmul")
 TOP_KS = (pytest.param(1, marks=pytest.mark.slow), 5)
 SHAPES = ((96, 200), (200, 96), pytest.param((80, 80), marks=pytest.mark.slow))
 
@@ -72,7 +73,7 @@ def test_values_and_gradients_match_float64(shape):
             value, gradient = jax.jit(jax.value_and_grad(loss))(z)
             assert relative(value, svd(z, k)) < 2e-6
             # Singular values 2 % apart turn rounding of the Gram matrix into 1e-5 of a vector.
-            assert relative(gradient, svd_gradient(z, k)) < (1e-5 if method == "eigh" else 4e-5)
+            assert relative(gradient, svd_gradient(z, k)) < 4e-5
 
 
 @pytest.mark.parametrize("top_k", TOP_KS)
@@ -85,12 +86,12 @@ def test_methods_agree_within_the_stated_tolerance(decay, tolerance, top_k):
 
 @pytest.mark.parametrize("top_k", TOP_KS)
 def test_a_dominant_direction_does_not_hide_the_others(top_k):
-    """σ_1 at 50 times σ_2, as with features that have a mean; float32's Gram matrix knows ~1e-4."""
+    """σ_1 at 50 times σ_2, as with features that have a mean."""
     z = features(96, 200, decay=0.2) + np.float32(50 / np.sqrt(96 * 200))
     loss = functools.partial(nmtune.singular_value_loss, top_k=top_k, method="matmul")
     value, gradient = jax.jit(jax.value_and_grad(loss))(z)
     assert relative(value, svd(z, top_k)) < 2e-5
-    assert relative(gradient, svd_gradient(z, top_k)) < 2e-2
+    assert relative(gradient, svd_gradient(z, top_k)) < 1e-4
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -237,7 +238,7 @@ def test_mask_is_removal_of_rows(preset, shape, method):
 
 def test_masked_rows_add_nothing_to_the_sum_of_singular_values():
     z, mask = features(24, 300, mean=0), np.arange(24) % 3 > 0
-    value = nmtune.singular_value_loss(z, mask=mask, method="eigh")
+    value = nmtune.singular_value_loss(z, mask=mask, method="svd")
     assert relative(value, svd(z[mask], 1)) < 2e-6
 
 
@@ -254,7 +255,7 @@ def test_too_few_rows_that_count(rows):
     np.testing.assert_allclose(nmtune.singular_value_loss(z, mask=mask), -rows, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", SLOW_EIGH)
+@pytest.mark.parametrize("method", SLOW_SVD)
 def test_vmap_equals_one_at_a_time(method):
     z = jnp.stack([features(70, 90, decay=d, seed=i) for i, d in enumerate((0.5, 0.02, 0))])
     f = jnp.stack([features(70, 90, seed=9 + i) for i in range(3)])
@@ -266,7 +267,7 @@ def test_vmap_equals_one_at_a_time(method):
         assert relative(gradients[i], np.asarray(gradient)) < 1e-4
 
 
-@pytest.mark.parametrize("method", SLOW_EIGH)
+@pytest.mark.parametrize("method", SLOW_SVD)
 def test_sharded_over_the_batch_equals_one_device(method):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.NamedSharding(mesh, jax.P("data"))
@@ -292,14 +293,48 @@ def test_half_precision_is_computed_in_float32():
     np.testing.assert_allclose(value, exact, rtol=1e-6)
 
 
-def test_neither_a_wide_covariance_nor_a_wide_decomposition_is_formed():
+def test_no_wide_covariance_is_formed():
     z = jax.ShapeDtypeStruct((96, 1000), jnp.float32)
     for method in METHODS:
         loss = functools.partial(nmtune.nmtune_loss, weights={"cov": 1, "svd": 1}, method=method)
-        text = str(jax.make_jaxpr(jax.grad(loss))(z))
-        assert "1000,1000" not in text
-        assert " svd" not in text
-    assert "f32[96,96] = eigh" not in text  # the last, "matmul"
+        assert "1000,1000" not in str(jax.make_jaxpr(jax.grad(loss))(z))
+
+
+def conditioned(m, d, condition):
+    return features(m, d, decay=1 / condition, mean=0)
+
+
+SQUARE, WIDE = (64, 64), (96, 200)
+SWEEP = ((128, 128), (64, 72), (96, 64), (128, 512), (512, 128), (2, 5), (1, 9), (9, 1), (40, 90))
+
+
+@pytest.mark.parametrize(
+    "shape", [SQUARE, WIDE, *(pytest.param(s, marks=pytest.mark.slow) for s in SWEEP)]
+)
+@pytest.mark.parametrize("top_k", TOP_KS)
+def test_gradient_up_to_condition_ten_thousand(shape, top_k):
+    run = jax.jit(jax.value_and_grad(lambda z: nmtune.singular_value_loss(z, top_k)))
+    k = min(top_k, *shape)
+    for condition in (1e1, 3e1, 1e2, 1e3, 1e4):
+        z = conditioned(*shape, condition)
+        value, gradient = run(z)
+        assert relative(value, svd(z, k)) < 1e-5
+        expected = svd_gradient(z, k)
+        if min(shape) == 1:  # the one singular value has all of the sum: nothing to gain
+            assert np.linalg.norm(gradient) < 1e-6
+        else:
+            assert relative(gradient, expected) < 1e-4, condition
+
+
+def test_a_batch_of_digits_whose_pixels_are_partly_always_zero():
+    z = sklearn.datasets.load_digits().data[:64]
+    u, s, vt = np.linalg.svd(z, full_matrices=False)
+    rank = np.linalg.matrix_rank(z)
+    assert rank < 64
+    expected = (u[:, :rank] * (s[0] / s.sum() - (np.arange(rank) == 0)) / s.sum()) @ vt[:rank]
+    value, gradient = jax.value_and_grad(nmtune.singular_value_loss)(z.astype(np.float32))
+    assert relative(value, -s[0] / s.sum()) < 1e-6
+    assert relative(gradient, expected) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -314,7 +349,7 @@ def test_neither_a_wide_covariance_nor_a_wide_decomposition_is_formed():
         (lambda z: nmtune.covariance_loss(z[0]), "expected \\[rows, dimensions\\]"),
         (lambda z: nmtune.covariance_loss(z, mask=np.ones(3)), "one entry a row"),
         (lambda z: nmtune.singular_value_loss(z, 0), "at least 1"),
-        (lambda z: nmtune.singular_value_loss(z, method="svd"), "'eigh', 'matmul'"),
+        (lambda z: nmtune.singular_value_loss(z, method="svd"), "'svd', 'matmul'"),
     ],
 )
 def test_mistakes_get_one_line(call, message):
@@ -322,7 +357,7 @@ def test_mistakes_get_one_line(call, message):
         call(features(6, 8))
 
 
-@pytest.mark.parametrize("method", ["eigh", "matmul"])
+@pytest.mark.parametrize("method", ["svd", "matmul"])
 @pytest.mark.parametrize("scale", [1e-12, 1e-5, 1e5, 1e10])
 def test_the_singular_value_term_does_not_depend_on_the_scale(method, scale):
     z = np.random.default_rng(0).standard_normal((96, 128)).astype(np.float32)
