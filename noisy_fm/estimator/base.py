@@ -92,17 +92,18 @@ class HeadEstimator(BaseEstimator):
         return head
 
     def _examples(self, X, y, sample_weight, *, classes=None):
-        """Checked X as trained on (float64 may stay where it is centred first), labels 0…C−1 and weights; sets `classes_`."""
+        """Checked X, labels 0…C−1 and weights; sets `classes_`.
+
+        X is float32, or float64 as it came where it is yet to be centred.
+        """
         require_labels(y)
         refuse_masked(sample_weight, "sample_weight")
         X = features_of(X)
         X, y = validate_data(
             self, X, y, dtype=precisions_of(X), reset=classes is None, ensure_all_finite=False
         )
-        given, X = (
-            X,
-            single(X, exact=bool(self.standardize) or getattr(self, "mean_", None) is not None),
-        )
+        centred = bool(self.standardize) if classes is None else self.mean_ is not None
+        given, X = X, single(X, exact=centred)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
             raise ValueError("all sample weights are zero: at least one must be positive")

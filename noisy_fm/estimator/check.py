@@ -56,7 +56,7 @@ def _blocks(X):
 
 
 def warn_scale(X: np.ndarray, *, linear: bool, standardize: bool, stacklevel: int = 4) -> None:
-    """Warns of features [n d], in the precision that they came in, whose offset or scale leaves nothing to train on.
+    """Warns of features [n d], as they came, whose offset or scale leaves nothing to train on.
 
     Offset ‖μ‖ and spread √Σσ² are those of some thousand rows; equal ones are `warn_constant`'s.
     """
@@ -84,6 +84,15 @@ def require_labels(y, *, name: str = "y") -> None:
     """ValueError for labels that are missing (NaN, None) or of types without an order."""
     refuse_masked(y, name)
     if getattr(y, "nnz", None) is None and y is not None:  # a sparse y is scikit-learn's to refuse
+        try:
+            given = np.asarray(y)
+        except ValueError:  # lists of several lengths
+            given = np.empty(1, object)
+            given[0] = []
+        if given.dtype == object and any(
+            isinstance(e, list | tuple | np.ndarray) for e in given.flat
+        ):
+            raise ValueError(f"{name} must be one label a row [n], got lists of several")
         as_labels(y, where=name)
 
 

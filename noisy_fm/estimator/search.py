@@ -77,10 +77,8 @@ class NMTuneClassifierCV(HeadClassifier):
         candidates, splitter = self._candidates(), self._splitter(labels)
         seeded = self._head(weights=None)
         heads = [self._head(seed=seeded.seed, **candidate) for candidate in candidates]
-        splits = [
-            _split(number, pair, len(X))
-            for number, pair in enumerate(splitter.split(X, labels, groups))
-        ]
+        pairs = splitter if isinstance(splitter, Collection) else splitter.split(X, labels, groups)
+        splits = [_split(number, pair, len(X)) for number, pair in enumerate(pairs)]
         scores = folds.accuracies(
             X, labels, weights, splits, heads,
             num_classes=len(self.classes_), standardize=self.standardize, min_steps=self.min_steps,
@@ -116,15 +114,18 @@ class NMTuneClassifierCV(HeadClassifier):
         ]
 
     def _splitter(self, labels):
-        cv = self.cv
-        if isinstance(cv, Iterator):  # or it would be used up after one fit
-            cv = self.cv = list(cv)
-        if isinstance(cv, Collection) and not len(cv):
-            raise ValueError("cv has no folds: a generator gives its own once, give list(…) of it")
-        if isinstance(plain(cv), int):
+        """A splitter, or (training rows, validation rows) pairs as given."""
+        if isinstance(self.cv, Iterator):  # or it would be used up after one fit
+            self.cv = list(self.cv)
+        cv = self.cv if isinstance(self.cv, list | tuple) else plain(self.cv)
+        if isinstance(cv, int):
             check_whole("cv", cv, 2)
-            cv = max(2, min(plain(cv), np.bincount(labels).min()))
-        return check_cv(cv, labels, classifier=True)
+            cv = max(2, min(cv, np.bincount(labels).min()))
+        if not isinstance(cv, Collection) or isinstance(cv, str):
+            return check_cv(cv, labels, classifier=True)
+        if not len(cv):
+            raise ValueError("cv has no folds: a generator gives its own once, give list(…) of it")
+        return cv
 
 
 def _split(number: int, pair, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,18 +24,17 @@ def features_of(X):
 
 
 def _stacked(column, otherwise):
-    """[n d] of a column of n lists or arrays, else the second argument."""
-    if isinstance(column, list) or getattr(column, "ndim", None) == 1 or hasattr(column, "to_list"):
-        # Of polars' lists NumPy would make arrays of its own, of pandas' it keeps the objects.
-        first = column[0] if isinstance(column, list) and column else None
-        if isinstance(column, list) and not hasattr(first, "shape"):
-            return otherwise
-        values = column if isinstance(column, list) else np.asarray(column)
-        if isinstance(values, list) or values.ndim > 1:
-            return values if not isinstance(values, list) else as_array(values, where="X")
-        if values.dtype == object and len(values) and np.ndim(values[0]) == 1:
-            return as_array(values, where="X")
-    return otherwise
+    """[n d] of a column or list of n lists or arrays, else the second argument."""
+    if isinstance(column, list):
+        nested = any(getattr(row, "ndim", 0) for row in column)
+        return as_array(column, where="X") if nested else otherwise
+    if len(getattr(column, "shape", ())) != 1:
+        return otherwise
+    values = np.asarray(column)
+    if values.ndim > 1:  # polars' arrays of one length
+        return values
+    nested = values.dtype == object and any(isinstance(row, list | np.ndarray) for row in values)
+    return as_array(values, where="X") if nested else otherwise
 
 
 def precisions_of(X) -> tuple[type, type]:

@@ -13,6 +13,7 @@ from noisy_fm.probe import forks
 from noisy_fm.probe.heads import NORM_EPSILON, Head, start_state
 from noisy_fm.probe.lanes import CHUNK, advance
 from noisy_fm.probe.plan import Plan
+from noisy_fm.probe.scalars import plain
 
 
 @dataclasses.dataclass
@@ -54,7 +55,7 @@ def clipped(head: Head, count: int) -> Head:
 
 def stretched(plan: Plan, min_steps: int) -> Plan:
     """The plan with every epoch as many passes as it takes to make `min_steps` steps."""
-    passes = max(1, -(-min_steps // plan.steps))
+    passes = max(1, -(-plain(min_steps) // plan.steps))  # NumPy's unsigned -5 is 251
     head = dataclasses.replace(plan.head, epochs=plan.head.epochs * passes)
     return dataclasses.replace(plan, head=head)
 
@@ -67,7 +68,8 @@ def resident(features, rows, scale=None) -> np.ndarray:
 def run(state: State, plan: Plan, features, *, rates, first: int = 0, stride: int, bar=None):
     """Yields (state, losses [stride]) after every `stride` steps, until `rates` are used up.
 
-    features float32 [m d] as `resident` makes them, m ≥ the plan's rows; `first` is the plan's step to begin with; `bar` a `Progress` to move.
+    features float32 [m d] as `resident` makes them, m ≥ the plan's rows, not to be changed later;
+    `first` is the plan's step to begin with; `bar` a `Progress` to move.
     Raises ValueError where the loss is no longer finite.
     """
     head = plan.head
