@@ -146,7 +146,7 @@ def _split(number: int, pair, rows: int) -> tuple[np.ndarray, np.ndarray]:
                 f"[{rows}], got {chosen.dtype} from {chosen.min()} to {chosen.max()}"
             )
         found.append(chosen.astype(np.int64))
-    if len(shared := np.intersect1d(*found)):
+    if len(shared := np.intersect1d(found[0], found[1])):
         raise ValueError(
             f"cv: fold {number} trains and validates on the same {len(shared)} rows, "
             f"the first is row {shared[0]}"
