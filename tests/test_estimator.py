@@ -439,12 +439,6 @@ def test_offsets_and_scales_that_hide_the_classes_are_said(digits, estimator, ch
     assert model.fit(change(x), y).score(change(x), y) > 0.8
 
 
-def test_a_spread_that_float32_loses_is_said(digits):
-    x, y = digits
-    with pytest.warns(UserWarning, match="subtract their mean in float64 first"):
-        LinearProbe(epochs=1, min_steps=0, standardize=True).fit(x + 1.3e7, y)
-
-
 @pytest.mark.parametrize("kind", ["normal", "relu", "unit", "cone", "counts", "tiny unit"])
 def test_ordinary_embeddings_are_taken_without_a_word(kind):
     rng = np.random.default_rng(0)

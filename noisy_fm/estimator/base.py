@@ -1,5 +1,8 @@
 """What the estimators share: fitting, predicting, going on with new examples."""
 
+import copy
+import functools
+
 import numpy as np
 from scipy.special import expit, log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -18,12 +21,30 @@ from noisy_fm.estimator.check import (
     single,
     warn_scale,
 )
+from noisy_fm.estimator.tables import features_of, precisions_of
 from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head, cosine
 from noisy_fm.probe.plan import subset
+from noisy_fm.probe.scalars import plain
 from noisy_fm.progress import Progress
+from noisy_fm.spectrum.arrays import refuse_masked
 
-PRECISIONS = (np.float32, np.float64)
+
+def whole(method):
+    """Runs a fitting method on a copy, which takes the estimator's place if all goes well.
+
+    Whatever ends it before (a refusal, a loss that diverges, Ctrl-C) leaves the estimator as it
+    was; its fitted attributes are those of one call.
+    """
+
+    @functools.wraps(method)
+    def run(self, *args, **kwargs):
+        trial = copy.copy(self)
+        method(trial, *args, **kwargs)
+        self.__dict__ = trial.__dict__
+        return self
+
+    return run
 
 
 class HeadEstimator(BaseEstimator):
@@ -35,6 +56,7 @@ class HeadEstimator(BaseEstimator):
     # weighs the next rows against.
     _weighed: tuple[int, float, int] | None = None
 
+    @whole
     def fit(self, X, y, sample_weight=None):
         """Trains from a fresh start on features X [n d] and labels y [n] of any type.
 
@@ -75,12 +97,18 @@ class HeadEstimator(BaseEstimator):
         return head
 
     def _examples(self, X, y, sample_weight, *, classes=None):
-        """Checked float32 X, labels 0…C−1 and weights over a power of two; sets `classes_`."""
+        """Checked X, labels 0…C−1 and weights over a power of two; sets `classes_`.
+
+        X is float32, or float64 as it came where it is yet to be centred.
+        """
         require_labels(y)
+        refuse_masked(sample_weight, where="sample_weight")
+        X = features_of(X)
         X, y = validate_data(
-            self, X, y, dtype=PRECISIONS, reset=classes is None, ensure_all_finite=False
+            self, X, y, dtype=precisions_of(X), reset=classes is None, ensure_all_finite=False
         )
-        X = single(X)
+        centred = bool(self.standardize) if classes is None else self.mean_ is not None
+        given, X = X, single(X, exact=centred)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
             raise ValueError("all sample weights are zero: at least one must be positive")
@@ -100,15 +128,18 @@ class HeadEstimator(BaseEstimator):
         if unknown.any():
             stranger = y[unknown].tolist()[0]
             raise ValueError(f"y has {stranger!r}, which is not among the classes given first")
+        if classes is None:
+            given = given if weights.all() else given[weights > 0]
+            warn_constant(given, "features", stacklevel=5)
+            linear, standardize = self._method == "lp", bool(self.standardize)
+            warn_scale(given, linear=linear, standardize=standardize, stacklevel=5)
         return X, labels, weights
 
     def _fit_rows(self, head: Head, X, labels, weights) -> None:
-        """Sets all fitted attributes from float32 X, labels 0…C−1 and weights."""
+        """Sets all fitted attributes from X, labels 0…C−1 and weights."""
         kept, weights = rows.merge(X, labels, weights)
-        X, labels = X[kept], labels[kept]
-        warn_constant(X, "features")
-        warn_scale(X, linear=self._method == "lp", standardize=bool(self.standardize))
-        train = held = np.arange(len(X))
+        labels = labels[kept]
+        train = held = np.arange(len(kept))
         if self.early_stopping:
             train, held = _holdout(labels, self.validation_fraction, head.seed)
         weighed = self._weighed or (0, 0.0, 0)
@@ -120,17 +151,17 @@ class HeadEstimator(BaseEstimator):
         self._weighed = len(train), float(strength.sum()), weighed[2]
         self.mean_, self.scale_ = None, None
         if self.standardize:  # by what is trained on: rows held out have no say
-            self.mean_, self.scale_ = rows.scaling(X[train], weights[train])
+            self.mean_, self.scale_ = rows.scaling(X, weights[train], kept[train])
         plan = training.plan_of(head, labels[train], strength)
         plan = training.stretched(plan, self.min_steps)
         with Progress(type(self).__name__, plan.steps, show=bool(self.verbose)) as bar:
-            examples = self._scaled(X), labels, weights
+            examples = X, kept, labels, weights
             self._train(plan, plan.steps // head.epochs, examples, (train, held), bar)
         self.n_iter_ = len(self.loss_curve_)
 
     def _train(self, plan, epoch: int, examples, split, bar) -> None:
         """Trains on the first part of the split; early stopping scores the second every `epoch`."""
-        (X, labels, weights), (train, held) = examples, split
+        (X, kept, labels, weights), (train, held) = examples, split
         self.loss_curve_, self._optimizer = [], None
         scores: list[float] = []
         self.validation_scores_ = scores if self.early_stopping else None
@@ -138,21 +169,24 @@ class HeadEstimator(BaseEstimator):
         rates = cosine(plan.head.learning_rate, plan.steps)
         stride = epoch if self.early_stopping else plan.steps
         best, waited = -1.0, 0
-        steps = training.run(fresh, plan, X[train], rates=rates, stride=stride, bar=bar)
+        scale = None if self.mean_ is None else (self.mean_, self.scale_)
+        features = training.resident(X, kept[train], scale)
+        held_out = rows.gathered(X, kept[held], scale) if self.early_stopping else None
+        steps = training.run(fresh, plan, features, rates=rates, stride=stride, bar=bar)
         for state, losses in steps:
             passes = plan.epoch_losses(losses)
             self.loss_curve_ += passes.reshape(-1, epoch // plan.steps_per_epoch).mean(1).tolist()
             parameters, statistics = self._parameters, self._statistics = _applied(state)
             if not self.early_stopping:
                 return
-            right = self._logits(X[held]).argmax(1) == labels[held]
+            right = self._logits(held_out).argmax(1) == labels[held]
             scores.append(float(np.average(right, weights=weights[held])))
             waited += 1
             if scores[-1] > best:
-                best, waited, kept = scores[-1], 0, (parameters, statistics)
+                best, waited, found = scores[-1], 0, (parameters, statistics)
             if waited >= self.n_iter_no_change:
                 break
-        self._parameters, self._statistics = kept
+        self._parameters, self._statistics = found
 
     def _scaled(self, X):
         return X if self.mean_ is None else rows.scaled(X, self.mean_, self.scale_)
@@ -163,7 +197,8 @@ class HeadEstimator(BaseEstimator):
     def _checked(self, X):
         """X as the trained head takes it, in float32 or float64 as it came."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=PRECISIONS, reset=False, ensure_all_finite=False)
+        X = features_of(X)
+        X = validate_data(self, X, dtype=precisions_of(X), reset=False, ensure_all_finite=False)
         require_finite(X)
         return self._scaled(X)
 
@@ -203,6 +238,7 @@ class HeadClassifier(ClassifierMixin, HeadEstimator):
 class OnlineClassifier(HeadClassifier):
     """`partial_fit`, for the classifiers that take examples as they come."""
 
+    @whole
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """One epoch over X [n d], y [n] at a constant learning rate, from where it stands.
 
@@ -225,7 +261,8 @@ class OnlineClassifier(HeadClassifier):
         if first:
             if classes is None:
                 raise ValueError("the first call of partial_fit needs classes=, all of them")
-            validate_data(self, X, dtype=PRECISIONS)
+            X = features_of(X)
+            validate_data(self, X, dtype=precisions_of(X))
             self.classes_ = np.unique(classes)
             self.mean_ = self.scale_ = self.validation_scores_ = self._optimizer = None
             self.loss_curve_, self._weighed = [], None
@@ -235,7 +272,7 @@ class OnlineClassifier(HeadClassifier):
         emphasis = weighting.of_classes(self.class_weight, self.classes_, labels, weights)
         weights = weights * emphasis[labels]
         kept = weights > 0
-        X, labels, weights = self._scaled(X[kept]), labels[kept], weights[kept]
+        X, labels, weights = X[kept], labels[kept], weights[kept]
         if not len(X):
             raise ValueError("class_weight leaves no row to train on")
         if self._method != "lp" and len(X) < 2:
@@ -247,8 +284,10 @@ class OnlineClassifier(HeadClassifier):
         plan = training.plan_of(head, labels, weights, total / count)
         epoch, past = plan.steps_per_epoch, len(self.loss_curve_)
         rates = np.full(epoch, head.learning_rate)
+        scale = None if self.mean_ is None else (self.mean_, self.scale_)
+        features = training.resident(X, np.arange(len(X)), scale)
         ((state, losses),) = training.run(
-            state, plan, X, rates=rates, first=past * epoch, stride=epoch
+            state, plan, features, rates=rates, first=past * epoch, stride=epoch
         )
         self.loss_curve_ = [*self.loss_curve_, *plan.epoch_losses(losses).tolist()]
         self.n_iter_, self._weighed = past + 1, (count, total, power)
@@ -280,7 +319,7 @@ def _applied(state: training.State) -> tuple[dict, dict]:
 
 def _holdout(labels, fraction: float, seed: int):
     """(training rows, validation rows), stratified; every class keeps a training row."""
-    kept = subset(labels, 1 - fraction, seed=seed)
+    kept = subset(labels, 1 - plain(fraction), seed=seed)
     held = np.setdiff1d(np.arange(len(labels)), kept)
     if not len(held):
         raise ValueError(

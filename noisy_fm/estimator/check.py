@@ -5,6 +5,9 @@ import warnings
 import numpy as np
 from sklearn.utils import check_random_state
 
+from noisy_fm.probe.check import rows_within
+from noisy_fm.probe.scalars import plain
+from noisy_fm.spectrum.arrays import refuse_masked
 from noisy_fm.spectrum.metrics import as_labels
 
 # Offset over spread. Between 30 and 300 a linear probe falls to chance, behind BatchNorm a head
@@ -16,33 +19,45 @@ FAINT, HUGE = 1e-3, 1e17
 SAMPLE = 4096
 
 
-def single(X: np.ndarray, *, name: str = "X") -> np.ndarray:
-    """X [n d] in float32, C-ordered; ValueError for NaN, infinity, and what float32 cannot hold."""
+def single(X: np.ndarray, *, name: str = "X", exact: bool = False) -> np.ndarray:
+    """X [n d] in float32, or as it is where `exact`.
+
+    ValueError for NaN, infinity, and what float32 cannot hold.
+    """
     require_finite(X, name=name)
-    with np.errstate(over="ignore"):
-        converted = np.ascontiguousarray(X, dtype=np.float32)
-    if not np.isfinite(converted).all():
-        row, column = np.argwhere(~np.isfinite(converted))[0]
-        raise ValueError(
-            f"{name} must fit float32 (at most 3.4e38), got {X[row, column]} "
-            f"at row {row}, column {column}"
-        )
-    return converted
+    if X.dtype == np.float32:
+        return X
+    for first, block in _blocks(X):
+        if (large := np.abs(block) > np.finfo(np.float32).max).any():
+            row, column = np.argwhere(large)[0]
+            raise ValueError(
+                f"{name} must fit float32 (at most 3.4e38), got {block[row, column]} "
+                f"at row {first + row}, column {column}"
+            )
+    return X if exact else X.astype(np.float32)
 
 
 def require_finite(X: np.ndarray, *, name: str = "X") -> None:
     """ValueError that counts the rows of X [n d] with NaN or infinity and names the first."""
-    bad = ~np.isfinite(X)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
+    rows = [first + np.flatnonzero(~np.isfinite(b).all(axis=1)) for first, b in _blocks(X)]
+    bad = np.concatenate([np.empty(0, int), *rows])
+    if len(bad):
+        row = bad[0]
+        column = np.flatnonzero(~np.isfinite(X[row]))[0]
         raise ValueError(
-            f"{name} must be finite: {bad.any(axis=1).sum()} of {len(X)} rows have NaN or inf, "
+            f"{name} must be finite: {len(bad)} of {len(X)} rows have NaN or inf, "
             f"the first is {X[row, column]} at row {row}, column {column}"
         )
 
 
+def _blocks(X):
+    """(first row, rows) of X [n d], a few MB at a time."""
+    step = rows_within(X)
+    return ((first, X[first : first + step]) for first in range(0, len(X), step))
+
+
 def warn_scale(X: np.ndarray, *, linear: bool, standardize: bool, stacklevel: int = 4) -> None:
-    """Warns of features float32 [n d] whose offset or scale leaves nothing to train on.
+    """Warns of features [n d], as they came, whose offset or scale leaves nothing to train on.
 
     Offset ‖μ‖ and spread √Σσ² are those of some thousand rows; equal ones are `warn_constant`'s.
     """
@@ -51,8 +66,11 @@ def warn_scale(X: np.ndarray, *, linear: bool, standardize: bool, stacklevel: in
         return
     offset, spread = np.linalg.norm(rows.mean(axis=0)), np.sqrt(rows.var(axis=0).sum())
     far = offset > (FAR if linear else FAR_WITH_NORM) * spread
-    if offset > LOST * spread:
-        advice = "float32 rounds that away, subtract their mean in float64 first"
+    digits = np.finfo(np.float32).eps / np.finfo(X.dtype).eps  # more of them than float32 has
+    if offset > LOST * spread * (digits if standardize else 1):
+        first = "subtract their mean before they are rounded"
+        centred = "set standardize=True" if digits > 1 and not standardize else first
+        advice = f"{'float32' if not standardize else X.dtype} rounds that away, {centred}"
     elif not standardize and (far or not FAINT <= spread <= HUGE):
         advice = "heads learn little or nothing from such, set standardize=True"
     else:
@@ -65,36 +83,49 @@ def warn_scale(X: np.ndarray, *, linear: bool, standardize: bool, stacklevel: in
 
 def require_labels(y, *, name: str = "y") -> None:
     """ValueError for labels that are missing (NaN, None) or of types without an order."""
+    refuse_masked(y, where=name)
     if getattr(y, "nnz", None) is None and y is not None:  # a sparse y is scikit-learn's to refuse
+        try:
+            given = np.asarray(y)
+        except ValueError:  # lists of several lengths
+            given = np.empty(1, object)
+            given[0] = []
+        if given.dtype == object and any(
+            isinstance(e, list | tuple | np.ndarray) for e in given.flat
+        ):
+            raise ValueError(f"{name} must be one label a row [n], got lists of several")
         as_labels(y, where=name)
 
 
 def check_flag(name: str, value) -> None:
     """ValueError for what is neither True nor False."""
-    if not isinstance(value, (bool, np.bool_)):
+    if not isinstance(plain(value), bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def check_whole(name: str, value, least: int) -> None:
     """ValueError for what is no whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
 
 
 def check_verbose(value) -> None:
     """ValueError for what is neither a flag nor a whole number."""
-    if not isinstance(value, (bool, np.bool_)):
+    if not isinstance(plain(value), bool):
         check_whole("verbose", value, 0)
 
 
 def check_share(name: str, value) -> None:
     """ValueError for what is no number between 0 and 1."""
-    if not isinstance(value, (float, int, np.number)) or not 0 < value < 1:
+    value = plain(value)
+    if not isinstance(value, (float, int)) or not 0 < value < 1:
         raise ValueError(f"{name} must lie in (0, 1), got {value!r}")
 
 
 def seed_of(random_state) -> int:
     """The seed itself where it is one (as `probe.Head`'s), else one drawn from the generator."""
-    if isinstance(random_state, (int, np.integer)) and random_state >= 0:
+    random_state = plain(random_state)
+    if isinstance(random_state, int) and random_state >= 0:
         return int(random_state)
     return int(check_random_state(random_state).randint(2**31 - 1))

@@ -24,6 +24,7 @@ from noisy_fm.estimator.check import (
     single,
     warn_scale,
 )
+from noisy_fm.estimator.tables import features_of, precisions_of
 from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head
 from noisy_fm.spectrum.draw import COLOURS, FAINT, INK
@@ -182,14 +183,15 @@ def diagnose(
         with fewer rows than `cv`.
     """
     require_labels(y)
-    X, y = check_X_y(X, y, dtype=(np.float32, np.float64), ensure_all_finite=False)
+    X = features_of(X)
+    X, y = check_X_y(X, y, dtype=precisions_of(X), ensure_all_finite=False)
     check_classification_targets(y)
     check_flag("standardize", standardize)
     classes, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
-    rows = single(X)
+    rows = single(X, exact=bool(standardize))
     _check_counts(classes, counts, cv, repeats)
-    warn_constant(rows, "features")
-    warn_scale(rows, linear=True, standardize=standardize, stacklevel=3)
+    warn_constant(X, "features", stacklevel=3)
+    warn_scale(X, linear=True, standardize=standardize, stacklevel=3)
     values = spectrum.singular_values(X)
     summary = spectrum.summary(X, labels=labels)
     seed = seed_of(random_state)

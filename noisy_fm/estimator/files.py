@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from noisy_fm import __version__
+from noisy_fm.files import written_whole
+from noisy_fm.probe.scalars import plain
 
 FORMAT = 1
 _SCALARS = ("n_features_in_", "n_iter_", "loss_curve_", "validation_scores_")
@@ -49,7 +51,8 @@ def save(estimator, path) -> None:
         header["feature_names"] = list(estimator.feature_names_in_)
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     try:
-        save_file(tensors, path, metadata={"noisy_fm": json.dumps(header)})
+        with written_whole(path) as temporary:  # older versions of safetensors write in place
+            save_file(tensors, temporary, metadata={"noisy_fm": json.dumps(header)})
     except (SafetensorError, OSError) as error:
         raise OSError(f"{path}: cannot be written ({error})") from None
 
@@ -58,7 +61,7 @@ def _stored(name: str, value):
     """A value as JSON holds it, a dict as its pairs; ValueError for one that it cannot."""
     if isinstance(value, dict):  # JSON would make texts of its keys
         return {"pairs": [[_stored(name, k), _stored(name, v)] for k, v in value.items()]}
-    value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+    value = plain(value)
     try:
         json.dumps(value)
     except TypeError:

@@ -16,16 +16,16 @@ def accuracies(
 ) -> np.ndarray:  # fmt: skip
     """Weighted validation accuracy [heads, folds]; each as if the head were fitted on that fold.
 
-    X float32 [n d], labels 0…C−1 [n], weights [n]; folds: (training rows, validation rows) pairs.
+    X [n d] as given, labels 0…C−1 [n], weights [n]; folds: (training rows, validation rows) pairs.
     `class_weight` of `classes` [c] is found on each fold's training rows, and weighs them alone.
     Raises ValueError for a fold without two classes to train on, or nothing to test on.
     """
     training.keep_programs()
     heads = [training.clipped(head, len(X)) for head in heads]
+    everything = np.arange(len(X))
     copies, plans = [], []
     for number, (train, test) in enumerate(folds):
-        kept, strength = rows.merge(X[train], labels[train], weights[train])
-        kept = train[kept]
+        kept, strength = rows.merge(X, labels, weights, train)
         if len(np.unique(labels[kept])) < 2 or not weights[test].any():
             raise ValueError(
                 f"fold {number} has fewer than two classes to train on, or no weight to test on: "
@@ -34,7 +34,7 @@ def accuracies(
         offset = 0
         if standardize:  # each fold has a scale, and so a copy of the features, of its own
             offset = number * len(X)
-            copies.append(rows.scaled(X, *rows.scaling(X[kept], strength)))
+            copies.append(rows.gathered(X, everything, rows.scaling(X, strength, kept)))
         at = (kept + offset).astype(np.int32)
         fold_labels = labels[kept].astype(np.int32)
         emphasis = weighting.of_classes(class_weight, classes, fold_labels, strength)
@@ -44,8 +44,7 @@ def accuracies(
             plan = Plan(head, at[used], fold_labels[used], weights=strength[used])
             plans.append(training.stretched(plan, min_steps))
     features = np.concatenate(copies) if standardize else X
-    resident = np.zeros((rows.bucket(len(features)), X.shape[1]), np.float32)
-    resident[: len(features)] = features
+    resident = training.resident(features, np.arange(len(features)))
     fitted = fit_plans(resident, plans, num_classes=len(classes), progress=progress)
     scores = np.empty((len(heads), len(folds)))
     for i, result in enumerate(fitted):

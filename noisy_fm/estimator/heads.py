@@ -1,6 +1,8 @@
 """The four estimators: their arguments, and what is theirs alone."""
 
+import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
 
 from noisy_fm.estimator import training
 from noisy_fm.estimator.base import HeadEstimator, OnlineClassifier
@@ -26,10 +28,32 @@ class LinearProbe(OnlineClassifier):
       verbose: 1 shows the progress of `fit`, with the time left.
 
     Fitted attributes: classes_, n_features_in_, feature_names_in_, n_iter_ (epochs run),
-    loss_curve_ (mean cross-entropy of each), validation_scores_.
+    loss_curve_ (mean cross-entropy of each), validation_scores_, coef_ [c d] and intercept_ [c]
+    (one row for two classes; of the features as given, also where `standardize` scales them).
     """
 
     _method = "lp"
+
+    @property
+    def coef_(self) -> np.ndarray:
+        """float64 [c d], [1 d] for two classes: decision_function is X @ coef_.T + intercept_."""
+        return self._affine()[0]
+
+    @property
+    def intercept_(self) -> np.ndarray:
+        """float64 [c], [1] for two classes."""
+        return self._affine()[1]
+
+    def _affine(self):
+        check_is_fitted(self)
+        coef = self._parameters["kernel"].T.astype(np.float64)
+        intercept = self._parameters["bias"].astype(np.float64)
+        if self.mean_ is not None:
+            coef = coef / self.scale_
+            intercept = intercept - coef @ self.mean_
+        if len(self.classes_) == 2:
+            coef, intercept = np.diff(coef, axis=0), np.diff(intercept)
+        return coef, intercept
 
     def __init__(
         self,

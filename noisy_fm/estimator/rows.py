@@ -7,19 +7,23 @@ weighted rows, and for any order of the rows, although they use shuffled mini-ba
 
 import numpy as np
 
-BLOCK = 4096
+BLOCK_BYTES = 2**23
 SMALLEST_BUCKET = 512
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def merge(features: np.ndarray, labels: np.ndarray, weights: np.ndarray):
+def merge(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, rows=None):
     """Positions [m] of distinct rows of positive weight in canonical order, and their weights [m].
 
-    features float32 [n d], labels integers [n], weights [n] ≥ 0.
+    features [n d], labels integers [n], weights [n] ≥ 0; of positions `rows` [k]
+    alone where they are given.
     """
-    kept = np.flatnonzero(weights > 0)
+    rows = np.arange(len(features)) if rows is None else np.asarray(rows)
+    kept = rows[weights[rows] > 0]
     labels = labels[kept]
-    codes = np.concatenate([_hashes(features[rows]) for rows in _blocks(kept)])
+    codes = np.concatenate(
+        [_hashes(features[kept[block]]) for block in _blocks(kept, features.shape[1])]
+    )
     order = np.lexsort((labels, codes))
     kept, labels, codes = kept[order], labels[order], codes[order]
     alike = (codes[1:] == codes[:-1]) & (labels[1:] == labels[:-1])
@@ -29,17 +33,56 @@ def merge(features: np.ndarray, labels: np.ndarray, weights: np.ndarray):
     return kept[first], np.add.reduceat(weights[kept].astype(np.float64), first)
 
 
-def scaling(features: np.ndarray, weights: np.ndarray):
-    """Weighted mean [d] and standard deviation [d] (1 for a constant column), in float64."""
-    mean = np.average(features.astype(np.float64), axis=0, weights=weights)
-    variance = np.average((features - mean) ** 2, axis=0, weights=weights)
-    flat = variance <= (1e-6 * mean) ** 2  # what float32 rounding leaves of a constant
+def scaling(features, weights: np.ndarray, rows: np.ndarray):
+    """Weighted mean [d] and standard deviation [d] (1 for a constant column), in float64.
+
+    features [n d] in their own precision; of positions `rows` [m] with weights [m].
+    """
+    total = weights.sum()
+    mean = _summed(features, rows, weights, lambda f: f) / total
+    variance = _summed(features, rows, weights, lambda f: np.square(f - mean)) / total
+    rounding = 8 * np.finfo(features.dtype).eps  # what a constant has left of it
+    flat = variance <= (rounding * mean) ** 2
     return mean, np.where(flat, 1.0, np.sqrt(variance))
 
 
+def _summed(features, rows, weights, of) -> np.ndarray:
+    """Σ w of(f) [d] over rows, one after another in float64."""
+    total = np.zeros((1, features.shape[1]))
+    for block in _blocks(rows, features.shape[1]):
+        terms = of(features[rows[block]].astype(np.float64)) * weights[block, None]
+        total = np.concatenate([total, terms]).sum(axis=0, keepdims=True)
+    return total[0]
+
+
 def scaled(features: np.ndarray, mean, scale) -> np.ndarray:
-    """(features − mean) / scale in the precision of the features."""
-    return ((features - mean) / scale).astype(features.dtype)
+    """(features − mean) / scale, found in float64, in the precision of the features."""
+    result = np.empty_like(features, order="C")
+    for block in _blocks(features, features.shape[1]):
+        result[block] = (features[block] - mean) / scale
+    return result
+
+
+def gathered(features, rows, scale=None, *, padded: int | None = None) -> np.ndarray:
+    """float32 [m d]: rows [m] of features [n d], less the mean and over the deviation in `scale`.
+
+    The only copy that is made; with zeros below, up to `padded` rows.
+    """
+    result = _aligned(padded or len(rows), features.shape[1])
+    for block in _blocks(rows, features.shape[1]):
+        chosen = features[rows[block]]
+        with np.errstate(over="ignore"):
+            result[block] = chosen if scale is None else (chosen - scale[0]) / scale[1]
+    result[len(rows) :] = 0
+    return result
+
+
+def _aligned(rows: int, columns: int, bytes_: int = 64) -> np.ndarray:
+    """float32 [rows columns] at an address that a CPU device takes over without a copy."""
+    size = 4 * rows * columns
+    raw = np.empty(size + bytes_, np.uint8)
+    first = -raw.ctypes.data % bytes_
+    return raw[first : first + size].view(np.float32).reshape(rows, columns)
 
 
 def bucket(rows: int) -> int:
@@ -51,14 +94,25 @@ def bucket(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _blocks(positions):
-    return [positions[i : i + BLOCK] for i in range(0, len(positions), BLOCK)]
+def _blocks(rows, width: int) -> list[slice]:
+    """Slices of `rows`, of a few MB of features each."""
+    step = max(1, BLOCK_BYTES // (8 * width))
+    return [slice(i, min(i + step, len(rows))) for i in range(0, len(rows), step)]
 
 
 def _hashes(features) -> np.ndarray:
+    """uint64 [n]: a hash of rows [n d]; what float32 holds has the same in float64."""
+    near = np.ascontiguousarray(features, np.float32)
+    codes = _scrambled(near, 0)
+    if features.dtype == np.float64 and (rest := features - near).any():
+        codes += _scrambled(rest.astype(np.float32), 1) * rest.any(axis=1)
+    return codes
+
+
+def _scrambled(features, seed: int) -> np.ndarray:
     """uint64 [n]: the bits of each value, scrambled, times its column's constant, added up."""
-    bits = (np.ascontiguousarray(features, np.float32) + np.float32(0)).view(np.uint32)
-    columns = np.random.default_rng(0).integers(2**63, size=bits.shape[1], dtype=np.uint64)
+    bits = (features + np.float32(0)).view(np.uint32)
+    columns = np.random.default_rng(seed).integers(2**63, size=bits.shape[1], dtype=np.uint64)
     codes = (bits.astype(np.uint64) + np.uint64(1)) * _MULTIPLIER
     codes ^= codes >> np.uint64(29)
     codes *= 2 * columns + np.uint64(1)

@@ -1,15 +1,17 @@
 """NMTune with λ and the learning rate chosen by cross-validation."""
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from scipy.stats import rankdata
 from sklearn.model_selection import check_cv
 
 from noisy_fm.estimator import folds
-from noisy_fm.estimator.base import HeadClassifier
+from noisy_fm.estimator.base import HeadClassifier, whole
 from noisy_fm.estimator.check import check_whole
+from noisy_fm.probe.scalars import plain
+from noisy_fm.spectrum.arrays import refuse_masked
 
 
 class NMTuneClassifierCV(HeadClassifier):
@@ -66,18 +68,20 @@ class NMTuneClassifierCV(HeadClassifier):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X, y, sample_weight=None):
+    @whole
+    def fit(self, X, y, sample_weight=None, groups=None):
         """Tries every candidate on every fold, then fits the best on all rows.
 
         `sample_weight` [n] weighs training and the folds' accuracies alike, `class_weight`
-        training alone, "balanced" by the training rows of each fold. Among equals the first
-        candidate wins.
+        training alone, "balanced" by the training rows of each fold. `groups` [n] are for a `cv`
+        like GroupKFold. Among equals the first candidate wins.
         """
         X, labels, weights = self._examples(X, y, sample_weight)
         candidates, splitter = self._candidates(), self._splitter(labels)
         seeded = self._head(weights=None)
         heads = [self._head(seed=seeded.seed, **candidate) for candidate in candidates]
-        splits = [(np.asarray(a), np.asarray(b)) for a, b in splitter.split(X, labels)]
+        pairs = splitter if isinstance(splitter, Collection) else splitter.split(X, labels, groups)
+        splits = [_split(number, pair, len(X)) for number, pair in enumerate(pairs)]
         scores = folds.accuracies(
             X, labels, weights, splits, heads,
             classes=self.classes_, class_weight=self.class_weight,
@@ -113,8 +117,41 @@ class NMTuneClassifierCV(HeadClassifier):
         ]
 
     def _splitter(self, labels):
-        cv = self.cv
-        if isinstance(cv, (int, np.integer)):
+        """A splitter, or (training rows, validation rows) pairs as given."""
+        if isinstance(self.cv, Iterator):  # or it would be used up after one fit
+            self.cv = list(self.cv)
+        cv = self.cv if isinstance(self.cv, list | tuple) else plain(self.cv)
+        if isinstance(cv, int):
             check_whole("cv", cv, 2)
             cv = max(2, min(cv, np.bincount(labels).min()))
-        return check_cv(cv, labels, classifier=True)
+        if not isinstance(cv, Collection) or isinstance(cv, str):
+            return check_cv(cv, labels, classifier=True)
+        if not len(cv):
+            raise ValueError("cv has no folds: a generator gives its own once, give list(…) of it")
+        return cv
+
+
+def _split(number: int, pair, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """A fold's training and validation rows as positions; ValueError where they are no split."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(f"cv: fold {number} must be a pair (training rows, validation rows)")
+    found = []
+    for what, given in zip(("training", "validation"), pair, strict=True):
+        refuse_masked(given, where=f"cv: fold {number}'s {what} rows")
+        chosen = np.asarray(given)
+        if chosen.dtype == bool and chosen.shape == (rows,):
+            chosen = np.flatnonzero(chosen)
+        if chosen.ndim != 1 or not len(chosen):
+            raise ValueError(f"cv: fold {number} has no {what} rows")
+        if chosen.dtype.kind not in "iu" or chosen.min() < 0 or chosen.max() >= rows:
+            raise ValueError(
+                f"cv: fold {number}'s {what} rows must be positions 0..{rows - 1} or a mask "
+                f"[{rows}], got {chosen.dtype} from {chosen.min()} to {chosen.max()}"
+            )
+        found.append(chosen.astype(np.int64))
+    if len(shared := np.intersect1d(found[0], found[1])):
+        raise ValueError(
+            f"cv: fold {number} trains and validates on the same {len(shared)} rows, "
+            f"the first is row {shared[0]}"
+        )
+    return found[0], found[1]

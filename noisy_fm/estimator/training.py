@@ -8,10 +8,12 @@ import jax
 import numpy as np
 
 from noisy_fm.config import cache_compilations
-from noisy_fm.estimator.rows import bucket
+from noisy_fm.estimator.rows import bucket, gathered
+from noisy_fm.probe import forks
 from noisy_fm.probe.heads import NORM_EPSILON, Head, start_state
 from noisy_fm.probe.lanes import CHUNK, advance
 from noisy_fm.probe.plan import Plan
+from noisy_fm.probe.scalars import plain
 
 
 @dataclasses.dataclass
@@ -23,6 +25,7 @@ class State:
 
     @classmethod
     def fresh(cls, head: Head, width: int, num_classes: int) -> "State":
+        forks.refuse_orphan()
         keep_programs()
         return cls(jax.device_get(_start(head.layout, np.uint32(head.seed), width, num_classes)))
 
@@ -53,21 +56,25 @@ def clipped(head: Head, count: int) -> Head:
 
 def stretched(plan: Plan, min_steps: int) -> Plan:
     """The plan with every epoch as many passes as it takes to make `min_steps` steps."""
-    passes = max(1, -(-min_steps // plan.steps))
+    passes = max(1, -(-plain(min_steps) // plan.steps))  # NumPy's unsigned -5 is 251
     head = dataclasses.replace(plan.head, epochs=plan.head.epochs * passes)
     return dataclasses.replace(plan, head=head)
+
+
+def resident(features, rows, scale=None) -> np.ndarray:
+    """float32 [m d]: rows [n] of features, scaled, with zeros below up to a bucket's size."""
+    return gathered(features, rows, scale, padded=bucket(len(rows)))
 
 
 def run(state: State, plan: Plan, features, *, rates, first: int = 0, stride: int, bar=None):
     """Yields (state, losses [stride]) after every `stride` steps, until `rates` are used up.
 
-    features float32 [n d]; `first` is the plan's step to begin with; `bar` a `Progress` to move.
+    features float32 [m d] as `resident` makes them, m ≥ the plan's rows, not to be changed later;
+    `first` is the plan's step to begin with; `bar` a `Progress` to move.
     Raises ValueError where the loss is no longer finite.
     """
     head = plan.head
-    resident = np.zeros((bucket(len(features)), 1, features.shape[1]), np.float32)
-    resident[: len(features), 0] = features
-    resident = jax.device_put(resident)
+    resident = jax.device_put(features[:, None], may_alias=True)
     options = {
         "preset": head.preset if head.regularized else None,
         "unrolled": next(iter(resident.devices())).platform == "cpu",

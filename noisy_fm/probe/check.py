@@ -5,10 +5,14 @@ import warnings
 import numpy as np
 
 from noisy_fm.probe.heads import Head
+from noisy_fm.spectrum.arrays import refuse_masked
+
+BLOCK_BYTES = 2**23  # taken at a time
 
 
 def checked_features(features, name: str, *, width: int | None = None, least: int = 2):
     """The array as given (memory-mapped ones stay on disk), [n d] or [n v d] floats."""
+    refuse_masked(features, where=name)
     if not hasattr(features, "dtype") or not hasattr(features, "shape"):
         features = np.asarray(features)
     if features.dtype.kind not in "fiub" and features.dtype.name != "bfloat16":
@@ -24,8 +28,9 @@ def checked_features(features, name: str, *, width: int | None = None, least: in
     return features
 
 
-def check_finite(features, name: str, *, rows: int = 4096) -> None:
+def check_finite(features, name: str) -> None:
     """Raises ValueError for NaN and infinity, also after float32; reads a block at a time."""
+    rows = rows_within(features)
     for first in range(0, len(features), rows):
         block = np.asarray(features[first : first + rows])
         with np.errstate(over="ignore"):
@@ -41,20 +46,27 @@ def check_finite(features, name: str, *, rows: int = 4096) -> None:
         )
 
 
-def warn_constant(features, name: str) -> None:
+def rows_within(features, size: int = BLOCK_BYTES) -> int:
+    """How many rows of features [n …] `size` bytes of float64 hold, at least one."""
+    return max(1, size // max(1, 8 * int(np.prod(features.shape[1:]))))
+
+
+def warn_constant(features, name: str, *, stacklevel: int = 4) -> None:
     """Warns where every row is the same: no head can then tell examples apart."""
-    if np.all(np.asarray(features[:1024]) == np.asarray(features[:1])) and all(
-        np.all(np.asarray(features[i : i + 4096]) == np.asarray(features[:1]))
-        for i in range(1024, len(features), 4096)
+    step = rows_within(features)
+    if all(
+        np.all(np.asarray(features[i : i + step]) == np.asarray(features[:1]))
+        for i in range(0, len(features), step)
     ):
         warnings.warn(
             f"{name} are constant: all rows are equal, heads learn only the class shares",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 
 def checked_labels(labels, rows: int, num_classes: int, name: str, *, train: bool) -> np.ndarray:
     """int32 [rows] in 0..num_classes−1; training labels hold at least two classes."""
+    refuse_masked(labels, where=name)
     labels = np.asarray(labels)
     if labels.ndim != 1 or len(labels) != rows:
         raise ValueError(f"{name} must be [{rows}], one for each row, got shape {labels.shape}")
@@ -76,6 +88,7 @@ def checked_ids(ids, rows: int) -> np.ndarray:
     """int64 [rows], unique; 0..rows−1 where none are given."""
     if ids is None:
         return np.arange(rows)
+    refuse_masked(ids, where="ids")
     ids = np.asarray(ids)
     if ids.shape != (rows,) or ids.dtype.kind not in "iu":
         raise ValueError(f"ids must be {rows} integers, got {ids.dtype} {ids.shape}")

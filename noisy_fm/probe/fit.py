@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisy_fm import statistics
-from noisy_fm.probe import check, plan, reference
+from noisy_fm.probe import check, forks, plan, reference
 from noisy_fm.probe.heads import TRAINED, Head, logits, start_state, transform
 from noisy_fm.probe.lanes import CHUNK, Lanes, advance, replace
+from noisy_fm.probe.scalars import plain
 from noisy_fm.progress import Progress
 
 BLOCK = 4096  # rows of a block of streamed features
@@ -109,7 +110,7 @@ def fit_heads(
     its real rows only. Raises ValueError or TypeError, in one line, for features, labels, test
     sets or heads that cannot be used.
     """
-    heads = check.checked_heads(heads)
+    heads, num_classes = check.checked_heads(heads), plain(num_classes)
     if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 2:
         raise ValueError(f"num_classes must be a whole number ≥ 2, got {num_classes!r}")
     features = check.checked_features(features, "features")
@@ -138,8 +139,10 @@ def fit_plans(
     """Trains a head for each `plan.Plan`, which names its rows, labels and their weights.
 
     The work of `fit_heads`, without its checks and tests; for folds and weighted examples.
-    Raises ValueError for weights with a reference method, which takes none.
+    Raises ValueError for weights with a reference method, which takes none, RuntimeError in a
+    process forked after JAX had started.
     """
+    forks.refuse_orphan()
     views = features.shape[1] if features.ndim == 3 else 1
     groups: dict[tuple, list[int]] = {}
     for i, p in enumerate(plans):

@@ -11,6 +11,7 @@ import numpy as np
 
 from noisy_fm import nmtune
 from noisy_fm.messages import unknown
+from noisy_fm.probe.scalars import plain
 
 # Learning rate, weight decay and epochs as the paper's recipes give them; for "ridge" and
 # "logreg" the weight decay is the L2 penalty (closed form and L-BFGS take no other setting).
@@ -59,6 +60,8 @@ class Head:
     neighbors: int = 20
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):  # NumPy's scalars as what they print as
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         _choice("method", self.method, DEFAULTS)
         _choice("preset", self.preset, PRESETS)
         for name, value in DEFAULTS[self.method].items():

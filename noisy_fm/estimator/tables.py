@@ -1,0 +1,43 @@
+"""What people hold features in: tables, columns of embeddings and masked arrays, read alike."""
+
+import numpy as np
+
+from noisy_fm.spectrum import as_array
+from noisy_fm.spectrum.arrays import refuse_masked
+
+
+def features_of(X):
+    """X as scikit-learn validates it, a column of lists or arrays stacked to [n d].
+
+    Tables of several columns stay tables, whose names are then checked. Raises TypeError or
+    ValueError in one line for a lazy table, for masked values and for rows of several lengths.
+    """
+    refuse_masked(X, where="X")
+    if hasattr(X, "collect") and hasattr(X, "lazy"):
+        raise TypeError(f"X must be an array or a table, got a {type(X).__name__}: X.collect()")
+    if hasattr(X, "column_names") and hasattr(X, "to_pandas"):  # pyarrow's
+        X = X.to_pandas()
+    if hasattr(X, "columns") and getattr(X, "shape", (0, 0))[1] == 1:
+        column = X.iloc[:, 0] if hasattr(X, "iloc") else X[X.columns[0]]
+        return _stacked(column, X)
+    return _stacked(X, X)
+
+
+def _stacked(column, otherwise):
+    """[n d] of a column or list of n lists or arrays, else the second argument."""
+    if isinstance(column, list):
+        nested = any(getattr(row, "ndim", 0) for row in column)
+        return as_array(column, where="X") if nested else otherwise
+    if len(getattr(column, "shape", ())) != 1:
+        return otherwise
+    values = np.asarray(column)
+    if values.ndim > 1:  # polars' arrays of one length
+        return values
+    nested = values.dtype == object and any(isinstance(row, list | np.ndarray) for row in values)
+    return as_array(values, where="X") if nested else otherwise
+
+
+def precisions_of(X) -> tuple[type, type]:
+    """float32 and float64, first the one that holds the numbers of X as they are."""
+    small = getattr(X, "dtype", None) in (np.float16, np.int8, np.uint8, np.int16, np.uint16, bool)
+    return (np.float32, np.float64) if small else (np.float64, np.float32)
