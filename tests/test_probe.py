@@ -364,7 +364,7 @@ def test_several_windows_of_a_stream_train_as_the_same_order_in_memory(tmp_path,
     monkeypatch.setattr(plan, "WINDOW", 4)
     np.save(tmp_path / "features.npy", TRAIN[0])
     mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
-    chunks, windows = [], engine._windows
+    chunks, windows = [], engine.windows_of
 
     def spied(f, sharding):
         read = windows(f, sharding)
@@ -375,7 +375,7 @@ def test_several_windows_of_a_stream_train_as_the_same_order_in_memory(tmp_path,
 
         return recorded
 
-    monkeypatch.setattr(engine, "_windows", spied)
+    monkeypatch.setattr(engine, "windows_of", spied)
     head = probe.Head("lp", epochs=2, batch_size=8)
     budget = 8 * 4 * 8 * TRAIN[0][0].nbytes  # four batches a chunk
     (streamed,) = fit([head], train=(mapped, TRAIN[1]), memory_budget=budget)
@@ -452,13 +452,13 @@ def test_selection_keeps_an_example_of_every_class_to_train_on(validation):
 def tested_at_once(monkeypatch):
     """How many heads every block of a test set went through."""
     counts = []
-    predictions = engine._predictions
+    predictions = engine.predictions_of
 
     def watched(params, statistics, f):
         counts.append(len(params["bias"]))
         return predictions(params, statistics, f)
 
-    monkeypatch.setattr(engine, "_predictions", watched)
+    monkeypatch.setattr(engine, "predictions_of", watched)
     return counts
 
 

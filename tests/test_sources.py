@@ -300,7 +300,7 @@ def test_a_line_of_pixels_takes_no_more_memory_than_it_has():
 
 def bombs():
     claimed = bytearray(pictures.jpeg(0))
-    frame = decode._frame(bytes(claimed))
+    frame = decode.frame_of(bytes(claimed))
     claimed[frame.at : frame.at + 4] = (30000).to_bytes(2, "big") * 2
     yield bytes(claimed)
     yield b"P6 30000 30000 255\n"
@@ -381,9 +381,9 @@ def test_partial_decoding_gives_the_pixels_of_pil(options, subsampling):
 
 def test_rows_below_the_crop_are_not_decoded():
     content = pictures.jpeg(3, 400, 320)
-    frame = decode._frame(content)
+    frame = decode.frame_of(content)
     assert (frame.height, frame.width, frame.sequential, frame.rows) == (400, 320, True, 16)
-    assert len(decode._decode_jpeg(content, frame, 100, 1)) == 116
+    assert len(decode.decode_jpeg(content, frame, 100, 1)) == 116
 
 
 @pytest.mark.parametrize(("canvas", "factor"), [(150, 2), (75, 4), (38, 8), (20, 8)])

@@ -92,8 +92,8 @@ def random_box(
 
 def decode(data: bytes) -> np.ndarray:
     """The whole image, uint8 [h w 3]; raises UnreadableError."""
-    frame = _frame(data)
-    pixels = _decode_jpeg(data, frame, frame.height, 1) if frame else None
+    frame = frame_of(data)
+    pixels = decode_jpeg(data, frame, frame.height, 1) if frame else None
     return np.asarray(_open_other(data)) if pixels is None else pixels.copy()
 
 
@@ -111,14 +111,14 @@ def random_crop(
     (the DCT scalings with fast code); one that still is, or is of no JPEG, is resized by PIL.
     """
     canvas = len(out)
-    frame = _frame(data)
+    frame = frame_of(data)
     crop = None
     if frame:
         box = random_box(frame.height, frame.width, draws, scale=scale, ratio=ratio)
         factor = 1
         while factor < 8 and max(box.height, box.width) > canvas * factor:
             factor *= 2
-        pixels = _decode_jpeg(data, frame, box.top + box.height, factor)
+        pixels = decode_jpeg(data, frame, box.top + box.height, factor)
         box = _scaled(box, frame, factor)
         if pixels is not None:
             crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
@@ -142,8 +142,8 @@ def evaluation_view(data: bytes, size: int, crop_fraction: float = 0.95) -> np.n
     length; its pixels are then those but for what PIL rounds and clips between its two passes,
     whose order it chooses by the shape: one level in smooth images.
     """
-    frame = _frame(data)
-    pixels = _decode_jpeg(data, frame, frame.height, 1) if frame else None
+    frame = frame_of(data)
+    pixels = decode_jpeg(data, frame, frame.height, 1) if frame else None
     image = _open_other(data) if pixels is None else Image.fromarray(pixels)
     shorter = math.floor(size / crop_fraction)
     width, height = image.size
@@ -179,7 +179,7 @@ def _resized_part(image: Image.Image, size: tuple[int, int], box: Box) -> Image.
     )
 
 
-def _frame(data: bytes) -> Frame | None:
+def frame_of(data: bytes) -> Frame | None:
     """The frame header of an ordinary whole JPEG of one or three channels, else None."""
     if not (data.startswith(b"\xff\xd8") and data.endswith(END_OF_JPEG)):
         return None
@@ -203,7 +203,7 @@ def _frame(data: bytes) -> Frame | None:
     return None
 
 
-def _decode_jpeg(
+def decode_jpeg(
     data: bytes | bytearray, frame: Frame, bottom: int, factor: int
 ) -> np.ndarray | None:
     """At least `bottom` rows at 1/`factor` of the size [h w 3], or None if PIL must say why not.

@@ -217,7 +217,8 @@ def _transform(params, statistics, f):
 
 
 @jax.jit
-def _predictions(params, statistics, f):
+def predictions_of(params, statistics, f):
+    """int32 [heads n]: the class that each of some stacked heads gives the rows of f [n d]."""
     return jax.vmap(lambda p, s: logits(p, s, f).argmax(axis=1))(params, statistics)
 
 
@@ -245,7 +246,7 @@ def _fit_group(features, plans, key, num_classes, *, memory_budget, devices, bar
         CPU_LANES[layout] if unrolled else len(plans) + count,
     )
     lanes = plan.choose_lanes([p.steps for p in plans], most, multiple=count)
-    read = (_windows if streamed else _resident)(f, whole)
+    read = (windows_of if streamed else _resident)(f, whole)
     run = Lanes(plans, plan.pack([p.steps for p in plans], lanes), batch)
     if streamed:
         run.most = max(1, min(CHUNK, memory_budget // 8 // (lanes * batch * f[0].nbytes)))
@@ -288,7 +289,7 @@ def _resident(f, sharding):
     return lambda rows: (f, rows)
 
 
-def _windows(f, sharding):
+def windows_of(f, sharding):
     """The rows of a chunk alone, each read once for all lanes, in a buffer of constant size."""
 
     def read(rows):
@@ -325,7 +326,7 @@ def _test(results, tests, num_classes: int, memory_budget: int) -> None:
         if members[0].head.method != "knn":
             trees = [(r.parameters, r.statistics) for r in members]
             stacked = jax.tree.map(lambda *a: np.stack(a).astype(np.float32), *trees)
-            run = functools.partial(_predictions, *jax.device_put(stacked))
+            run = functools.partial(predictions_of, *jax.device_put(stacked))
         for name, (f, labels, clusters) in tests.items():
             if members[0].head.method == "knn":
                 found = np.stack([r.predict(f) for r in members])
