@@ -70,12 +70,14 @@ def run(name, tmp_path):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_features_to_nmtune_runs(tmp_path):
     out = run("features_to_nmtune", tmp_path)
     assert out.count("NMTune − ") == 12  # two models, three domains, two other methods
     assert "{'γ = 0.0': (338, 128), 'γ = 0.3': (338, 128)}" in out
 
 
+@pytest.mark.slow
 def test_frozen_foundation_model_runs(tmp_path):
     out = run("frozen_foundation_model", tmp_path)
     assert "features (85, 1280)" in out

@@ -223,6 +223,9 @@ def test_a_signal_saves_the_step_it_came_at_and_then_stops(number):
                 os.kill(os.getpid(), number)
             yield source.take(np.arange(16))
 
+    before = signal.getsignal(number)
+    if number != signal.SIGINT:  # under nohup SIGHUP is ignored, and stays so
+        signal.signal(number, signal.SIG_DFL)
     handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else signals.Terminated):
         toy.fit(
@@ -233,6 +236,7 @@ def test_a_signal_saves_the_step_it_came_at_and_then_stops(number):
     assert len(saved) == 1
     assert saved[0][0] == saved[0][1] <= 9
     assert signal.getsignal(number) is handler
+    signal.signal(number, before)
 
 
 def test_batches_are_a_function_of_seed_and_step():
