@@ -100,13 +100,13 @@ class Checkpointer:
                         state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
                     ),
                 )
-                if reason := _damage(found["state"], found["meta"]):
-                    found = None
             except Exception as error:
                 found, reason = None, " ".join(str(error).split())[:200]
-            readable = hosts.all_agree(found is not None)
-            if found is not None and readable:
-                return found["state"], found["meta"]
+            # Digests are computed by all hosts together, so all must have something to compute on.
+            if hosts.all_agree(found is not None):
+                reason = _damage(digests(found["state"]), found["meta"])
+                if hosts.all_agree(not reason):
+                    return found["state"], found["meta"]
             self._damaged.add(number)
             reason = reason or "another host cannot"
             logging.warning("checkpoint %s cannot be read: %s", self.folder / str(number), reason)
@@ -210,14 +210,14 @@ def _digest_of(meta: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _damage(state, meta: dict) -> str:
+def _damage(found: dict[str, str], meta: dict) -> str:
     """What is not as it was saved; nothing if all is, or nothing says what was (older versions)."""
     if "digests" not in meta:
         return ""
     if meta.pop("digest", None) != _digest_of(meta):
         return "its meta is not what was saved"
     saved = meta.pop("digests")
-    changed = [name for name, one in digests(state).items() if saved.get(name) != one]
+    changed = [name for name, one in found.items() if saved.get(name) != one]
     if not changed:
         return ""
     return f"{len(changed)} of {len(saved)} arrays are not what was saved, as {changed[0]}"

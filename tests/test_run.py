@@ -293,7 +293,7 @@ def test_writers_that_cannot_write_are_named(names, message):
 def test_mistakes_are_found_before_anything_is_written(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train.run(small(**changes), str(tmp_path / "run"))
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_is_kept_when_its_evaluation_fails_and_goes_on_with_another_tolerance(tmp_path):

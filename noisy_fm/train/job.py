@@ -66,10 +66,9 @@ class Run:
     result.json (validation metrics, durations, hashes).
     """
 
-    def __init__(self, config: ConfigDict, made: Setup, workdir: str, mine: lease.Lease):
-        self.lease = mine
+    def __init__(self, config: ConfigDict, made: Setup, workdir: str, measures, mine: lease.Lease):
+        self.lease, self.evaluators = mine, measures
         self.config, self.made, self.folder = config, made, files.absolute(workdir)
-        self.evaluators = make_evaluators(config, made)  # may find a mistake
         plain = config_lib.plain(config)
         checkpoint.claim(self.folder, "config.json", plain, differences=config_lib.run_differences)
         self.meta = {
@@ -219,8 +218,9 @@ class Run:
 def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[TrainState, Setup, dict]:
     """Trains `config` in `workdir` (resuming what is there) and returns (state, setup, result)."""
     made = setup(config)
+    measures = make_evaluators(config, made)  # may find a mistake: before anything is written
     with lease.held(workdir) as mine:
-        return _run(config, made, Run(config, made, workdir, mine), name)
+        return _run(config, made, Run(config, made, workdir, measures, mine), name)
 
 
 def _run(config: ConfigDict, made: Setup, here: Run, name: str) -> tuple[TrainState, Setup, dict]:
