@@ -486,6 +486,7 @@ def test_buckets_waste_little(n):
     assert rows.bucket(size) == size
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_on_disk(tmp_path):
     code = """
 import numpy as np

@@ -132,6 +132,7 @@ def test_rows_that_do_not_stand_together_are_cropped_as_in_the_whole_batch(sourc
     assert_same(train(source, rows=rows), share)
 
 
+@pytest.mark.slow
 def test_resuming_with_other_workers_gives_the_same_batches(source):
     expected = train(source)
     two = loader.train_batches(source, batch_size=6, seed=3, stop=8, workers=2)

@@ -64,6 +64,7 @@ def test_a_writer_that_fails_is_named_once_and_left_out(tmp_path, capsys):
     assert said[0].startswith("warning: tensorboard is given no more values (ValueError")
 
 
+@pytest.mark.slow
 def test_training_ends_well_though_nobody_reads_what_it_prints(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)

@@ -416,6 +416,7 @@ def test_the_product_and_its_gradients_are_numpys():
         np.testing.assert_allclose(ours.reshape(theirs.shape), theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_gradient_repeats_less_than_by_the_rule_of_jax(monkeypatch):
     """Additions of the gradients of later blocks, which XLA on a CPU makes part of each copy."""
     model = models.create("vit_tiny", 4, depth=8)

@@ -210,6 +210,7 @@ def test_logged_scalars_and_the_picture_are_there(done):
         assert sheet.width == 8 * (pictures.CELL + 6)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_with_an_average_and_microbatches_resumes_to_the_same_bits(done, tmp_path):
     _, cfg, whole, _, _ = done
 

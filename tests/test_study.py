@@ -206,6 +206,7 @@ def test_a_sweep_of_lambda_adds_heads_and_changes_none(done, tmp_path):
     assert 'id="sweep"' not in Path(done[1]).read_text()
 
 
+@pytest.mark.slow
 def test_the_release_preset_is_studied_and_named(done, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(done[0], folder)
