@@ -9,6 +9,7 @@ import math
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,8 @@ class Checkpointer:
         """
         steps = self.steps if step is None else [step]
         for number in reversed(steps):
-            found, reason = None, ""
+            found: Any = None
+            reason = ""
             try:
                 found = self._manager.restore(
                     number,

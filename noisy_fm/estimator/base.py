@@ -93,7 +93,8 @@ class HeadEstimator(BaseEstimator):
         check_flag("early_stopping", self.early_stopping)
         check_verbose(self.verbose)
         check_whole("min_steps", self.min_steps, 0)
-        check_whole("n_iter_no_change", self.n_iter_no_change, 1)
+        if "n_iter_no_change" in values:
+            check_whole("n_iter_no_change", values["n_iter_no_change"], 1)
         return head
 
     def _examples(self, X, y, sample_weight, *, classes=None):

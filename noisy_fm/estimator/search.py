@@ -37,7 +37,6 @@ class NMTuneClassifierCV(HeadClassifier):
     _found = ("best_params_", "best_score_", "best_index_", "n_splits_", "cv_results_")
     early_stopping = False
     validation_fraction = 0.1
-    n_iter_no_change = 1
 
     def __init__(
         self,
