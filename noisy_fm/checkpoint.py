@@ -214,9 +214,9 @@ def _digest_of(meta: Mapping) -> str:
 
 def _damage(found: dict[str, str], meta: dict) -> str:
     """What is not as it was saved; nothing if all is, or nothing says what was (older versions)."""
-    if "digests" not in meta:
+    if not {"digest", "digests"} & set(meta):
         return ""
-    if meta.pop("digest", None) != _digest_of(meta):
+    if meta.pop("digest", None) != _digest_of(meta) or "digests" not in meta:
         return "its meta is not what was saved"
     saved = meta.pop("digests")
     changed = [name for name, one in found.items() if saved.get(name) != one]

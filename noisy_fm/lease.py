@@ -54,7 +54,7 @@ class Lease:
                     "choose another --workdir"
                 )
             self._content = {
-                "token": found.get("token", 0) + 1,
+                "token": found["token"] + 1 if isinstance(found.get("token"), int) else 1,
                 "holder": uuid.uuid4().hex,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
@@ -66,10 +66,15 @@ class Lease:
         threading.Thread(target=self._keep, name="lease", daemon=True).start()
 
     def check(self) -> None:
-        """Raises TakenOverError, one line, if another process has taken the folder over."""
-        found = self._read()
-        if found.get("holder") != self._content["holder"]:
-            by = f"process {found['pid']} on {found['host']}" if _is_held(found) else "another"
+        """Raises TakenOverError, one line, if another process has taken the folder over.
+
+        A lease that is gone, damaged or out of reach is nobody else's.
+        """
+        found: dict = {}
+        with contextlib.suppress(OSError):
+            found = self._read()
+        if self._is_anothers(found):
+            by = f"process {found['pid']} on {found['host']}"
             raise TakenOverError(f"{self.path.parent} was taken over by {by}; no more is saved")
 
     def release(self) -> None:
@@ -83,7 +88,7 @@ class Lease:
     def _is_alive(self, found: dict) -> bool:
         """Whether the holder lives: its process, on this machine; else its heartbeat goes on."""
         if found["host"] == socket.gethostname():
-            return _start_of(found["pid"]) == found["started"] is not None
+            return _start_of(found["pid"]) == found.get("started") is not None
         # Clocks differ, so a change is believed and an age is not; one beat is always waited for.
         wait = max(1.5 * self._beat, self._stale - _seconds_since(found))
         until = time.monotonic() + min(wait, self._stale)
@@ -95,11 +100,14 @@ class Lease:
                 return True
         return False
 
+    def _is_anothers(self, found: dict) -> bool:
+        return _is_held(found) and found["holder"] != self._content["holder"]
+
     def _keep(self) -> None:
         """Beats until the lease is given back or lost; a full disk or network is tried again."""
         while not self._over.wait(self._beat):
-            with contextlib.suppress(OSError), _alone(self.path):
-                if self._over.is_set() or self._read().get("holder") != self._content["holder"]:
+            with contextlib.suppress(Exception), _alone(self.path):  # a bucket raises anything
+                if self._over.is_set() or self._is_anothers(self._read()):
                     return
                 self._write()
 
@@ -143,7 +151,8 @@ def held(folder, *, beat: float = BEAT, stale: float = STALE) -> Iterator[Lease]
 
 
 def _is_held(found: dict) -> bool:
-    return bool(found.get("holder")) and {"host", "pid", "started", "seen"} <= set(found)
+    kinds = {"holder": str, "host": str, "pid": int, "seen": int | float}
+    return all(isinstance(found.get(name), kind) for name, kind in kinds.items())
 
 
 def _seconds_since(found: dict) -> float:

@@ -122,7 +122,18 @@ def test_of_many_at_once_one_gets_it(tmp_path):
     won[0].release()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"holder": "x"}'])
+def test_a_lease_that_was_deleted_is_written_again(tmp_path):
+    with lease.held(tmp_path, **FAST) as mine:
+        (tmp_path / lease.NAME).unlink()
+        mine.check()
+        time.sleep(0.4)
+        assert read(tmp_path)["pid"] == os.getpid()
+
+
+ODD = '{"holder": "x", "host": "h", "pid": 1, "started": "1", "seen": null, "token": "a"}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"holder": "x"}', ODD])
 def test_a_lease_that_says_nothing_is_nobodys(content, tmp_path):
     (tmp_path / lease.NAME).write_text(content)
     with lease.held(tmp_path) as mine:
