@@ -56,7 +56,7 @@ class Lease:
             self._content = {
                 "token": found["token"] + 1 if isinstance(found.get("token"), int) else 1,
                 "holder": uuid.uuid4().hex,
-                "host": socket.gethostname(),
+                "host": _machine(),
                 "pid": os.getpid(),
                 "started": _start_of(os.getpid()),
             }
@@ -87,7 +87,7 @@ class Lease:
 
     def _is_alive(self, found: dict) -> bool:
         """Whether the holder lives: its process, on this machine; else its heartbeat goes on."""
-        if found["host"] == socket.gethostname():
+        if found["host"] == _machine():
             return _start_of(found["pid"]) == found.get("started") is not None
         # Clocks differ, so a change is believed and an age is not; one beat is always waited for.
         wait = max(1.5 * self._beat, self._stale - _seconds_since(found))
@@ -157,6 +157,15 @@ def _is_held(found: dict) -> bool:
 
 def _seconds_since(found: dict) -> float:
     return max(0.0, time.time() - found["seen"])
+
+
+def _machine() -> str:
+    """The host's name and, on Linux, which boot and process namespace: a pid means one in there."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8])
+        parts.append(os.readlink("/proc/self/ns/pid").strip("pid:[]"))
+    return "-".join(parts)
 
 
 def _start_of(pid: int) -> str | None:

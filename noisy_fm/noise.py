@@ -401,6 +401,12 @@ def _integer(name: str, value: Any, *, least: int) -> int:
 
 def _checked_labels(labels, num_classes: int | None) -> np.ndarray:
     """A copy of the labels, checked to be classes."""
+    if np.ma.is_masked(labels):
+        hidden = np.ma.getmaskarray(labels)
+        raise ValueError(
+            f"labels are masked in {hidden.sum()} of {len(labels)} examples, the first at "
+            f"{hidden.argmax()}: leave those out"
+        )
     labels = np.array(labels)
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {labels.shape}; expected one axis, [n]")

@@ -180,3 +180,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert (tmp_path / "m").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_partial_fit_does_not_stop_early():
+    with pytest.raises(ValueError, match="partial_fit cannot stop early"):
+        LinearProbe(early_stopping=True).partial_fit(X, Y, classes=np.unique(Y))

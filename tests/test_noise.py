@@ -425,3 +425,9 @@ def test_imports_cold():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert not {"jax", "flax", "tensorflow", "absl", "scipy"} & set(loaded.stdout.split())
+
+
+def test_masked_labels_are_refused():
+    hidden = np.ma.masked_equal(some_labels(100), 3)
+    with pytest.raises(ValueError, match=r"labels are masked in [0-9]+ of 100 examples"):
+        noise.flip_labels(hidden, 4, 0.2)

@@ -250,6 +250,8 @@ class OnlineClassifier(HeadClassifier):
         found with `standardize` stays too, whatever the argument says since.
         """
         first = not self.__sklearn_is_fitted__()
+        if self.early_stopping:
+            raise ValueError("partial_fit cannot stop early: set early_stopping=False, or call fit")
         if self.standardize and (first or self.mean_ is None):
             raise ValueError(
                 "partial_fit cannot standardize: use a StandardScaler with partial_fit before it"
