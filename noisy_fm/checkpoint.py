@@ -70,7 +70,8 @@ class Checkpointer:
     def save(self, step: int, state, meta: dict, metrics: dict | None = None) -> None:
         """Starts writing in the background; `wait` or `close` waits until it is on disk."""
         for number in sorted(n for n in self._damaged if n >= step):  # in the way of newer ones
-            self._manager.delete(number)
+            with self._worded():
+                self._manager.delete(number)
             self._damaged.remove(number)
         if step in self._manager.all_steps():
             return

@@ -4,7 +4,8 @@ Everything is computed in float32 (float64 for float64 inputs). The gradients ar
 so that no D×D covariance (when M < D) and no derivative of a decomposition is ever formed; L_COV
 and, where its precision allows, L_SVD come from one Gram matrix of the smaller side. `mask` [m] ≥ 0
 weighs the rows; with it every term is that of rows given as often as it says: 0 leaves a row out,
-2 counts it twice.
+2 counts it twice. L_COV therefore depends on the scale of the weights, and is 0 where they sum to 1
+or less.
 """
 
 import functools
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from noisy_fm import polar
 
@@ -101,7 +103,7 @@ def consistency_loss(z, f, *, mask=None, reduction="sample"):
     if z.shape != f.shape:
         raise ValueError(f"z is {z.shape} and f is {f.shape}: expected the same shape")
     squares = jnp.sum((_unit_rows(f) - _unit_rows(z)) ** 2, axis=1)
-    mean = jnp.sum(squares * mask) / jnp.maximum(jnp.sum(mask), 1)
+    mean = jnp.sum(squares * mask) / _divisor(jnp.sum(mask))
     return mean if reduction == "sample" else mean / z.shape[1]
 
 
@@ -156,6 +158,8 @@ def _prepare(z, mask):
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     if mask is None:
         return z, jnp.ones(len(z), z.dtype)
+    if not isinstance(mask, jax.core.Tracer) and np.any(np.asarray(mask) < 0):
+        raise ValueError(f"mask must be ≥ 0, got {np.min(mask)} in row {np.argmin(mask)}")
     mask = jnp.asarray(mask)
     if mask.shape != (len(z),):
         raise ValueError(f"mask has shape {mask.shape}: expected ({len(z)},), one entry a row")
@@ -176,6 +180,11 @@ def _pair_views(z, f, mask, views):
     return z[half:], f[:half], jnp.minimum(mask[half:], mask[:half])
 
 
+def _divisor(total):
+    """A sum of weights, 1 where no row counts: what is divided by it is 0 then."""
+    return jnp.where(total > 0, total, 1)
+
+
 def _unit_rows(x):
     squared = jnp.sum(x * x, axis=1, keepdims=True)
     return x * jnp.where(squared > 0, jax.lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
@@ -193,7 +202,7 @@ def _gram_terms_forward(wanted, z, mask):
     # Rows times √w have the Gram matrices of rows given w times.
     root = jnp.sqrt(mask)
     count = jnp.sum(mask)
-    mean = jnp.sum(z * mask[:, None], axis=0) / jnp.maximum(count, 1)
+    mean = jnp.sum(z * mask[:, None], axis=0) / _divisor(count)
     centred = (z - mean) * root[:, None]
     wide = m < d
     gram = centred @ centred.T if wide else centred.T @ centred
@@ -213,7 +222,8 @@ def _gram_terms_forward(wanted, z, mask):
             raw = gram + cross + cross.T + jnp.sum(mean * mean) * jnp.outer(root, root)
         else:
             raw = gram + count * jnp.outer(mean, mean)
-        k = jnp.minimum(min(top_k, m, d), jnp.maximum(count, 1))
+        given = jnp.maximum(count, jnp.sum(mask > 0))  # rows; of weights below 1 each is one
+        k = jnp.minimum(min(top_k, d), jnp.maximum(given, 1))
         leading = min(top_k, m, d)
         rows = z * root[:, None]
         if (method or _faster(z)) == "svd":

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -459,7 +460,9 @@ def _check_kind(kind, *, classes, within, of, matrix) -> None:
 
 
 def _checked_classes(classes, num_classes: int, within: bool) -> np.ndarray:
-    classes = np.unique(list(classes))
+    if np.ndim(classes := list(classes) if isinstance(classes, Iterable) else classes) != 1:
+        raise ValueError(f"classes are {classes!r}; expected a sequence of classes")
+    classes = np.unique(classes)
     if not len(classes) or not np.issubdtype(classes.dtype, np.integer):
         raise ValueError(f"classes are {classes.tolist()}; expected at least one integer")
     classes = classes.astype(np.int64)

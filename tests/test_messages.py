@@ -64,6 +64,14 @@ def test_a_writer_that_fails_is_named_once_and_left_out(tmp_path, capsys):
     assert said[0].startswith("warning: tensorboard is given no more values (ValueError")
 
 
+def test_a_writer_that_cannot_be_made_is_named_and_left_out(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    board = writers.Writers(("tensorboard",), tmp_path / "file", config={})
+    board.scalars(1, {"loss": 1.0})
+    board.close()
+    assert capsys.readouterr().err.count("warning: tensorboard is given no more values") == 1
+
+
 @pytest.mark.slow
 def test_training_ends_well_though_nobody_reads_what_it_prints(tmp_path):
     reader, writer = os.pipe()

@@ -239,6 +239,21 @@ def test_mask_is_removal_of_rows(preset, shape, method):
     assert not np.any(gradient[~keep])
 
 
+@pytest.mark.parametrize("preset", ["paper", "release"])
+def test_weights_are_rows_given_as_often_and_small_ones_switch_nothing_off(preset):
+    z, f = features(4, 40), features(4, 40, seed=1)
+    thrice = nmtune.nmtune_terms(z, f, preset, mask=np.full(4, 3.0), views=1)
+    for name, term in nmtune.nmtune_terms(*(np.repeat(x, 3, 0) for x in (z, f)), preset,
+                                          views=1).items():  # fmt: skip
+        np.testing.assert_allclose(thrice[name], term, rtol=1e-5)
+    plain, small = (
+        nmtune.nmtune_terms(z, f, preset, terms=("mse", "svd"), mask=np.full(4, w), views=1)
+        for w in (1.0, 0.01)
+    )
+    for name, term in plain.items():
+        np.testing.assert_allclose(small[name], term, rtol=1e-5)
+
+
 def test_masked_rows_add_nothing_to_the_sum_of_singular_values():
     z, mask = features(24, 300, mean=0), np.arange(24) % 3 > 0
     value = nmtune.singular_value_loss(z, mask=mask, method="svd")
@@ -353,6 +368,7 @@ def test_a_batch_of_digits_whose_pixels_are_partly_always_zero():
         (lambda z: nmtune.consistency_loss(z, z, reduction="sum"), "'sample' or 'element'"),
         (lambda z: nmtune.covariance_loss(z[0]), "expected \\[rows, dimensions\\]"),
         (lambda z: nmtune.covariance_loss(z, mask=np.ones(3)), "one entry a row"),
+        (lambda z: nmtune.covariance_loss(z, mask=np.arange(len(z)) - 1), "≥ 0, got -1 in row 0"),
         (lambda z: nmtune.singular_value_loss(z, 0), "at least 1"),
         (lambda z: nmtune.singular_value_loss(z, method="eigh"), "'svd', 'matmul'"),
     ],

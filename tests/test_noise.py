@@ -389,6 +389,7 @@ def call(**changes):
         ({"kind": "subset", "classes": [2, 4]}, "classes span 2 to 4"),
         ({"kind": "subset", "classes": [2]}, "no wrong class within"),
         ({"kind": "subset", "classes": []}, r"classes are \[\]; expected at least one integer"),
+        ({"kind": "subset", "classes": 3}, "classes are 3; expected a sequence of classes"),
         ({"kind": "transition"}, "needs matrix="),
         ({"kind": "transition", "matrix": np.eye(3)}, r"shape \(3, 3\); expected \(4, 4\)"),
         ({"kind": "transition", "matrix": np.eye(4) * 0.9}, "row 0 sums to 0.9; expected 1"),

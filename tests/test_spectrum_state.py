@@ -42,6 +42,12 @@ def test_a_copy_is_equal_and_its_own():
     assert state.merge(state).n == 120
 
 
+def test_a_pickle_of_another_version_is_refused_where_it_is_read():
+    state = spectrum.Spectrum().update(X)
+    with pytest.raises(ValueError, match="pickled by another version of noisy_fm; make it anew"):
+        spectrum.Spectrum.__new__(spectrum.Spectrum).__setstate__({"n": state.n, "center": False})
+
+
 def test_masked_values_are_refused_and_unmasked_arrays_are_plain():
     hidden = np.ma.masked_equal(np.where(np.arange(480).reshape(60, 8) == 37, 9999, X), 9999)
     message = "masked in 1 of 60 rows, the first at row 4"

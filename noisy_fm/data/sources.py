@@ -216,13 +216,15 @@ def shared(one, other) -> list[int]:
     """Which examples of `one`, by index, `other` has too: the same file or id and the same bytes.
 
     Numbers begin anew in most people's folders, so a name in both is not yet the same image. Of
-    more than `MOST_COMPARED` names in both, so many are compared.
+    more than `MOST_COMPARED` names in both, so many are compared, spread evenly.
     """
     first, second = (
         getattr(getattr(source, "storage", None), "places", source.ids) for source in (one, other)
     )
     _, ours, theirs = np.intersect1d(first, second, assume_unique=True, return_indices=True)
-    order = np.argsort(ours, kind="stable")[:: max(1, len(ours) // MOST_COMPARED)]
+    order = np.argsort(ours, kind="stable")
+    if len(order) > MOST_COMPARED:
+        order = order[np.linspace(0, len(order) - 1, MOST_COMPARED).astype(int)]
     pairs = zip(ours[order].tolist(), theirs[order].tolist(), strict=True)
     return [i for i, j in pairs if (content := _content(one, i)) and content == _content(other, j)]
 

@@ -33,7 +33,9 @@ def _stacked(column, otherwise):
     values = np.asarray(column)
     if values.ndim > 1:  # polars' arrays of one length
         return values
-    nested = values.dtype == object and any(isinstance(row, list | np.ndarray) for row in values)
+    nested = values.dtype == object and any(
+        isinstance(row, list | tuple | np.ndarray) for row in values
+    )
     return as_array(values, where="X") if nested else otherwise
 
 

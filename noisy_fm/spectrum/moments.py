@@ -207,6 +207,8 @@ class Spectrum:
         return {"settings": self.settings, "seen": self.seen}
 
     def __setstate__(self, state: dict) -> None:
+        if state.keys() != {"settings", "seen"}:
+            raise ValueError("a Spectrum pickled by another version of noisy_fm; make it anew")
         vars(self).update(state, _lock=threading.Lock())
 
     @property

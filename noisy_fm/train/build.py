@@ -148,10 +148,10 @@ def corrupted(config: ConfigDict, source) -> tuple[np.ndarray, noise.Manifest]:
     rate = arguments.pop("rate")
     given = ("labels", "num_classes", "ids", "seed")
     config_lib.check_arguments(noise.flip_labels, arguments, where="config.noise", given=given)
-    highest = max((k for k in arguments.get("classes") or () if isinstance(k, int)), default=0)
-    if highest >= source.num_classes:
+    chosen = np.ravel(arguments.get("classes") or ())
+    if chosen.dtype.kind == "i" and chosen.max() >= source.num_classes:
         raise ValueError(
-            f"config.noise.classes go up to {highest}, and the data have {source.num_classes} "
+            f"config.noise.classes go up to {chosen.max()}, and the data have {source.num_classes} "
             "classes; expected some of theirs (those of noise_kind=subset are ImageNet-1K's)"
         )
     try:

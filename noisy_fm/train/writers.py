@@ -1,5 +1,6 @@
 """Where a run's scalars and pictures go: TensorBoard, Weights & Biases, MLflow, or several."""
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -7,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -139,10 +140,10 @@ class Writers:
     """
 
     def __init__(self, names: Sequence[str], folder, *, start: int = 0, config: Mapping):
-        mine = names if hosts.first() else ()
-        self.writers: dict[str, Writer] = {
-            name: WRITERS[name](folder, start, config) for name in mine
-        }
+        self.writers: dict[str, Writer] = {}
+        for name in names if hosts.first() else ():
+            with self._guarded(name):
+                self.writers[name] = WRITERS[name](folder, start, config)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._each(lambda writer: writer.scalars(step, values))
@@ -156,12 +157,17 @@ class Writers:
 
     def _each(self, call: Callable[[Writer], None]) -> None:
         for name, writer in list(self.writers.items()):
-            try:
+            with self._guarded(name):
                 call(writer)
-            except Exception as error:  # these raise whatever they like
-                del self.writers[name]
-                why = " ".join(f"{type(error).__name__}: {error}".split())
-                say(f"warning: {name} is given no more values ({why})", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # these raise whatever they like
+            self.writers.pop(name, None)
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            say(f"warning: {name} is given no more values ({why})", file=sys.stderr)
 
 
 def check(names: Sequence[str]) -> None:
