@@ -17,21 +17,21 @@ from typing import Any
 import ml_collections
 from ml_collections import ConfigDict
 
-from noisy_fm.messages import unknown
+from noisy_fm.messages import require_known, unknown
 
-AUGMENTATIONS = ("none", "flip_crop", "imagenet")
-MIX_MODES = ("batch", "elem")
-LOSSES = ("softmax", "bce")
 # Groups whose further keys are arguments of what their `name` or `kind` picks.
 OPEN_ENDED = ("model", "optimizer", "noise", "augment")
 # Keys of one number or several: other keys keep the type they have.
-NUMBERS = ("normalize.mean", "normalize.std", "augment.color_jitter")
+NUMBERS = ("task.normalize.mean", "task.normalize.std", "task.augment.color_jitter")
 PRECISIONS = ("float32", "bfloat16")
+# (keys, condition, its wording) for numbers.
+Range = tuple[tuple[str, ...], Callable, str]
 
 
 def train() -> ConfigDict:
     """The defaults of one training run."""
     from noisy_fm import sharding
+    from noisy_fm.tasks import classify
 
     config = ConfigDict(
         {
@@ -39,7 +39,7 @@ def train() -> ConfigDict:
             # Empty values are not given. `path` and `canvas` are of images on disk.
             "data": {
                 "name": "emoji_domains",
-                "task": "subcategory",
+                "labels": "subcategory",
                 "domain": (),
                 "size": 32,
                 "path": "",
@@ -53,18 +53,8 @@ def train() -> ConfigDict:
             "noise": {"kind": "symmetric", "rate": 0.0},
             # `name` picks the model or optimiser; other keys go to its constructor, checked there.
             "model": {"name": "resnet10_half"},
-            "loss": {"name": "softmax", "label_smoothing": 0.0},
-            "normalize": {"mean": 0.5, "std": 0.5},  # of pixels in [0, 1]; one number or three
-            "augment": {"name": "flip_crop"},
-            # Arguments of `augment.mix`; `mixup` and `cutmix` are their Beta parameters, 0 is off.
-            "mix": {
-                "mixup": 0.0,
-                "cutmix": 0.0,
-                "mode": "batch",
-                "probability": 1.0,
-                "switch_probability": 0.5,
-                "groups": 1,  # runs of rows that mix among themselves; see `augment.mix`
-            },
+            # What is learned; the name picks a module of `tasks`, whose `defaults` these are.
+            "task": classify.defaults(),
             "repeats": 1,  # copies of an example, differently augmented, in an epoch
             "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4},
             "decay": ".*kernel",  # parameters whose path matches are decayed
@@ -88,10 +78,11 @@ def train() -> ConfigDict:
             # (regex, rule of `sharding.infer`), first match wins.
             "sharding": sharding.RULES,
             "seeds": {"noise": 0, "order": 0, "init": 0, "dropout": 0},
-            "log_every": 50,  # steps
-            "eval_every": 0,  # steps; 0: at the end
-            "checkpoint_every": 500,  # steps
-            "checkpoint_minutes": 0.0,  # also after so long, at a log line; 0: never
+            # Steps; 0: about twenty times a run and at least once an epoch.
+            "log_every": 0,
+            "eval_every": 0,  # −1: at the end only
+            "checkpoint_minutes": 5.0,  # 0: never by the clock
+            "checkpoint_every": 0,  # also after so many steps; 0: not by steps
             "keep_checkpoints": 2,  # the newest ones
             "keep_best": "",  # and the one whose eval metric of this name is best
             # What is measured at an evaluation beside the validation metrics.
@@ -143,10 +134,13 @@ def loosened(config: ConfigDict) -> ConfigDict:
 
     A ConfigDict, and with it the command line, holds a key to the type of its first value.
     """
-    for group in (config, config.get("pretrain", ConfigDict())):
-        for name, _, key in (where.partition(".") for where in NUMBERS):
-            held = group.get(name)
-            if isinstance(held, ConfigDict) and key in held and held.get_type(key) is not object:
+    for root in (config, config.get("pretrain", ConfigDict())):
+        for where in NUMBERS:
+            *groups, key = where.split(".")
+            held = root
+            for name in groups:
+                held = held.get(name, ConfigDict())
+            if key in held and held.get_type(key) is not object:
                 held[key] = ml_collections.FieldReference(held[key], field_type=object)
     return config
 
@@ -213,17 +207,14 @@ def check_arguments(
 def check_train(config: ConfigDict) -> None:
     """Raises one clear line for a training config that cannot run."""
     from noisy_fm.spectrum import METRICS
+    from noisy_fm.tasks import TASKS
 
-    check_keys(config, train())
-    choices = {
-        "loss.name": (config.loss.name, LOSSES),
-        "augment.name": (config.augment.name, AUGMENTATIONS),
-        "mix.mode": (config.mix.mode, MIX_MODES),
-        "precision": (config.precision, PRECISIONS),
-    }
-    for key, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(unknown(f"config.{key}", value, known))
+    task = config.get("task", {})
+    if not isinstance(task, ConfigDict) or "name" not in task:
+        raise ValueError("config.task has no name; start the config from noisy_fm.config")
+    kind = TASKS[require_known("config.task.name", task.name, TASKS)]
+    check_keys(config, {**train(), "task": kind.defaults()})
+    require_known("config.precision", config.precision, PRECISIONS)
     for key in ("trainable", "sharding"):
         for rule in config[key]:
             if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 2:
@@ -238,23 +229,12 @@ def check_train(config: ConfigDict) -> None:
                 f"config.trainable has {multiplier!r} for {regex!r}; expected a number, or None"
             )
     check_regex("config.decay", config.decay)
-    flat = flatten(config)
-    for key in NUMBERS:
-        _check_numbers(key, flat.get(key, 1.0))
-    for keys, fits, expected in RANGES:
-        for key in keys:
-            value = flat[key]
-            if not (isinstance(value, int | float) and math.isfinite(value) and fits(value)):
-                raise ValueError(f"config.{key} is {value!r}; expected {expected}")
+    check_ranges(config, RANGES)
+    kind.check(config)
     if config.batch_size % config.microbatches:
         raise ValueError(
             f"config.batch_size is {config.batch_size}; expected a multiple of "
             f"config.microbatches ({config.microbatches})"
-        )
-    if config.batch_size % config.mix.groups:
-        raise ValueError(
-            f"config.batch_size is {config.batch_size}; expected a multiple of config.mix.groups "
-            f"({config.mix.groups})"
         )
     measured = [
         *("loss", "accuracy"),
@@ -262,8 +242,8 @@ def check_train(config: ConfigDict) -> None:
         *(("probe",) if config.evaluators.probe else ()),
         *(f"spectrum/{name}/{m}" for name in config.evaluators.spectrum for m in METRICS),
     ]
-    if config.keep_best and config.keep_best not in measured:
-        raise ValueError(unknown("config.keep_best", config.keep_best, measured))
+    if config.keep_best:
+        require_known("config.keep_best", config.keep_best, measured)
     if config.profile and not (
         [type(step) for step in config.profile] == [int, int]
         and 0 < config.profile[0] <= config.profile[1]
@@ -276,7 +256,17 @@ def check_train(config: ConfigDict) -> None:
         )
 
 
-def _check_numbers(key: str, value) -> None:
+def check_ranges(config: ConfigDict, ranges: Sequence[Range]) -> None:
+    """Raises for a key of `ranges` whose value is no finite number, or not what is expected."""
+    flat = flatten(config)
+    for keys, fits, expected in ranges:
+        for key in keys:
+            value = flat[key]
+            if not (isinstance(value, int | float) and math.isfinite(value) and fits(value)):
+                raise ValueError(f"config.{key} is {value!r}; expected {expected}")
+
+
+def check_numbers(key: str, value) -> None:
     """Raises unless `value` is one number or three (of a standard deviation, positive ones)."""
     several = value if isinstance(value, list | tuple) else (value,)
     if len(several) not in (1, 3) or not all(_is_number(one) for one in several):
@@ -297,39 +287,35 @@ FREE = {
     *("keep_checkpoints", "keep_best", "max_skipped", "stall_seconds"),
 }
 
-# (keys, condition, its wording) for the numbers of a training config.
-RANGES: tuple[tuple[tuple[str, ...], Callable, str], ...] = (
+# Of the numbers of a training config, those that its task does not know of itself.
+RANGES: tuple[Range, ...] = (
     (("epochs", "optimizer.learning_rate"), lambda v: v > 0, "a positive number"),
     (
-        ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "repeats",
-         "microbatches", "evaluators.examples", "loader.buffer", "mix.groups"),
+        ("batch_size", "keep_checkpoints", "repeats", "microbatches", "evaluators.examples",
+         "loader.buffer"),
         lambda v: isinstance(v, int) and v > 0,
         "a positive whole number",
     ),
     (
-        ("eval_every", "max_skipped", "loader.workers", "loader.threads"),
+        ("log_every", "checkpoint_every", "max_skipped", "loader.workers", "loader.threads"),
         lambda v: isinstance(v, int) and v >= 0,
         "a whole number",
     ),
+    (("eval_every",), lambda v: isinstance(v, int) and v >= -1, "a whole number, or -1"),
     (
         ("seeds.noise", "seeds.order", "seeds.init", "seeds.dropout"),
         lambda v: isinstance(v, int) and 0 <= v < 2**32,
         "a whole number below 2³²",
     ),
     (
-        ("checkpoint_minutes", "stall_seconds", "clip", "mix.mixup", "mix.cutmix",
-         "optimizer.weight_decay", "schedule.warmup_epochs", "schedule.warmup_rate",
-         "schedule.min_rate"),
+        ("checkpoint_minutes", "stall_seconds", "clip", "optimizer.weight_decay",
+         "schedule.warmup_epochs", "schedule.warmup_rate", "schedule.min_rate"),
         lambda v: v >= 0,
         "0 or more",
     ),
     (("noise.rate",), lambda v: 0 <= v < 1, "γ in [0, 1)"),
-    (("ema", "loss.label_smoothing"), lambda v: 0 <= v < 1, "[0, 1)"),
-    (
-        ("loader.max_bad", "mix.probability", "mix.switch_probability"),
-        lambda v: 0 <= v <= 1,
-        "[0, 1]",
-    ),
+    (("ema",), lambda v: 0 <= v < 1, "[0, 1)"),
+    (("loader.max_bad",), lambda v: 0 <= v <= 1, "[0, 1]"),
 )  # fmt: skip
 
 
@@ -371,6 +357,11 @@ def num_steps(config: ConfigDict, num_examples: int) -> tuple[int, int]:
     return max(1, round(config.epochs * per_epoch)), per_epoch
 
 
+def often(every: int, steps: int, steps_per_epoch: int) -> int:
+    """Every how many steps: `every`, or for 0 twenty times a run and once an epoch at the least."""
+    return every or max(1, min(math.ceil(steps / 20), steps_per_epoch))
+
+
 def plain(config) -> Any:
     """The config as JSON types, keys sorted."""
     if isinstance(config, ConfigDict | Mapping):
@@ -407,6 +398,22 @@ def differences(old: dict, new: dict, *, prefix: str = "") -> list[str]:
     return lines
 
 
+def today(plain: dict) -> dict:
+    """A plain training config of any version, with the keys of this one.
+
+    Until 2026-11 what is now in `task` stood at the top, and `data.labels` was `data.task`.
+    """
+    if "task" in plain:
+        return plain
+    new = {**plain, "data": dict(plain["data"])}
+    new["data"]["labels"] = new["data"].pop("task")
+    loss = new.pop("loss")
+    moved = {key: new.pop(key) for key in ("normalize", "augment", "mix")}
+    moved |= {"loss": loss["name"], "label_smoothing": loss["label_smoothing"]}
+    new["task"] = {"name": "classify", **moved}
+    return new
+
+
 def run_differences(old: dict, new: dict) -> list[str]:
     """Those of the `differences` that a run in progress must not have: see `FREE`."""
 
@@ -414,7 +421,7 @@ def run_differences(old: dict, new: dict) -> list[str]:
         flat = flatten(config).items()
         return {key: value for key, value in flat if not {key, key.partition(".")[0]} & FREE}
 
-    return differences(held(old), held(new))
+    return differences(held(today(old)), held(new))
 
 
 def updated(config: ConfigDict, changes: Mapping) -> ConfigDict:

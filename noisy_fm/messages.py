@@ -47,6 +47,13 @@ def unknown(what: str, name: object, known: Iterable) -> str:
     return f"unknown {what} {name!r}; {hint}known: {', '.join(names)}"
 
 
+def require_known(what: str, name: str, known: Iterable[str]) -> str:
+    """`name`, which is one of `known`; else a ValueError that lists them."""
+    if name not in (names := list(known)):
+        raise ValueError(unknown(what, name, names))
+    return name
+
+
 def _spelled(error: UnicodeError) -> tuple[str, int]:
     """A codec's error handler: ASCII in place of what the encoding lacks, "?" for what has none."""
     if not isinstance(error, UnicodeEncodeError):

@@ -20,7 +20,7 @@ def imagenet(arg: str = "") -> tuple[ConfigDict, ConfigDict]:
         arg, noise_rate=0.0, noise_kind="symmetric", synonyms="lemma", seed=0, debug=False
     )
     config = config_lib.train()
-    config.data = {**config.data, "name": "folder", "task": "", "size": 224}
+    config.data = {**config.data, "name": "folder", "labels": "", "size": 224}
     config.split, config.eval_split = "train", "val"
     config.noise.rate, config.noise.kind = args.noise_rate, args.noise_kind
     if args.noise_kind == "subset":
@@ -29,9 +29,9 @@ def imagenet(arg: str = "") -> tuple[ConfigDict, ConfigDict]:
         config.seeds[name] = args.seed
 
     config.precision = "bfloat16"
-    config.loss.name = "bce"
-    config.normalize = {"mean": augment.IMAGENET_MEAN, "std": augment.IMAGENET_STD}
-    config.mix.groups = 64  # so that up to 64 chips mix what they hold
+    config.task.loss = "bce"
+    config.task.normalize = {"mean": augment.IMAGENET_MEAN, "std": augment.IMAGENET_STD}
+    config.task.mix.groups = 64  # so that up to 64 chips mix what they hold
     config.repeats = 3
     config.optimizer = {"name": "lamb", "learning_rate": 5e-3, "weight_decay": 0.0}
     # Stepping once an epoch, in place of once a step, is timm's way; the paper says cosine.
@@ -53,9 +53,9 @@ def on_emoji(config: ConfigDict, *, epochs: float, **model: Any) -> ConfigDict:
         config.noise.classes = tuple(range(10))
     config.model = {**config.model, **model}
     config.precision = "float32"
-    config.mix.groups = 1
+    config.task.mix.groups = 1
     config.batch_size, config.epochs, config.schedule.warmup_epochs = 64, epochs, 1.0
-    config.eval_every = 0
+    config.eval_every = -1
     return config
 
 

@@ -72,7 +72,7 @@ def cell_records(cell, out: dict, shared: dict, config: ConfigDict) -> Iterable[
                 **numbers,
             }
 
-    trained = {"dataset": cell.config.data.name, "task": cell.config.data.task}
+    trained = {"dataset": cell.config.data.name, "task": cell.config.data.labels}
     yield from rows("pretrain", with_chance(out["pretrain"]), **trained)
     in_domain = {(name, source) for name, _, source, _ in config.tasks}
     for row in out["spectra"]["rows"]:
@@ -121,7 +121,7 @@ def change_record(cell, outputs: dict, shared: dict) -> list[dict]:
     change = np.subtract(ours["correct"], theirs["correct"])
     low, high = statistics.cluster_bootstrap(change, np.asarray(ours["groups"]))
     row = {**dict.fromkeys(FIELDS), **shared, "stage": "pretrain", "metric": "accuracy_change"}
-    row |= {"dataset": cell.config.data.name, "task": cell.config.data.task}
+    row |= {"dataset": cell.config.data.name, "task": cell.config.data.labels}
     row |= {name: ours[name] for name in ("versions", "commit", "duration_s")}
     return [{**row, "value": float(change.mean()), "low": low, "high": high, "n": len(change)}]
 
@@ -143,8 +143,8 @@ def write_lines(path: Path, rows: list[dict]) -> None:
 
 def wrong_labels(cell) -> list[dict]:
     """A few images of the cell's training set whose label was flipped, as the report shows them."""
-    source = train.load_split(cell.config, cell.config.split)
-    labels, _ = train.corrupted(cell.config, source)
+    made = train.setup(cell.config)
+    source, labels = made.clean, made.source.columns["label"]
     flipped = np.flatnonzero(labels != source.labels)
     chosen = np.random.default_rng(0).permutation(flipped)[:NUM_EXAMPLES]
     rows = []
@@ -156,7 +156,9 @@ def wrong_labels(cell) -> list[dict]:
                 "image": base64.b64encode(png.getvalue()).decode(),
                 "true": source.label_names[source.labels[i]],
                 "given": source.label_names[labels[i]],
-                "concept": source.captions[i] if source.captions else str(source.ids[i]),
+                "concept": str(source.columns["caption"][i])
+                if "caption" in source.columns
+                else str(source.ids[i]),
                 "noise_rate": cell.rate,
             }
         )

@@ -91,13 +91,13 @@ def pretrain(cell: Cell, show: str) -> dict:
     )
     held_out = measure(made.eval_source)["correct"]
     prediction = measure(made.source)["prediction"]
-    true, groups = made.source.labels, made.source.groups
-    flipped = made.labels != true
+    given, true = (one.columns["label"] for one in (made.source, made.clean))
+    groups, flipped = made.source.groups, given != true
     metrics = {
         "accuracy": with_interval(held_out, made.eval_source.groups),
         "train_accuracy_true_labels": with_interval(prediction == true, groups),
     }
-    for name, labels in (("given", made.labels), ("true", true)) if flipped.any() else ():
+    for name, labels in (("given", given), ("true", true)) if flipped.any() else ():
         fits = prediction[flipped] == labels[flipped]
         metrics[f"flipped_fits_{name}"] = with_interval(fits, groups[flipped])
     return {
@@ -122,7 +122,7 @@ def extract(cell: Cell, config: ConfigDict) -> dict:
     made = train.setup(cell.config)
     saver = checkpoint.Checkpointer(cell.folder / "train" / "checkpoints")
     try:
-        state, _ = saver.restore(train.abstract(made.state), step=made.steps)
+        state, _ = saver.restore(made.plan.shapes, step=made.steps)
     except ValueError as error:
         raise ValueError(f"{error}; delete {cell.folder} to train that cell again") from None
     finally:
@@ -176,7 +176,7 @@ def load(cell: Cell, name: str, *, domain: str, split: str, task: str = ""):
         name,
         split=split,
         domain=domain or None,
-        task=task or None,
+        labels=task or None,
         size=cell.config.data.size,
     )
 
@@ -348,7 +348,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     first = cells(config, Path())[0]
     made = train.setup(first.config)
     features.check_names(
-        made.task, made.state.variables, made.source, [config.feature], where="config.feature"
+        made.task, made.plan.shapes.variables, made.source, [config.feature], where="config.feature"
     )
     for name, task, source, targets in config.tasks:
         for domain, split in ((source, "train"), *((d, "test") for d in (source, *targets))):

@@ -54,7 +54,7 @@ def train_toy(axes, steps, *, order=None, restore=None, save=None) -> dict:
         saver.close()
     start = int(started.step) if started else 0
     rows = sharding.host_rows(mesh, BATCH)
-    whole = loader.train_batches(toy.ToySource(), batch_size=BATCH, seed=0, start=start, stop=steps)
+    whole = loader.train_batches(toy.source_of(), batch_size=BATCH, seed=0, start=start, stop=steps)
     batches = ({name: value[rows] for name, value in batch.items()} for batch in whole)
     trained, losses = toy.fit(mesh, steps, state=started, batches=batches, **model)
     if save:

@@ -235,7 +235,7 @@ def test_the_pipeline_gives_pillows_images(canvases, name):
     pipeline = augment.imagenet(size=48, **PIPELINES[name])
     images, extents = canvases
     key = jax.random.key(3)
-    ours = np.asarray(jax.jit(pipeline)(key, {"image": images, "extent": extents}))
+    ours = np.asarray(jax.jit(pipeline)(key, {"image": images, "extent": extents})["image"])
     assert ours.dtype == np.float32
     assert ours.shape == (16, 48, 48, 3)
     draws = jax.jit(jax.vmap(pipeline.draw))(pipeline.keys(key, 16))
@@ -259,7 +259,7 @@ def test_the_pipeline_gives_pillows_images(canvases, name):
 def test_an_image_does_not_depend_on_its_batch_or_on_the_devices(canvases):
     images, extents = canvases
     pipeline = augment.imagenet(size=48, policy=RAND, erase=0.5)
-    run = jax.jit(pipeline)
+    run = jax.jit(lambda key, batch: pipeline(key, batch)["image"])
     key = jax.random.key(4)
     whole = np.asarray(run(key, {"image": images, "extent": extents}))
     part = run(key, {"image": images[:8], "extent": extents[:8]})
@@ -268,7 +268,11 @@ def test_an_image_does_not_depend_on_its_batch_or_on_the_devices(canvases):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     shared = jax.device_put({"image": images, "extent": extents}, rows)
-    sharded = jax.jit(pipeline, out_shardings=rows).lower(key, shared).compile()
+    sharded = (
+        jax.jit(lambda key, batch: pipeline(key, batch)["image"], out_shardings=rows)
+        .lower(key, shared)
+        .compile()
+    )
     collectives = ("all-gather", "all-to-all", "all-reduce", "collective-permute")
     assert not [name for name in collectives if name in sharded.as_text()]
     # Erasing's noise is float arithmetic that may be fused another way.
@@ -282,10 +286,12 @@ def test_without_anything_random_images_stay():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     still = augment.imagenet(size=16, flip=0.0)
-    np.testing.assert_array_equal(still(jax.random.key(0), {"image": images}), images)
+    np.testing.assert_array_equal(still(jax.random.key(0), {"image": images})["image"], images)
     mirror = augment.imagenet(size=16, flip=1.0)
-    np.testing.assert_array_equal(mirror(jax.random.key(0), {"image": images}), images[:, :, ::-1])
-    none = augment.AUGMENTATIONS["none"]()(jax.random.key(0), {"image": images})
+    mirrored = mirror(jax.random.key(0), {"image": images, "label": np.arange(3)})
+    np.testing.assert_array_equal(mirrored["image"], images[:, :, ::-1])
+    assert mirrored["label"].tolist() == [0, 1, 2]
+    none = augment.AUGMENTATIONS["none"]()(jax.random.key(0), {"image": images})["image"]
     np.testing.assert_array_equal(none, images)
     assert none.dtype == jnp.float32
 
@@ -294,7 +300,7 @@ def test_flip_crop_by_its_factory():
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     key = jax.random.key(0)
     made = augment.AUGMENTATIONS["flip_crop"](pad=2)(key, {"image": images})
-    np.testing.assert_array_equal(made, augment.flip_crop(images, key, pad=2))
+    np.testing.assert_array_equal(made["image"], augment.flip_crop(images, key, pad=2))
 
 
 @pytest.mark.parametrize(

@@ -22,19 +22,22 @@ def changed(**changes):
     [
         ({"noise__rate": 1.0}, r"noise\.rate is 1\.0; expected γ in \[0, 1\)"),
         ({"noise__rate": -0.1}, r"noise\.rate is -0\.1"),
-        ({"loss__name": "sofmax"}, "did you mean 'softmax'"),
-        ({"augment.name": "flip"}, "did you mean 'flip_crop'"),
+        ({"task__loss": "sofmax"}, "did you mean 'softmax'"),
+        ({"task.augment.name": "flip"}, "did you mean 'flip_crop'"),
         ({"precision": "float16"}, "did you mean '.*float"),
         ({"batch_size": 0}, "batch_size is 0; expected a positive"),
         ({"schedule__warmup_epochs": 10.0}, "expected the warm-up to be shorter"),
-        ({"loss__label_smoothing": 1.0}, "label_smoothing"),
+        ({"task__label_smoothing": 1.0}, "label_smoothing"),
         ({"epochs": float("inf")}, "epochs is inf; expected a positive number"),
         ({"optimizer__learning_rate": -0.1}, r"learning_rate is -0\.1; expected a positive number"),
         ({"schedule__min_rate": -1.0}, r"min_rate is -1\.0; expected 0 or more"),
         ({"profile": (1, 2, 3)}, "profile"),
-        ({"normalize__mean": "white"}, r"normalize\.mean is 'white'; expected one number or three"),
-        ({"normalize__mean": (1, 2)}, r"mean is \(1, 2\); expected one number or three"),
-        ({"normalize__std": (0.1, 0.0, 0.1)}, "expected positive numbers"),
+        (
+            {"task__normalize__mean": "white"},
+            r"normalize\.mean is 'white'; expected one number or three",
+        ),
+        ({"task__normalize__mean": (1, 2)}, r"mean is \(1, 2\); expected one number or three"),
+        ({"task__normalize__std": (0.1, 0.0, 0.1)}, "expected positive numbers"),
         ({"trainable": (".*", 1.0)}, r"config\.trainable has '\.\*'; expected pairs"),
         ({"trainable": ((".*", "no"),)}, r"has 'no' for '\.\*'; expected a number, or None"),
         ({"sharding": ((".*",),)}, r"config\.sharding has \('\.\*',\); expected pairs"),
@@ -119,7 +122,7 @@ PRETRAIN = "--config=configs/pretrain/emoji.py"
         ((PRETRAIN, "--config.noise.rate=1.0"), "expected γ in [0, 1)"),
         ((PRETRAIN, "--config.model.name=resnet5"), "resnet"),
         ((PRETRAIN, "--config.data.name=emoji_domain"), "emoji_domains"),
-        ((PRETRAIN, "--config.data.task=categry"), "category"),
+        ((PRETRAIN, "--config.data.labels=categry"), "category"),
         ((PRETRAIN, "--config.noise.rat=0.2"), 'no key config.noise.rat; Did you mean "rate"'),
         ((PRETRAIN, "--config.seeds.order=-1"), "expected a whole number below 2³²"),
         ((PRETRAIN, "--config.optimizer.weight_decay=-1"), "weight_decay is -1.0; expected 0 or"),
@@ -163,8 +166,8 @@ app.run_app(main)
 RULES = [["head", 1.0], [".*", None]]
 # What the tables of defaults say that a key takes, beside the type of its default.
 TRAIN_VALUES = {
-    "normalize.mean": ("(0.5,0.4,0.3)", [0.5, 0.4, 0.3]),
-    "normalize.std": ("0.2", 0.2),
+    "task.normalize.mean": ("(0.5,0.4,0.3)", [0.5, 0.4, 0.3]),
+    "task.normalize.std": ("0.2", 0.2),
     "data.domain": ("noto", ["noto"]),
     "trainable": ("(('head',1.0),('.*',None))", RULES),
     "sharding": ("(('bias','replicate'),('.*',('data',None)))",
@@ -177,16 +180,16 @@ TRAIN_VALUES = {
     "clip": ("1", 1.0),
 }  # fmt: skip
 STUDY_VALUES = {
-    "pretrain.normalize.mean": ("(0.5,0.4,0.3)", [0.5, 0.4, 0.3]),
+    "pretrain.task.normalize.mean": ("(0.5,0.4,0.3)", [0.5, 0.4, 0.3]),
     "weights": ("(0.1,(1,2,3))", [0.1, [1, 2, 3]]),
     "noise_rates": ("0.1", [0.1]),
     "methods": ("('lp','nmtune')", ["lp", "nmtune"]),
     "tasks": ("(('digits','','',()),)", [["digits", "", "", []]]),
 }
 FOLDER_VALUES = {  # a config file that replaces whole groups
-    "normalize.mean": ("0.3", 0.3),
-    "normalize.std": ("(0.1,0.2,0.3)", [0.1, 0.2, 0.3]),
-    "augment.color_jitter": ("(0.3,0.3,0.1)", [0.3, 0.3, 0.1]),
+    "task.normalize.mean": ("0.3", 0.3),
+    "task.normalize.std": ("(0.1,0.2,0.3)", [0.1, 0.2, 0.3]),
+    "task.augment.color_jitter": ("(0.3,0.3,0.1)", [0.3, 0.3, 0.1]),
 }
 
 
@@ -215,11 +218,12 @@ def test_every_documented_kind_of_value_can_be_given_on_the_command_line(file, v
 def test_numbers_are_one_or_several_in_a_config_file_too():
     cfg = config.train()
     before = config.hash_of(cfg)
-    cfg.normalize.mean = (0.5, 0.4, 0.3)
-    cfg.normalize.mean = 0.5
+    cfg.task.normalize.mean = (0.5, 0.4, 0.3)
+    cfg.task.normalize.mean = 0.5
     assert config.hash_of(cfg) == before == config.hash_of(changed())
-    several = {"normalize.mean": (0.5, 0.4, 0.3), "normalize.std": 0.2}
-    assert config.updated(cfg, several).normalize.to_dict() == {"mean": (0.5, 0.4, 0.3), "std": 0.2}
+    several = {"task.normalize.mean": (0.5, 0.4, 0.3), "task.normalize.std": 0.2}
+    got = config.updated(cfg, several).task.normalize.to_dict()
+    assert got == {"mean": (0.5, 0.4, 0.3), "std": 0.2}
     with pytest.raises(TypeError, match="batch_size"):
         cfg.batch_size = (1, 2)
 

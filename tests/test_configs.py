@@ -60,4 +60,4 @@ def test_the_config_for_images_on_disk_trains_on_them(tmp_path):
     cfg.batch_size, cfg.epochs, cfg.schedule.warmup_epochs = 8, 1.0, 0.0
     _, made, result = train.run(cfg, str(tmp_path / "run"))
     assert result["steps"] == 2
-    assert (made.labels != made.source.labels).sum() == 4
+    assert (made.source.labels != made.clean.labels).sum() == 4

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from noisy_fm import data
-from noisy_fm.data import sources
+from noisy_fm.data import emoji_domains
 
 COLOUR = ("noto", "twemoji", "openmoji", "fluent3d", "fluentflat")
 DOMAINS = (*COLOUR[:3], "lineart", *COLOUR[3:])
@@ -35,7 +35,7 @@ def everything():
 
 
 def test_package_data_is_what_sha256sums_says_and_fits():
-    folder = sources.PACKAGE_DATA
+    folder = emoji_domains.PACKAGE_DATA
     lines = (folder / "SHA256SUMS").read_text().splitlines()
     listed = dict(reversed(line.split("  ")) for line in lines)
     assert set(listed) == {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
@@ -45,39 +45,42 @@ def test_package_data_is_what_sha256sums_says_and_fits():
 
 
 def test_counts_shapes_and_types(everything):
-    counts = {d: int(np.sum(everything.meta["domain"] == d)) for d in DOMAINS}
+    counts = {d: int(np.sum(everything.columns["domain"] == d)) for d in DOMAINS}
     assert counts == COUNTS
     assert everything.images.shape == (sum(COUNTS.values()), 32, 32, 3)
     assert everything.images.dtype == np.uint8
     assert everything.labels.dtype == np.int32
     assert everything.ids.dtype == everything.groups.dtype == np.int64
     n = len(everything)
-    columns = everything.meta.values()
-    assert {len(everything.ids), len(everything.captions), *map(len, columns)} == {n}
-    assert len(set(everything.meta["concept"])) == 1897
+    columns = everything.columns.values()
+    assert {len(everything.ids), len(everything.columns["caption"]), *map(len, columns)} == {n}
+    assert len(set(everything.columns["concept"])) == 1897
 
 
 def test_examples_and_batches_agree(everything):
-    batch = everything.take([5, 3])
-    one = everything[3]
-    assert set(one) == set(batch) == {"image", "label", "id"}
+    batch = everything.read([5, 3])
+    assert set(batch) == {"image", "label", "id"}
     assert batch["image"].shape == (2, 32, 32, 3)
-    assert np.array_equal(batch["image"][1], one["image"])
-    assert batch["label"][1] == one["label"]
-    assert batch["id"][1] == one["id"]
+    assert np.array_equal(batch["image"][1], everything.images[3])
+    assert batch["label"][1] == everything.labels[3]
+    assert batch["id"][1] == everything.ids[3]
+    captions = everything.read([5, 3], columns=("caption",))["caption"]
+    assert captions.tolist() == everything.columns["caption"][[5, 3]].tolist()
+    with pytest.raises(ValueError, match="no column 'boxes'; there are"):
+        everything.read([5], columns=("boxes",))
 
 
 def test_no_image_is_blank_and_line_art_is_grey(everything):
     assert everything.images.min((1, 2, 3)).max() < 255
     ranges = np.ptp(everything.images, axis=-1)
-    assert ranges[everything.meta["domain"] == "lineart"].max() <= 1
-    assert ranges[everything.meta["domain"] == "noto"].mean() > 20
+    assert ranges[everything.columns["domain"] == "lineart"].max() <= 1
+    assert ranges[everything.columns["domain"] == "noto"].mean() > 20
 
 
 def test_no_two_drawings_of_a_domain_are_identical_at_their_native_size(everything):
     # At 32×32 a few pairs become equal; at 64×64 none is, so nearly none may be here.
     for domain in DOMAINS:
-        images = everything.images[everything.meta["domain"] == domain]
+        images = everything.images[everything.columns["domain"] == domain]
         distinct = len({image.tobytes() for image in images})
         assert len(images) - distinct <= 3, domain
 
@@ -87,10 +90,10 @@ def test_domains_are_aligned_by_code_point():
     for domain in COLOUR[1:]:
         other = data.load("emoji_domains", domain=domain)
         shared, i, j = np.intersect1d(
-            noto.meta["codepoints"], other.meta["codepoints"], return_indices=True
+            noto.columns["codepoints"], other.columns["codepoints"], return_indices=True
         )
         assert len(shared) > 2900
-        assert [noto.captions[k] for k in i] == [other.captions[k] for k in j]
+        assert [noto.columns["caption"][k] for k in i] == [other.columns["caption"][k] for k in j]
         a, b = standardised(noto.images[i[::4]]), standardised(other.images[j[::4]])
         similarity = a @ b.T
         # The true partner is far above a random one and is mostly in the nearest tenth.
@@ -108,15 +111,15 @@ def standardised(images):
 def test_openmoji_and_its_line_art_share_their_lines():
     colour, line = (data.load("emoji_domains", domain=d) for d in ("openmoji", "lineart"))
     _, i, j = np.intersect1d(
-        colour.meta["codepoints"], line.meta["codepoints"], return_indices=True
+        colour.columns["codepoints"], line.columns["codepoints"], return_indices=True
     )
     dark = line.images[j].mean(-1) < 64
     assert np.mean(colour.images[i].mean(-1)[dark] < 128) > 0.85
 
 
 def test_groups_and_concepts_are_in_one_split_in_all_domains(everything):
-    for key in (everything.groups, everything.meta["concept"]):
-        pairs = set(zip(key.tolist(), everything.meta["split"].tolist(), strict=True))
+    for key in (everything.groups, everything.columns["concept"]):
+        pairs = set(zip(key.tolist(), everything.columns["split"].tolist(), strict=True))
         assert len(pairs) == len({k for k, _ in pairs})
     parts = [data.load("emoji_domains", split=split) for split in SPLITS]
     assert np.array_equal(np.sort(np.concatenate([p.ids for p in parts])), np.sort(everything.ids))
@@ -136,7 +139,7 @@ def test_groups_and_concepts_are_in_one_split_in_all_domains(everything):
     ],
 )
 def test_variants_of_a_person_and_like_drawings_are_one_group(everything, names):
-    captions = np.array(everything.captions)
+    captions = np.array(everything.columns["caption"])
     assert all(np.any(captions == name) for name in names)
     assert len(set(everything.groups[np.isin(captions, names)])) == 1
 
@@ -144,23 +147,23 @@ def test_variants_of_a_person_and_like_drawings_are_one_group(everything, names)
 def test_ids_are_unique_and_the_same_in_every_selection(everything):
     assert len(set(everything.ids)) == len(everything)
     digest = hashlib.sha256(everything.ids.astype("<i8").tobytes())
-    digest.update("\n".join(everything.meta["codepoints"]).encode())
-    digest.update("\n".join(everything.meta["split"]).encode())
+    digest.update("\n".join(everything.columns["codepoints"]).encode())
+    digest.update("\n".join(everything.columns["split"]).encode())
     assert digest.hexdigest() == IDENTITY
     where = {int(id_): i for i, id_ in enumerate(everything.ids)}
-    part = data.load("emoji_domains", domain=("fluent3d", "noto"), split="test", task="gender")
+    part = data.load("emoji_domains", domain=("fluent3d", "noto"), split="test", labels="gender")
     rows = [where[int(id_)] for id_ in part.ids]
     assert np.array_equal(everything.images[rows], part.images)
-    assert np.array_equal(everything.meta["name"][rows], part.captions)
+    assert np.array_equal(everything.columns["caption"][rows], part.columns["caption"])
 
 
-@pytest.mark.parametrize("task", data.TASKS)
+@pytest.mark.parametrize("task", data.LABELS)
 def test_every_class_of_a_task_can_be_learnt_and_tested(task):
     for domain in DOMAINS:
         if task == "artist" or (task, domain) == ("skin_tone", "lineart"):
             continue
         for split in SPLITS:
-            part = data.load("emoji_domains", domain=domain, split=split, task=task)
+            part = data.load("emoji_domains", domain=domain, split=split, labels=task)
             counts = np.bincount(part.labels, minlength=part.num_classes)
             absent = {part.label_names[k] for k in np.flatnonzero(counts == 0)}
             assert absent <= ({"country-flag"} if domain not in COLOUR[:3] else set()), domain
@@ -170,8 +173,8 @@ def test_every_class_of_a_task_can_be_learnt_and_tested(task):
 
 def test_task_sizes_and_labels():
     sizes = {
-        task: data.load("emoji_domains", domain="lineart", split="test", task=task).num_classes
-        for task in data.TASKS
+        task: data.load("emoji_domains", domain="lineart", split="test", labels=task).num_classes
+        for task in data.LABELS
         if task != "skin_tone"
     }
     assert sizes == {
@@ -182,18 +185,18 @@ def test_task_sizes_and_labels():
         "gender": 3,
         "artist": 6,
     }
-    tone = data.load("emoji_domains", task="skin_tone", split="test")
+    tone = data.load("emoji_domains", labels="skin_tone", split="test")
     assert tone.num_classes == 6
-    assert np.array_equal(np.array(tone.label_names)[tone.labels], tone.meta["skin_tone"])
+    assert np.array_equal(np.array(tone.label_names)[tone.labels], tone.columns["skin_tone"])
     assert all(
         f": {label} skin tone" in name or f", {label} skin tone" in name
-        for label, name in zip(tone.meta["skin_tone"], tone.captions, strict=True)
+        for label, name in zip(tone.columns["skin_tone"], tone.columns["caption"], strict=True)
         if label != "default"
     )
-    subject = data.load("emoji_domains", task="subject", domain="noto")
-    cat = subject.captions.index("cat")
+    subject = data.load("emoji_domains", labels="subject", domain="noto")
+    cat = subject.columns["caption"].tolist().index("cat")
     assert subject.label_names[subject.labels[cat]] == "animal"
-    artist = data.load("emoji_domains", task="artist", split="test")
+    artist = data.load("emoji_domains", labels="artist", split="test")
     assert np.bincount(artist.labels).min() > 250
 
 
@@ -207,7 +210,7 @@ def test_each_image_says_its_source_and_licence(everything):
     licences = {
         (str(d), str(s).split("@1")[0].lstrip("@"), str(licence))
         for d, s, licence in zip(
-            *(everything.meta[k] for k in ("domain", "source", "licence")), strict=True
+            *(everything.columns[k] for k in ("domain", "source", "licence")), strict=True
         )
     }
     assert licences == {
@@ -228,7 +231,7 @@ def test_digits():
     assert train.images.shape == (901, 64, 64, 3)
     assert len(test) == 896
     assert not set(train.ids) & set(test.ids)
-    assert train.captions is None
+    assert "caption" not in train.columns
     assert train.label_names == tuple("0123456789")
     difference = np.bincount(train.labels) - np.bincount(test.labels)
     assert set(difference) <= {0, 1}
@@ -248,12 +251,12 @@ def test_digits():
         ({"domain": "notto"}, ("domain 'notto'", "fluent3d", "did you mean 'noto'")),
         ({"domain": ("noto", "x")}, ("domain 'x'", "lineart")),
         ({"split": "training"}, ("split 'training'", "pretrain, train, test", "'train'")),
-        ({"task": "tone"}, ("task 'tone'", "skin_tone")),
+        ({"labels": "tone"}, ("labels 'tone'", "skin_tone")),
         ({"size": 48}, ("size 48", "32 and 64")),
-        ({"domain": "lineart", "task": "skin_tone"}, ("lineart", "skin_tone")),
+        ({"domain": "lineart", "labels": "skin_tone"}, ("lineart", "skin_tone")),
         ({"name": "digits", "domain": "noto"}, ("no domains", "'noto'")),
         ({"name": "digits", "split": "pretrain"}, ("'pretrain'", "train, test")),
-        ({"name": "digits", "task": "gender"}, ("'gender'", "digit")),
+        ({"name": "digits", "labels": "gender"}, ("'gender'", "digit")),
     ],
 )
 def test_what_does_not_exist_is_one_line(arguments, words):
@@ -277,8 +280,8 @@ def test_the_larger_size_is_read_from_its_folder(monkeypatch, tmp_path):
     from PIL import Image
 
     for name in ("drawings.csv", "domains.json"):
-        shutil.copy(sources.PACKAGE_DATA / name, tmp_path)
-    with Image.open(sources.PACKAGE_DATA / "lineart_32.webp") as sheet:
+        shutil.copy(emoji_domains.PACKAGE_DATA / name, tmp_path)
+    with Image.open(emoji_domains.PACKAGE_DATA / "lineart_32.webp") as sheet:
         doubled = sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST)
     doubled.save(tmp_path / "lineart_64.webp", lossless=True, method=0)
     sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in tmp_path.iterdir()]
@@ -293,7 +296,7 @@ def test_the_larger_size_is_read_from_its_folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize("harm", ["gone", "cut", "flipped"])
 def test_missing_or_corrupt_package_data_is_named(monkeypatch, tmp_path, harm):
     folder = tmp_path / "emoji"
-    shutil.copytree(sources.PACKAGE_DATA, folder)
+    shutil.copytree(emoji_domains.PACKAGE_DATA, folder)
     sheet = folder / "noto_32.webp"
     payload = sheet.read_bytes()
     if harm == "gone":
@@ -301,7 +304,7 @@ def test_missing_or_corrupt_package_data_is_named(monkeypatch, tmp_path, harm):
     else:
         flipped = payload[:5000] + bytes([payload[5000] ^ 1]) + payload[5001:]
         sheet.write_bytes(payload[:5000] if harm == "cut" else flipped)
-    monkeypatch.setattr(sources, "PACKAGE_DATA", folder)
+    monkeypatch.setattr(emoji_domains, "PACKAGE_DATA", folder)
     with pytest.raises((FileNotFoundError, ValueError), match=r"noto_32\.webp") as caught:
         data.load("emoji_domains", domain="noto")
     assert "\n" not in str(caught.value)
@@ -316,7 +319,7 @@ def test_importing_the_sources_is_light():
 
 
 def test_the_table_has_one_row_a_drawing_in_unicode_order():
-    with (sources.PACKAGE_DATA / "drawings.csv").open(newline="") as file:
+    with (emoji_domains.PACKAGE_DATA / "drawings.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     points = [row["codepoints"] for row in rows]
     assert len(points) == len(set(points)) == 3512
@@ -333,5 +336,5 @@ def test_two_builds_give_the_package_data_byte_for_byte(tmp_path):
     pytest.importorskip("resvg_py")
     script = Path(__file__).parents[1] / "tools" / "build_emoji_domains.py"
     subprocess.run([sys.executable, script, "--out", tmp_path], check=True, capture_output=True)
-    for path in sources.PACKAGE_DATA.iterdir():
+    for path in emoji_domains.PACKAGE_DATA.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name

@@ -8,6 +8,7 @@ import toy
 
 from noisy_fm import config, data, tasks, train
 from noisy_fm.train import evaluators, job
+from noisy_fm.train.state import init_state
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def told():
         return {"prediction": label, "features": {"label": jax.nn.one_hot(label, 3)}}
 
     _, _, state = toy.start(toy.one_device())
-    return tasks.Task(None, None, None, predict_fn, None), state
+    return tasks.Task(None, None, None, predict_fn, None, ("label",), None), state
 
 
 LAYOUT = {"batch_size": 10, "mesh": toy.one_device()}
@@ -42,8 +43,8 @@ LAYOUT = {"batch_size": 10, "mesh": toy.one_device()}
 
 def test_what_stood_in_is_neither_memorised_nor_resisted(source, told):
     task, state = told
-    given = (source.labels + 1) % 3
-    measure = evaluators.memorised(task, source, given, most=100, **LAYOUT)
+    noisy = source.replace(label=(source.labels + 1) % 3)
+    measure = evaluators.memorised(task, source, noisy, most=100, **LAYOUT)
     assert measure(0, state) == {"memorised": 0.0, "resisted": 1.0}
 
 
@@ -66,12 +67,13 @@ def test_the_share_that_may_be_damaged_is_the_configs(tmp_path):
     damaged(tmp_path, "train", [])
     damaged(tmp_path, "val", range(1, 10, 2))
     cfg = config.train()
-    cfg.data = {**cfg.data, "name": "folder", "path": str(tmp_path), "task": "", "size": 16}
-    cfg.split, cfg.eval_split, cfg.augment.name = "train", "val", "imagenet"
+    cfg.data = {**cfg.data, "name": "folder", "path": str(tmp_path), "labels": "", "size": 16}
+    cfg.split, cfg.eval_split, cfg.task.augment.name = "train", "val", "imagenet"
     cfg.model = {"name": "resnet10_narrow", "width": 4}
     cfg.batch_size = 8
     made = train.setup(cfg)
+    state = init_state(made.plan)
     with pytest.raises(ValueError, match=r"more than max_bad = 0\.001"):
-        job.make_evaluators(cfg, made)[0](0, made.state)
+        job.make_evaluators(cfg, made)[0](0, state)
     cfg.loader.max_bad = 0.5
-    assert np.isfinite(job.make_evaluators(cfg, made)[0](0, made.state)["loss"])
+    assert np.isfinite(job.make_evaluators(cfg, made)[0](0, state)["loss"])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import toy
 
-from noisy_fm import features, sharding, tasks
+from noisy_fm import features, sharding
 from noisy_fm.data import augment
+from noisy_fm.tasks.classify import classify
 from noisy_fm.train import evaluators
 
 
@@ -89,7 +90,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(store):
 
 
 def test_prediction_is_in_order_whatever_the_batch_and_layout():
-    source = toy.ToySource(45)
+    source = toy.source_of(45)
     one = toy.one_device()
     task, _, state = toy.start(one)
     keep = ("features/pre_logits", "correct", "loss")
@@ -116,7 +117,7 @@ def test_an_unknown_feature_is_named():
     task, _, state = toy.start(one)
     with pytest.raises(ValueError, match=r"no output 'features/pool'.*features/pre_logits"):
         features.predict(
-            task, state.variables, toy.ToySource(), keep=("features/pool",), batch_size=8, mesh=one
+            task, state.variables, toy.source_of(), keep=("features/pool",), batch_size=8, mesh=one
         )
 
 
@@ -133,8 +134,8 @@ class Layered(nn.Module):
 def layered(source, **options):
     """(tracker, variables) of the layered toy on one device."""
     one = toy.one_device()
-    task = tasks.classify(Layered(), 4)
-    variables = task.init_fn(jax.random.key(0), source.take(np.arange(2)))
+    task = classify(Layered(), 4)
+    variables = task.init_fn(jax.random.key(0), source.read(np.arange(2)))
     options = {"batch_size": 16, "mesh": one, **options}
     names = options.pop("names", ("stem", "pre_logits"))
     return evaluators.spectra(task, source, names, variables=variables, **options), variables
@@ -145,7 +146,7 @@ class State(NamedTuple):
 
 
 def test_tracked_spectra_are_of_the_pooled_features_of_the_same_rows():
-    source = toy.ToySource(45)
+    source = toy.source_of(45)
     tracker, variables = layered(source, most=30)
     got = tracker(7, State(variables))
     chosen = evaluators.sample(np.arange(45), 30)
@@ -163,7 +164,7 @@ def test_tracked_spectra_are_of_the_pooled_features_of_the_same_rows():
 
 
 def test_a_tracker_follows_training_and_is_compiled_once():
-    source, one = toy.ToySource(40), toy.one_device()
+    source, one = toy.source_of(40), toy.one_device()
     task, _, state = toy.start(one)
     traced = []
 
@@ -192,4 +193,4 @@ def test_a_tracker_follows_training_and_is_compiled_once():
 )
 def test_a_tracker_that_cannot_work_is_refused_when_made(options, message):
     with pytest.raises(ValueError, match=message):
-        layered(toy.ToySource(45), **options)
+        layered(toy.source_of(45), **options)

@@ -12,7 +12,8 @@ import pytest
 import toy
 from jax.sharding import NamedSharding, PartitionSpec
 
-from noisy_fm import collectives, models, sharding, tasks
+from noisy_fm import collectives, models, sharding
+from noisy_fm.tasks.classify import classify
 from noisy_fm.train import state as state_lib
 
 BATCH = 32
@@ -24,7 +25,7 @@ HEADS = 4  # of vit_tiny
 def compiled(name, **axes):
     """(the collectives of a step of a model on a mesh of `axes`, the state's shapes)."""
     mesh = sharding.make_mesh(**axes)
-    task = tasks.classify(MODELS[name](), 16)
+    task = classify(MODELS[name](), 16)
     example = {
         "image": np.zeros((1, SIZE, SIZE, 3), np.uint8),
         "label": np.zeros(1, np.int32),

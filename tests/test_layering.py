@@ -25,6 +25,7 @@ LAYERS = (
         "collectives",
         "optim",
         "checkpoint",
+        "corruptions",
         "tasks",
         "recipes",
     },

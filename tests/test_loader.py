@@ -16,6 +16,7 @@ from PIL import Image
 
 from noisy_fm import data, sharding
 from noisy_fm.data import decode, loader
+from noisy_fm.data.source import View
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_memory_is_used_again_but_never_a_batch_that_is_held(source):
         row = copy["image"][0]  # a view holds its batch too
         held = row.copy()
         del copy
-        next_one = source.crops([1, 2], [0, 1], seed=9)
+        next_one = source.read([1, 2], View(places=np.arange(2), seed=9))
         assert next_one["image"].any()
         assert np.array_equal(row, held)
         del row
@@ -159,7 +160,7 @@ def test_repeats_are_in_the_same_batch_with_other_crops(source):
 
 
 def test_evaluation_sees_every_example_once_on_any_number_of_hosts(source):
-    expected = source.take(np.arange(20))
+    expected = source.read(np.arange(20))
     for hosts in (1, 2):
         shares = [
             list(loader.eval_batches(source, batch_size=8, rows=share(8, h, hosts)))
@@ -176,9 +177,9 @@ def test_evaluation_sees_every_example_once_on_any_number_of_hosts(source):
 
 
 def test_labels_are_corrupted_by_id(source):
-    corrupt = loader.relabel(source.ids, (source.labels + 1) % 3)
+    noisy = source.replace(label=(source.labels + 1) % 3)
     for workers in (0, 1):
-        batch = train(source, 0, 1, corrupt=corrupt, workers=workers)[0]
+        batch = train(noisy, 0, 1, workers=workers)[0]
         rows = [int(np.flatnonzero(source.ids == id_)[0]) for id_ in batch["id"]]
         assert np.array_equal(batch["label"], (source.labels[rows] + 1) % 3)
 
@@ -292,10 +293,16 @@ def test_workers_for_which_shared_memory_is_too_small_are_not_begun(source):
      (signal.SIGKILL, "SIGKILL, as a machine does that runs out of memory")],
 )  # fmt: skip
 def test_a_worker_that_was_ended_is_one_line(source, number, words):
-    def end(batch):
-        os.kill(os.getpid(), number)
+    class Ends:
+        def __len__(self):
+            return len(source)
 
-    batches = loader.train_batches(source, batch_size=6, seed=0, stop=4, corrupt=end, workers=1)
+        def __getitem__(self, rows):
+            os.kill(os.getpid(), number)
+
+    batches = loader.train_batches(
+        source.replace(label=Ends()), batch_size=6, seed=0, stop=4, workers=1
+    )
     with pytest.raises(OSError, match=f"one of 1 loader workers was ended by {words}") as error:
         next(batches)
     assert "\n" not in str(error.value)
@@ -314,7 +321,7 @@ def test_an_array_source_is_batched_as_before():
     batch = train(digits, 200, 201, rows=np.array([0, 3, 5]))[0]
     order = grain.MapDataset.range(len(digits)).shuffle(seed=3).repeat()
     rows = [order[i] for i in (1200, 1203, 1205)]
-    assert_same([batch], [digits.take(rows)])
+    assert_same([batch], [digits.read(rows)])
 
 
 def test_to_device_reads_ahead_and_keeps_the_order():

@@ -45,7 +45,7 @@ def test_one_skipped_step_too_many_names_the_step_the_examples_and_the_file():
 
 
 def batches(stop):
-    return loader.train_batches(toy.ToySource(), batch_size=16, seed=0, stop=stop)
+    return loader.train_batches(toy.source_of(), batch_size=16, seed=0, stop=stop)
 
 
 def test_a_skipped_step_leaves_every_bit_of_the_model():

@@ -9,7 +9,7 @@ import pytest
 
 from noisy_fm import config, sharding, train
 from noisy_fm.data import augment, imagenet
-from noisy_fm.train.state import make_step
+from noisy_fm.train.state import init_state, make_step
 
 ROOT = Path(__file__).parent.parent / "configs/pretrain"
 # The paper's table, as shared by both or (ResNet-50, ViT-B/16).
@@ -21,15 +21,15 @@ TABLE = {
     "optimizer.weight_decay": (0.01, 0.02),
     "schedule.name": ("cosine", "cosine"),
     "schedule.warmup_epochs": (5, 5),
-    "loss.name": ("bce", "bce"),
-    "loss.label_smoothing": (0.1, 0.0),
+    "task.loss": ("bce", "bce"),
+    "task.label_smoothing": (0.1, 0.0),
     "model.name": ("resnet50", "vit_b16"),
     "model.drop_path": (0.05, 0.2),
     "repeats": (3, 3),
     "clip": (1.0, 1.0),
-    "mix.mixup": (0.2, 0.8),
-    "mix.cutmix": (1.0, 1.0),
-    "augment.policy": ("rand-m7-mstd0.5-inc1", "3a"),
+    "task.mix.mixup": (0.2, 0.8),
+    "task.mix.cutmix": (1.0, 1.0),
+    "task.augment.policy": ("rand-m7-mstd0.5-inc1", "3a"),
     "data.size": (224, 224),
     "precision": ("bfloat16", "bfloat16"),
 }
@@ -82,7 +82,7 @@ def test_values_are_those_of_the_table(recipe):
     assert cfg.noise.to_dict() == {"kind": "symmetric", "rate": 0.2}
     assert set(cfg.seeds.values()) == {3}
     assert flat.get("model.drop_rule", "linear") == ("linear", "uniform")[RECIPES.index(recipe)]
-    given = {k: v for k, v in cfg.augment.items() if k != "name"}
+    given = {k: v for k, v in cfg.task.augment.items() if k != "name"}
     assert augment.imagenet(size=cfg.data.size, **given).size == 224
 
 
@@ -114,8 +114,8 @@ def ten_losses(recipe, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", lambda **axes: one)
     made = train.setup(cfg)
     assert made.manifest.summary()["realised"] == pytest.approx(0.1, abs=1e-3)
-    state, losses = made.state, []
-    step = make_step(made.task, made.tx, state)
+    state, losses = init_state(made.plan), []
+    step = make_step(made.task, made.plan.tx, state)
     batches = train.train_batches(cfg, made, start=0, stop=10)
     for _, batch in zip(range(10), batches, strict=False):
         state, loss = step(state, sharding.to_global(batch, made.mesh))

@@ -75,13 +75,13 @@ def test_every_storage_gives_the_same_examples(roots, name):
 @pytest.mark.parametrize("name", STORAGES)
 def test_a_pickled_source_reads_alike_from_many_threads(roots, name):
     source = open_one(roots, name)
-    expected = source.take(np.arange(24))
+    expected = source.read(np.arange(24))
     copy = pickle.loads(pickle.dumps(source))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: copy[i % 24], range(96)))
+        found = list(pool.map(lambda i: copy.read([i % 24]), range(96)))
     for i, example in enumerate(found):
         assert example["id"] == expected["id"][i % 24]
-        assert np.array_equal(example["image"], expected["image"][i % 24])
+        assert np.array_equal(example["image"][0], expected["image"][i % 24])
 
 
 def test_the_index_of_shards_is_built_once_and_again_when_they_change(tmp_path):
@@ -141,7 +141,7 @@ def test_names_that_are_no_text_are_names_too():
     names = [b"caf\xe9.jpg", "café.jpg".encode()]
     found = listing.make_listing(names, [0, 1], ["a", "b"], "here")
     assert len(set(listing.ids_of(found, "here"))) == 2
-    source = images.ImageSource(types.SimpleNamespace(where="here", listing=found), None, 8, 16)
+    source = images.ImageSource(types.SimpleNamespace(where="here", listing=found), None, 8, 16, {})
     assert source.name(0).encode() == b"here: caf\\xe9.jpg"
 
 
@@ -248,7 +248,11 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
             {"path": roots["tfds:photos"]},
             path + "tfds has no prepared tfds:cars; .*prepare.py tfds:cars",
         ),
-        ("folder", {"path": roots["folder"], "task": "gender"}, "no task, got task 'gender'"),
+        (
+            "folder",
+            {"path": roots["folder"], "labels": "gender"},
+            "no domain and one labelling, got labels 'gender'",
+        ),
         ("folder", {"path": roots["folder"], "split": "train", "canvas": 8}, "canvas ≥ size"),
         ("digits", {"path": roots["folder"]}, "images on disk .--config.data.name=folder, tar"),
     ]
@@ -483,7 +487,7 @@ def test_taking_a_damaged_image_names_it(tmp_path):
     bad = tmp_path / "train" / source.storage.listing.names[2].decode()
     bad.write_bytes(b"")
     with pytest.raises(ValueError, match=f"{bad.name} cannot be read"):
-        source.take([1, 2])
+        source.read([1, 2])
 
 
 def test_a_selection_is_a_source_of_its_own(roots):
@@ -492,8 +496,8 @@ def test_a_selection_is_a_source_of_its_own(roots):
     part = source.select(rows)
     assert len(part) == 3
     assert part.num_classes == 3
-    for name, value in source.take(rows).items():
-        assert np.array_equal(part.take([0, 1, 2])[name], value)
+    for name, value in source.read(rows).items():
+        assert np.array_equal(part.read([0, 1, 2])[name], value)
     assert np.array_equal(part.ids, source.ids[rows])
     assert part.name(1) == source.name(3)
 
@@ -502,7 +506,7 @@ def test_reading_tfds_needs_no_tensorflow(roots):
     code = (
         "import sys; from noisy_fm import data; assert 'tensorflow_datasets' not in sys.modules;"
         f"s = data.load('tfds:photos', path={str(roots['tfds:photos'])!r}, split='train[:50%]');"
-        "s.take([0]); print(len(s), 'tensorflow' in sys.modules, 'jax' in sys.modules)"
+        "s.read([0]); print(len(s), 'tensorflow' in sys.modules, 'jax' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "12 False False"

@@ -77,8 +77,8 @@ def refused(name, path, words, split=None):
 
 def setup(name, path, split="train", eval_split="val", **changes):
     cfg = config.train()
-    cfg.data = {**cfg.data, "name": name, "path": str(path), "task": "", "domain": (), "size": 16}
-    cfg.split, cfg.eval_split, cfg.augment.name = split, eval_split, "imagenet"
+    cfg.data = {**cfg.data, "name": name, "path": str(path), "labels": "", "domain": (), "size": 16}
+    cfg.split, cfg.eval_split, cfg.task.augment.name = split, eval_split, "imagenet"
     cfg.model = {"name": "resnet10_narrow", "width": 4}
     cfg.batch_size = 8
     return train.setup(config.updated(cfg, changes))

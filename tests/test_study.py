@@ -86,7 +86,7 @@ def test_its_spectra_are_those_of_the_stored_features(done):
     assert of_all.value.item() == pytest.approx(sve, rel=1e-6)
     assert of_all.value.item() == pytest.approx(spectrum.summary(stored)["sve"])
     # F beside Z: on the images of the task that Z is of, and on no others.
-    source = data.load("emoji_domains", split="test", domain="noto", task="category", size=32)
+    source = data.load("emoji_domains", split="test", domain="noto", labels="category", size=32)
     store = open_store(cell / "emoji_domains-noto-test")
     images = stored[[list(store.ids).index(i) for i in source.ids]]
     assert 0 < len(images) == of_task.n.item() < len(stored)

@@ -1,16 +1,15 @@
 """A small labelled image set and model for the tests of training; not the thing under test."""
 
-import copy
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from noisy_fm import optim, sharding, tasks
+from noisy_fm import optim, sharding
+from noisy_fm.data import ArraySource, loader
 from noisy_fm.data import augment as augmentations
-from noisy_fm.data import loader
+from noisy_fm.tasks.classify import classify
 from noisy_fm.train import loop
 from noisy_fm.train.state import init_state, make_step, plan_state
 
@@ -18,36 +17,16 @@ RULES = ((".*", "fsdp"),)
 EVERYTHING = ((".*", 1.0),)
 
 
-class ToySource:
+def source_of(n: int = 64, seed: int = 0) -> ArraySource:
     """`n` 8×8 images whose class is the quadrant that is bright."""
-
-    label_names = ("a", "b", "c", "d")
-    num_classes = 4
-
-    def __init__(self, n: int = 64, seed: int = 0):
-        rng = np.random.default_rng(seed)
-        self.labels = rng.integers(0, 4, n).astype(np.int32)
-        self.ids = (1000 + np.arange(n)).astype(np.int64)
-        self.images = rng.integers(0, 100, (n, 8, 8, 3)).astype(np.uint8)
-        for image, label in zip(self.images, self.labels, strict=True):
-            y, x = divmod(int(label), 2)
-            image[4 * y : 4 * y + 4, 4 * x : 4 * x + 4] += 100
-
-    def __len__(self):
-        return len(self.labels)
-
-    def select(self, indices):
-        chosen = copy.copy(self)
-        chosen.images, chosen.labels = self.images[indices], self.labels[indices]
-        chosen.ids = self.ids[indices]
-        return chosen
-
-    def take(self, indices):
-        return {
-            "image": self.images[indices],
-            "label": self.labels[indices],
-            "id": self.ids[indices],
-        }
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, n).astype(np.int32)
+    ids = (1000 + np.arange(n)).astype(np.int64)
+    images = rng.integers(0, 100, (n, 8, 8, 3)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        y, x = divmod(int(label), 2)
+        image[4 * y : 4 * y + 4, 4 * x : 4 * x + 4] += 100
+    return ArraySource(images, ids, ids, {"label": labels}, ("a", "b", "c", "d"))
 
 
 class ToyNet(nn.Module):
@@ -71,7 +50,7 @@ class Seeds:
 
 def start(mesh, *, trainable=EVERYTHING, learning_rate=1e-2, augment="none", ema=False, model=None):
     """(task, tx, state) of a toy run on `mesh`."""
-    task = tasks.classify(
+    task = classify(
         model or ToyNet(),
         4,
         augment=augmentations.AUGMENTATIONS[augment](),
@@ -80,7 +59,7 @@ def start(mesh, *, trainable=EVERYTHING, learning_rate=1e-2, augment="none", ema
     plan = plan_state(
         task,
         lambda multipliers: optax.adamw(learning_rate),
-        ToySource().take(np.zeros(1, int)),
+        source_of().read(np.zeros(1, int)),
         mesh=mesh,
         trainable=trainable,
         rules=RULES,
@@ -98,7 +77,7 @@ def fit(mesh, steps, *, source=None, state=None, batches=None, ema=0.0, microbat
     task = poisoned(task, options.pop("poison", ()))
     state = fresh if state is None else state
     losses = []
-    source = source or ToySource()
+    source = source or source_of()
     if batches is None:
         batches = loader.train_batches(
             source, batch_size=16, seed=0, start=int(state.step), stop=steps
@@ -118,7 +97,7 @@ def fit(mesh, steps, *, source=None, state=None, batches=None, ema=0.0, microbat
 
 def poisoned(task, steps):
     """`task` whose loss is NaN on the batches that begin with the examples of these steps."""
-    batches = loader.train_batches(ToySource(), batch_size=16, seed=0, stop=max(steps, default=0))
+    batches = loader.train_batches(source_of(), batch_size=16, seed=0, stop=max(steps, default=0))
     first = jnp.array([b["id"][0] for i, b in enumerate(batches, 1) if i in steps], jnp.int32)
 
     def loss_fn(params, model_state, batch, key):

@@ -68,7 +68,7 @@ def report(
     """Compiles `config`'s training step for `devices`; plain numbers, bytes and seconds a chip."""
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_batch(config.batch_size // config.microbatches, mesh)
-    task = train.make_task(config, num_classes)
+    task = train.make_task(config, {"label_names": [str(i) for i in range(num_classes)]})
     example = example_batch(config)
     plan = train.plan_training(config, task, example, mesh=mesh, num_examples=num_examples)
     batch = {
@@ -110,7 +110,7 @@ def example_batch(config: ConfigDict) -> dict[str, np.ndarray]:
         "label": np.zeros(1, np.int32),
         "id": np.zeros(1, np.int32),
     }
-    if config.augment.name == "imagenet":
+    if config.task.augment.name == "imagenet":
         batch["extent"] = np.zeros((1, 2), np.int32)
     return batch
 

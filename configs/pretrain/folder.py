@@ -16,14 +16,14 @@ from noisy_fm.data import augment
 def get_config(arg: str = ""):
     args = config_lib.parse_arg(arg, noise_rate=0.0, seed=0, size=96)
     config = config_lib.train()
-    config.data = {**config.data, "name": "folder", "task": "", "size": args.size}
+    config.data = {**config.data, "name": "folder", "labels": "", "size": args.size}
     config.split, config.eval_split = "train", "val"
     config.noise.rate = args.noise_rate
     for name in config.seeds:
         config.seeds[name] = args.seed
     config.model.name = "resnet18"
-    config.normalize = {"mean": augment.IMAGENET_MEAN, "std": augment.IMAGENET_STD}
-    config.augment = {"name": "imagenet", "policy": "3a", "color_jitter": 0.3}
+    config.task.normalize = {"mean": augment.IMAGENET_MEAN, "std": augment.IMAGENET_STD}
+    config.task.augment = {"name": "imagenet", "policy": "3a", "color_jitter": 0.3}
     config.epochs, config.schedule.warmup_epochs = 30.0, 2.0
     config.optimizer.weight_decay = 0.05
     config.evaluators.memorised = True

@@ -24,9 +24,9 @@ from noisy_fm import recipes
 def get_config(arg: str = ""):
     config, args = recipes.imagenet(arg)
     config.model = {"name": "resnet50", "drop_path": 0.05, "remat": "none"}
-    config.loss.label_smoothing = 0.1
-    config.augment = {"name": "imagenet", "policy": "rand-m7-mstd0.5-inc1"}
-    config.mix.mixup, config.mix.cutmix = 0.2, 1.0
+    config.task.label_smoothing = 0.1
+    config.task.augment = {"name": "imagenet", "policy": "rand-m7-mstd0.5-inc1"}
+    config.task.mix.mixup, config.task.mix.cutmix = 0.2, 1.0
     config.batch_size, config.epochs = 2048, 600.0
     config.optimizer.weight_decay = 0.01
     # Not in the paper's table: the clip is the default of timm's LAMB, the rates are timm's A1's.

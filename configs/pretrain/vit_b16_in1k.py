@@ -34,8 +34,8 @@ def get_config(arg: str = ""):
     # Not in the paper's table, which says "mainly DeiT III": the same stochastic depth in every
     # block, 3-augment, its jitter, Mixup, CutMix and LayerScale's start are that recipe's, the
     # rates at both ends of the schedule DeiT's.
-    config.augment = {"name": "imagenet", "policy": "3a", "color_jitter": 0.3}
-    config.mix.mixup, config.mix.cutmix = 0.8, 1.0
+    config.task.augment = {"name": "imagenet", "policy": "3a", "color_jitter": 0.3}
+    config.task.mix.mixup, config.task.mix.cutmix = 0.8, 1.0
     config.batch_size, config.epochs = 4096, 300.0
     config.optimizer.weight_decay = 0.02
     config.clip = 1.0

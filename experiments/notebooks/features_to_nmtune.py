@@ -84,9 +84,9 @@ models = {f"γ = {rate}": pretrain(rate) for rate in (0.0, 0.3)}
 # tested on other concepts by Noto, *out of domain* (OOD) on the same ones as line art and in 3D.
 
 # %%
-learn = data.load("emoji_domains", domain="noto", split="train", task="category")
+learn = data.load("emoji_domains", domain="noto", split="train", labels="category")
 tests = {
-    domain: data.load("emoji_domains", domain=domain, split="test", task="category")
+    domain: data.load("emoji_domains", domain=domain, split="test", labels="category")
     for domain in ("noto", "lineart", "fluent3d")
 }
 x = {name: extract(trained, learn) for name, trained in models.items()}

@@ -45,8 +45,8 @@ config.cache_compilations()
 
 # %%
 DOMAINS = {"noto": "ID", "lineart": "OOD", "fluent3d": "OOD"}
-learn = data.load("emoji_domains", domain="noto", split="train", task="category")
-tests = {d: data.load("emoji_domains", domain=d, split="test", task="category") for d in DOMAINS}
+learn = data.load("emoji_domains", domain="noto", split="train", labels="category")
+tests = {d: data.load("emoji_domains", domain=d, split="test", labels="category") for d in DOMAINS}
 print(len(learn), "to learn from;", {domain: len(s) for domain, s in tests.items()}, "to test on")
 
 figure, panels = plt.subplots(len(tests), 8, figsize=(8, 3.2))

@@ -1,6 +1,8 @@
 """Data sets with stable ids, in memory or on disk, and the pipeline that batches them."""
 
+from noisy_fm.data.emoji_domains import LABELS
 from noisy_fm.data.images import ImageSource
-from noisy_fm.data.sources import TASKS, ArraySource, load, shared
+from noisy_fm.data.source import ArraySource, Source, Stored
+from noisy_fm.data.sources import load, shared
 
-__all__ = ["TASKS", "ArraySource", "ImageSource", "load", "shared"]
+__all__ = ["LABELS", "ArraySource", "ImageSource", "Source", "Stored", "load", "shared"]

@@ -5,12 +5,14 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from noisy_fm.data import decode
+from noisy_fm.data.source import EVALUATION, Columns, View, selected
 from noisy_fm.data.storage import TFDS, Listing, Storage, open_storage
 from noisy_fm.data.storage.listing import ids_of
 
@@ -19,27 +21,23 @@ ROWS_A_TASK = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImageSource:
-    """Labelled images in a `Storage`; examples are {"image", "label", "id"}.
+class ImageSource(Columns):
+    """Images in a `Storage`, decoded as they are read; see `Source`.
 
-    `take` gives the evaluation view, image uint8 [n size size 3]. `crops` gives the host's part of
-    random resized cropping: image uint8 [n canvas canvas 3], whose top left corner `extent` int32
-    [n 2] = (h, w) is the crop and whose rest is zero. What happens to unreadable files is up to the
-    caller: see `crops`.
+    The evaluation view is image uint8 [b size size 3]. The training view is the host's part of
+    random resized cropping: image uint8 [b canvas canvas 3], whose top left corner `extent` int32
+    [b 2] = (h, w) is the crop and whose rest is zero.
     """
 
     storage: Storage
     ids: np.ndarray  # int64 [n], the same in every storage: see `listing.ids_of`
     size: int
     canvas: int
+    columns: Mapping[str, Any]
     crop_fraction: float = 0.95
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int32 [n]."""
-        return self.storage.listing.labels
+    encoded = True
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -50,111 +48,106 @@ class ImageSource:
         return len(self.label_names)
 
     @property
+    def info(self) -> dict:
+        return {"label_names": list(self.label_names)}
+
+    @property
     def groups(self) -> np.ndarray:
         """int64 [n]: every example is a group of its own."""
         return self.ids
 
     @property
-    def captions(self) -> None:
-        return None
+    def origins(self) -> np.ndarray:
+        return getattr(self.storage, "places", self.ids)
 
-    @property
-    def meta(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict:
-        return {name: value[0] for name, value in self.take([index]).items()}
-
-    def name(self, index: int) -> str:
-        """Where the example comes from, for a reader of messages."""
-        file = self.storage.listing.names[index].decode(errors="backslashreplace")
+    def name(self, row: int) -> str:
+        file = self.storage.listing.names[row].decode(errors="backslashreplace")
         return f"{self.storage.where}: {file}"
 
-    def select(self, indices) -> "ImageSource":
-        """The examples at `indices` [m], in that order, as a source."""
-        rows = np.asarray(indices, np.int64)
-        return dataclasses.replace(self, storage=_Selection(self.storage, rows), ids=self.ids[rows])
+    def content(self, row: int) -> bytes | None:
+        try:
+            return self.storage.read(row)
+        except OSError:
+            return None
 
-    def take(self, indices, *, threads: int = 1, damaged: list[tuple[int, str]] | None = None):
-        """The evaluation views at `indices` [b] as a batch: image, label, id.
+    def nbytes(self, view: View) -> int:
+        return (self.size if view.places is None else self.canvas) ** 2 * 3
 
-        An unreadable file raises ValueError, or, if there is a list `damaged`, is replaced and
-        appended to it as in `crops`.
-        """
+    def select(self, rows) -> "ImageSource":
+        rows = np.asarray(rows, np.int64)
+        return dataclasses.replace(
+            self,
+            storage=_Selection(self.storage, rows),
+            ids=self.ids[rows],
+            columns=selected(self.columns, rows),
+        )
 
-        def render(index, row, out):
-            out["image"][row] = decode.evaluation_view(
-                self.storage.read(index), self.size, self.crop_fraction
-            )
-
-        out = {"image": np.zeros((len(indices), self.size, self.size, 3), np.uint8)}
-        return self._fill(out, indices, render, threads, damaged)
-
-    def crops(
-        self,
-        indices,
-        places,
-        *,
-        seed: int,
-        threads: int = 1,
-        damaged: list[tuple[int, str]] | None = None,
-        memory: "Canvases | None" = None,
-    ):
-        """A random crop of each example at `indices` [b] as a batch: image, extent, label, id.
-
-        `places` [b] are theirs in the endless training order; a box depends on (seed, place) and
-        the image's shape alone. An unreadable file raises ValueError, or, if there is a
-        list `damaged`, (index, reason) is appended to it and the storage's next readable example
-        stands in, with its own id and label. `memory` lends the canvases of batches long gone.
-        """
-        shape = (len(indices), self.canvas, self.canvas, 3)
-        image, before = (memory or Canvases()).lend(shape)
-        extent = np.zeros((len(indices), 2), np.int32)
-        first, last = int(np.min(places)), int(np.max(places))  # of one batch: near each other
-        draws = decode.uniforms(seed, first, last + 1 - first)[np.asarray(places) - first]
-
-        def render(index, row, out):
-            content = self.storage.read(index)
-            height, width = decode.random_crop(
-                content, draws[row], image[row], scale=self.scale, ratio=self.ratio
-            )
-            old_height, old_width = before[row]
-            image[row, height:old_height, :old_width] = 0
-            image[row, :height, width:old_width] = 0
-            before[row] = extent[row] = height, width
-
-        return self._fill({"image": image, "extent": extent}, indices, render, threads, damaged)
-
-    def _fill(self, out, indices: Sequence[int], render: Callable, threads: int, damaged):
-        used = np.array(indices, np.int64)
-
-        def rows(first):
-            for row in range(first, min(first + ROWS_A_TASK, len(used))):
-                used[row] = self._readable(int(used[row]), row, out, render, damaged)
-
-        tasks = range(0, len(used), ROWS_A_TASK)
-        if threads > 1:
-            list(pool(threads).map(rows, tasks))
+    def read(self, rows, view: View = EVALUATION, *, columns=("label",)) -> dict[str, np.ndarray]:
+        if view.places is None:
+            out, render = self._whole(rows)
         else:
-            list(map(rows, tasks))
-        return {**out, "label": self.labels[used], "id": self.ids[used]}
+            out, render = self._crops(rows, view)
+        used = self._fill(rows, render, view)
+        return {**out, **self.supervision(used, columns)}
 
-    def _readable(self, index, row, out, render, damaged) -> int:
-        """Renders example `index`, or the next that can be, into `row` and returns which."""
-        for candidate in range(index, index + MOST_IN_A_ROW):
+    def _whole(self, rows) -> tuple[dict[str, np.ndarray], Callable]:
+        image = np.zeros((len(rows), self.size, self.size, 3), np.uint8)
+
+        def render(row, place):
+            image[place] = decode.evaluation_view(
+                self.storage.read(row), self.size, self.crop_fraction
+            )
+
+        return {"image": image}, render
+
+    def _crops(self, rows, view: View) -> tuple[dict[str, np.ndarray], Callable]:
+        shape = (len(rows), self.canvas, self.canvas, 3)
+        image, before = (view.memory or Canvases()).lend(shape)
+        extent = np.zeros((len(rows), 2), np.int32)
+        first, last = int(np.min(view.places)), int(np.max(view.places))  # near each other
+        draws = decode.uniforms(view.seed, first, last + 1 - first)
+        draws = draws[np.asarray(view.places) - first]
+
+        def render(row, place):
+            content = self.storage.read(row)
+            height, width = decode.random_crop(
+                content, draws[place], image[place], scale=self.scale, ratio=self.ratio
+            )
+            old_height, old_width = before[place]
+            image[place, height:old_height, :old_width] = 0
+            image[place, :height, width:old_width] = 0
+            before[place] = extent[place] = height, width
+
+        return {"image": image, "extent": extent}, render
+
+    def _fill(self, rows: Sequence[int], render: Callable, view: View) -> np.ndarray:
+        """Renders every row into its place; returns which rows they are in the end [b]."""
+        used = np.array(rows, np.int64)
+
+        def some(first):
+            for place in range(first, min(first + ROWS_A_TASK, len(used))):
+                used[place] = self._readable(int(used[place]), place, render, view.damaged)
+
+        parts = range(0, len(used), ROWS_A_TASK)
+        if view.threads > 1:
+            list(pool(view.threads).map(some, parts))
+        else:
+            list(map(some, parts))
+        return used
+
+    def _readable(self, row: int, place: int, render: Callable, damaged) -> int:
+        """Renders example `row`, or the next that can be read, and returns which."""
+        for candidate in range(row, row + MOST_IN_A_ROW):
             candidate %= len(self)
             try:
-                render(candidate, row, out)
+                render(candidate, place)
                 return candidate
             except (decode.UnreadableError, OSError) as error:
                 if damaged is None:
                     raise ValueError(f"{self.name(candidate)} cannot be read: {error}") from None
                 damaged.append((candidate, str(error)))
         raise ValueError(
-            f"{MOST_IN_A_ROW} images in a row cannot be read, from {self.name(index)} on: "
+            f"{MOST_IN_A_ROW} images in a row cannot be read, from {self.name(row)} on: "
             f"{damaged[-1][1]}"
         )
 
@@ -226,7 +219,8 @@ def open_images(
     if not path and not name.startswith(TFDS):
         raise ValueError(f"{name}: path is missing; expected where the images lie")
     storage = open_storage(name, path, split)
-    return ImageSource(storage, ids_of(storage.listing, storage.where), size, canvas)
+    ids, columns = ids_of(storage.listing, storage.where), {"label": storage.listing.labels}
+    return ImageSource(storage, ids, size, canvas, columns)
 
 
 def pool(threads: int) -> ThreadPoolExecutor:

@@ -10,7 +10,7 @@ import queue
 import re
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from absl import flags, logging
 
 from noisy_fm.data.images import Canvases
 from noisy_fm.data.order import shuffled
+from noisy_fm.data.source import EVALUATION, Source, View
 
 FEW = 3  # damaged examples that never stop a run, however small the data
 LISTED = 20  # damaged examples that are named as they are met
@@ -105,13 +106,13 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
 
 def train_batches(
-    source,
+    source: Source,
     *,
     batch_size: int,
     seed: int,
     start: int = 0,
     stop: int,
-    corrupt: Callable[[Mapping], Mapping] | None = None,
+    columns: Sequence[str] = ("label",),
     rows: np.ndarray | None = None,
     threads: int | None = None,
     buffer: int = 4,
@@ -123,9 +124,9 @@ def train_batches(
 
     Each epoch is a new permutation of the examples; epochs run into one another, so every batch
     has the same size. With `repeats` r an epoch is as long, of the permutation's first 1/r, each
-    r times in a row (repeated augmentation, Hoffer et al. 2020, in DeiT's form). `corrupt` maps a
-    batch to a batch (noise). `rows` are the positions in each global batch that this host reads
-    (None: all).
+    r times in a row (repeated augmentation, Hoffer et al. 2020, in DeiT's form). `columns` are what
+    a batch holds besides image and id. `rows` are the positions in each global batch that this host
+    reads (None: all).
 
     Images on disk are decoded by `threads` (None: one a core) in this process or, with
     `workers`, in each of so many others, which share nothing with it and start afresh; `buffer`
@@ -135,21 +136,21 @@ def train_batches(
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; expected at least 1")
     fetch = _Fetch(
-        source, batch_size, seed, _rows(batch_size, rows), corrupt, repeats,
+        source, batch_size, seed, _rows(batch_size, rows), columns, repeats,
         _threads(source, threads, workers),
     )  # fmt: skip
     dataset = grain.MapDataset.range(start, stop).map(fetch)
-    pixels = source.canvas**2 * 3 if _on_disk(source) else source.images[0].size
+    nbytes = len(fetch.rows) * source.nbytes(View(places=fetch.rows))
     return _stream(
-        dataset, source, damage, nbytes=len(fetch.rows) * pixels, buffer=buffer, workers=workers,
-        threads=threads,
-    )  # fmt: skip
+        dataset, source, damage, nbytes=nbytes, buffer=buffer, workers=workers, threads=threads
+    )
 
 
 def eval_batches(
-    source,
+    source: Source,
     *,
     batch_size: int,
+    columns: Sequence[str] = ("label",),
     rows: np.ndarray | None = None,
     threads: int | None = None,
     buffer: int = 4,
@@ -162,28 +163,28 @@ def eval_batches(
     """
     steps = -(-len(source) // batch_size)
     fetch = _FetchInOrder(
-        source, batch_size, _rows(batch_size, rows), _threads(source, threads, workers)
+        source, batch_size, _rows(batch_size, rows), columns, _threads(source, threads, workers)
     )
-    if not _on_disk(source):
+    if not source.encoded:
         return Batches((fetch(step) for step in range(steps)), source, damage)
     dataset = grain.MapDataset.range(steps).map(fetch)
-    nbytes = len(fetch.rows) * source.size**2 * 3
+    nbytes = len(fetch.rows) * source.nbytes(EVALUATION)
     return _stream(
         dataset, source, damage, nbytes=nbytes, buffer=buffer, workers=workers, threads=threads
     )
 
 
-def example(source) -> Mapping[str, np.ndarray]:
+def example(source: Source, columns: Sequence[str] = ("label",)) -> dict[str, np.ndarray]:
     """A batch of one example that can be read: what evaluation batches are made of."""
-    return source.take(np.zeros(1, int), **({"damaged": []} if _on_disk(source) else {}))
+    return source.read(np.zeros(1, int), View(damaged=[]), columns=columns)
 
 
 class _Fetch:
     """step → (this host's rows of the training batch, the damaged), as a value to pickle."""
 
-    def __init__(self, source, batch_size, seed, rows, corrupt, repeats, threads):
+    def __init__(self, source, batch_size, seed, rows, columns, repeats, threads):
         self.source, self.batch_size, self.seed, self.rows = source, batch_size, seed, rows
-        self.corrupt, self.repeats, self.threads = corrupt, repeats, threads
+        self.columns, self.repeats, self.threads = columns, repeats, threads
         self.canvases = Canvases()
 
     def __call__(self, step: int) -> tuple[Mapping[str, np.ndarray], list]:
@@ -192,38 +193,26 @@ class _Fetch:
         places = epochs * len(self.source) + places // self.repeats
         indices = shuffled(places, len(self.source), self.seed)
         damaged: list[tuple[int, str]] = []
-        if not _on_disk(self.source):
-            batch = self.source.take(indices)
-        else:
-            batch = self.source.crops(
-                indices, positions, seed=self.seed, threads=self.threads,
-                damaged=damaged, memory=self.canvases,
-            )  # fmt: skip
-        return (self.corrupt(batch) if self.corrupt else batch), damaged
+        view = View(positions, self.seed, self.threads, damaged, self.canvases)
+        return self.source.read(indices, view, columns=self.columns), damaged
 
 
 class _FetchInOrder:
     """step → (this host's rows of the evaluation batch, the damaged)."""
 
-    def __init__(self, source, batch_size, rows, threads):
+    def __init__(self, source, batch_size, rows, columns, threads):
         self.source, self.batch_size, self.rows = source, batch_size, rows
-        self.threads = threads
+        self.columns, self.threads = columns, threads
 
     def __call__(self, step: int) -> tuple[Mapping[str, np.ndarray], list]:
         indices = step * self.batch_size + self.rows
         real = indices < len(self.source)
         indices = np.where(real, indices, 0)
         damaged: list[tuple[int, str]] = []
-        if not _on_disk(self.source):
-            batch = self.source.take(indices)
-        else:
-            batch = self.source.take(indices, threads=self.threads, damaged=damaged)
-            real &= batch["id"] == self.source.ids[indices]
+        view = View(threads=self.threads, damaged=damaged)
+        batch = self.source.read(indices, view, columns=self.columns)
+        real &= batch["id"] == self.source.ids[indices]
         return {**batch, "mask": real.astype(np.float32)}, damaged
-
-
-def _on_disk(source) -> bool:
-    return hasattr(source, "crops")
 
 
 def _rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
@@ -248,7 +237,7 @@ def _stream(dataset, source, damage, *, nbytes, buffer, workers, threads) -> Bat
     `nbytes` are a batch's.
     """
     # An image batch is filled by many threads at once; a second one is begun before it is full.
-    readers = 2 if _on_disk(source) else max(1, threads or 1)
+    readers = 2 if source.encoded else max(1, threads or 1)
     options = grain.ReadOptions(num_threads=readers, prefetch_buffer_size=max(buffer, readers))
     if workers:
         _check_shared_memory(nbytes, workers, max(1, buffer // workers))
@@ -344,17 +333,3 @@ def to_device(
     finally:
         ended.set()
         thread.join()
-
-
-def relabel(ids: np.ndarray, labels: np.ndarray) -> Callable[[Mapping], dict]:
-    """A corruption for `train_batches`: the example with id `ids[i]` gets `labels[i]`."""
-    order = np.argsort(ids)
-    sorted_ids, sorted_labels = ids[order], labels[order]
-
-    def corrupt(batch: Mapping) -> dict:
-        rows = np.minimum(np.searchsorted(sorted_ids, batch["id"]), len(sorted_ids) - 1)
-        if not np.array_equal(sorted_ids[rows], batch["id"]):
-            raise ValueError("a batch has examples whose ids the noise was not drawn for")
-        return {**batch, "label": sorted_labels[rows]}
-
-    return corrupt

@@ -1,60 +1,58 @@
-"""What a config asks for, built: data with its noise, model and loss, optimiser, fresh state."""
+"""What a config asks for, planned: data with its noise, task, optimiser, the state's layout."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
 from ml_collections import ConfigDict
 
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
-from noisy_fm import models, noise, optim, sharding, tasks
-from noisy_fm.data import augment, loader
+from noisy_fm import noise, optim, sharding, tasks
+from noisy_fm.corruptions import CORRUPTIONS
+from noisy_fm.data import loader
 from noisy_fm.data.storage.labels import appearance
+from noisy_fm.messages import require_known
 from noisy_fm.train import writers
-from noisy_fm.train.state import StatePlan, TrainState, init_state, plan_state
+from noisy_fm.train.state import StatePlan, plan_state
 
 
 class Setup(NamedTuple):
-    """A run made from a config, ready for `fit`; `state` is fresh, `manifest` is its noise."""
+    """What a run will be, planned: nothing is computed, and nothing held but the examples' columns.
+
+    `source` is trained on: `clean` with what `manifest` says made wrong. `plan` has the shapes and
+    layout of the state, the function that makes it, and its optimiser.
+    """
 
     task: tasks.Task
-    tx: optax.GradientTransformation
-    state: TrainState
+    plan: StatePlan
     mesh: jax.sharding.Mesh
-    source: Any
-    eval_source: Any
+    clean: data_lib.Source
+    source: data_lib.Source
+    eval_source: data_lib.Source
     manifest: noise.Manifest
-    labels: np.ndarray
     steps: int
+    steps_per_epoch: int
 
 
 def setup(config: ConfigDict) -> Setup:
-    """Builds data, noise, model, optimiser and state; raises one clear line for what cannot be."""
+    """Plans data, noise, task and state; raises one clear line for what cannot be."""
     config_lib.check_train(config)
     writers.check(config.writers)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size // config.microbatches, mesh)
-    source, eval_source = (load_split(config, s) for s in (config.split, config.eval_split))
-    check_splits(config, source, eval_source)
-    if hasattr(source, "crops") and config.augment.name != "imagenet":
-        raise ValueError(
-            f"config.augment.name is {config.augment.name!r}; images on disk come as crops to be "
-            "resized, so expected 'imagenet' (start from configs/pretrain/folder.py)"
-        )
-    labels, manifest = corrupted(config, source)
-    task = make_task(config, source.num_classes)
-    example = loader.example(eval_source)
+    clean, eval_source = (load_split(config, s) for s in (config.split, config.eval_split))
+    check_splits(config, clean, eval_source)
+    task = make_task(config, clean.info)
+    source, manifest = corrupted(config, clean, task)
+    example = loader.example(eval_source, task.columns)
     plan = plan_training(config, task, example, mesh=mesh, num_examples=len(source))
-    steps, _ = config_lib.num_steps(config, len(source))
+    steps, steps_per_epoch = config_lib.num_steps(config, len(source))
     if config.profile and config.profile[1] > steps:
         raise ValueError(f"config.profile is {config.profile}; training has {steps} steps")
-    state = init_state(plan)
-    return Setup(task, plan.tx, state, mesh, source, eval_source, manifest, labels, steps)
+    return Setup(task, plan, mesh, clean, source, eval_source, manifest, steps, steps_per_epoch)
 
 
 def check_splits(config: ConfigDict, source, eval_source) -> None:
@@ -63,7 +61,7 @@ def check_splits(config: ConfigDict, source, eval_source) -> None:
     What it cannot be sure of (a class with no image in one of them), it says.
     """
     where = f"config.split {config.split!r}", f"config.eval_split {config.eval_split!r}"
-    ours, theirs = source.label_names, eval_source.label_names
+    ours, theirs = (one.info["label_names"] for one in (source, eval_source))
     if config.split == config.eval_split:
         raise ValueError(
             f"config.split and config.eval_split are both {config.split!r}; expected two splits, "
@@ -84,13 +82,12 @@ def check_splits(config: ConfigDict, source, eval_source) -> None:
             f"{where[0]} has one class only, {ours[0]!r}; expected two or more to tell apart"
         )
     if both := data_lib.shared(source, eval_source):
-        name = source.name(both[0]) if hasattr(source, "name") else f"id {source.ids[both[0]]}"
         raise ValueError(
-            f"{where[0]} and {where[1]} have images in common ({len(both)} found, as {name}); "
-            "expected two splits without"
+            f"{where[0]} and {where[1]} have images in common ({len(both)} found, as "
+            f"{source.name(both[0])}); expected two splits without"
         )
     for place, one in zip(where, (source, eval_source), strict=True):
-        counts = np.bincount(one.labels, minlength=len(ours))
+        counts = np.bincount(one.columns["label"], minlength=len(ours))
         empty = [name for name, count in zip(ours, counts, strict=True) if not count]
         if empty:
             logging.warning(
@@ -142,59 +139,39 @@ def load_split(config: ConfigDict, split: str):
         raise ValueError(f"config.data: {error}") from None
 
 
-def corrupted(config: ConfigDict, source) -> tuple[np.ndarray, noise.Manifest]:
-    """(labels, manifest) of `source` under `config.noise`."""
+def corrupted(
+    config: ConfigDict, source: data_lib.Source, task: tasks.Task
+) -> tuple[data_lib.Source, noise.Manifest]:
+    """(`source` under `config.noise`, what it changed).
+
+    Raises ValueError, one line, for noise that cannot be, or that changes nothing that is learned.
+    """
     arguments = dict(config.noise)
-    rate = arguments.pop("rate")
-    given = ("labels", "num_classes", "ids", "seed")
-    config_lib.check_arguments(noise.flip_labels, arguments, where="config.noise", given=given)
-    chosen = np.ravel(arguments.get("classes") or ())
-    if chosen.dtype.kind == "i" and chosen.max() >= source.num_classes:
-        raise ValueError(
-            f"config.noise.classes go up to {chosen.max()}, and the data have {source.num_classes} "
-            "classes; expected some of theirs (those of noise_kind=subset are ImageNet-1K's)"
-        )
+    kind, rate = arguments.pop("kind"), arguments.pop("rate")
+    corrupt = CORRUPTIONS[require_known("config.noise.kind", kind, CORRUPTIONS)]
+    given = ("source", "rate", "seed")
+    config_lib.check_arguments(corrupt, arguments, where="config.noise", given=given)
     try:
-        labels, manifest = noise.flip_labels(
-            source.labels,
-            source.num_classes,
-            rate,
-            ids=source.ids,
-            seed=config.seeds.noise,
-            **arguments,
-        )
+        found, manifest = corrupt(source, rate, seed=config.seeds.noise, **arguments)
     except (ValueError, TypeError) as error:
         raise type(error)(f"config.noise: {error}") from None
-    if rate and not manifest.base:
+    if all(found.columns[name] is source.columns[name] for name in task.columns):
         raise ValueError(
-            f"config.noise.rate {rate} flips no label: no example is of config.noise.classes"
+            f"config.noise.kind is {kind!r}, which leaves {' and '.join(task.columns)} alone, and "
+            f"config.task.name {config.task.name!r} learns no other column"
         )
-    return labels, manifest
+    return found, manifest
 
 
-def make_task(config: ConfigDict, num_classes: int) -> tasks.Task:
-    """The config's model and loss as a Task; modules without a trainable parameter are frozen."""
-    arguments = dict(config.model)
-    if {"dtype", "num_classes"} & set(arguments):
-        raise ValueError("config.model sets dtype or num_classes; use config.precision and data")
-    model = models.create(
-        arguments.pop("name"), num_classes, dtype=jnp.dtype(config.precision), **arguments
-    )
-    arguments = dict(config.augment)
-    make_augment = augment.AUGMENTATIONS[arguments.pop("name")]
-    config_lib.check_arguments(make_augment, arguments, where="config.augment", given=("size",))
-    if config.augment.name == "imagenet":
-        arguments["size"] = config.data.size
-    return tasks.classify(
-        model,
-        num_classes,
-        loss=config.loss.name,
-        label_smoothing=config.loss.label_smoothing,
-        augment=make_augment(**arguments),
-        mix=config.mix,
-        normalize=config.normalize,
-        frozen=lambda module: optim.frozen(f"{module}/scale", config.trainable),
-    )
+def make_task(config: ConfigDict, info: Mapping) -> tasks.Task:
+    """The config's task, for data of which `info` is known."""
+    task = tasks.TASKS[config.task.name].make(config, info)
+    if config.microbatches > 1 and not task.splits:
+        raise ValueError(
+            f"config.microbatches is {config.microbatches}; expected 1, as the loss of "
+            f"config.task.name {config.task.name!r} compares all examples of a batch"
+        )
+    return task
 
 
 def train_batches(
@@ -215,7 +192,7 @@ def train_batches(
         seed=config.seeds.order,
         start=start,
         stop=stop,
-        corrupt=loader.relabel(made.source.ids, made.labels),
+        columns=made.task.columns,
         rows=sharding.host_rows(made.mesh, config.batch_size),
         repeats=config.repeats,
         workers=config.loader.workers,

@@ -38,14 +38,15 @@ def validation(task, source, **layout) -> Evaluator:
     return evaluate
 
 
-def memorised(task, source, given: np.ndarray, *, most: int, **layout) -> Evaluator:
+def memorised(task, clean, source, *, most: int, **layout) -> Evaluator:
     """How many of the wrong labels were learned, and how many resisted.
 
-    `given` [n] are the labels trained on, `source.labels` the true ones. Of (a sample of) the
-    examples where they differ, `memorised` is the share predicted as given, `resisted` as true.
+    `source` has the labels trained on, `clean` the true ones. Of (a sample of) the examples where
+    they differ, `memorised` is the share predicted as given, `resisted` as true.
     """
-    rows = sample(np.flatnonzero(given != source.labels), most)
-    chosen = source.select(rows)
+    given, true = (one.columns["label"] for one in (source, clean))
+    rows = sample(np.flatnonzero(given != true), most)
+    chosen = clean.select(rows)
     predict = features.predictor(task, keep=("prediction", "mask"), **layout)
 
     def evaluate(step, state):
@@ -54,7 +55,7 @@ def memorised(task, source, given: np.ndarray, *, most: int, **layout) -> Evalua
         read, found = readable(predict(state.variables, chosen))
         return {
             "memorised": float(np.mean(found["prediction"] == given[rows][read])),
-            "resisted": float(np.mean(found["prediction"] == chosen.labels[read])),
+            "resisted": float(np.mean(found["prediction"] == true[rows][read])),
         }
 
     return evaluate
@@ -118,7 +119,7 @@ def probe(
 
     def read(variables, part):
         rows, found = readable(predict(variables, part))
-        return found[name].astype(np.float64), part.labels[rows]
+        return found[name].astype(np.float64), part.columns["label"][rows]
 
     def evaluate(step, state):
         from sklearn.linear_model import RidgeClassifierCV

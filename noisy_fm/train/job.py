@@ -17,7 +17,7 @@ from noisy_fm import config as config_lib
 from noisy_fm.data import loader
 from noisy_fm.train import evaluators, flops, loop, pictures, writers
 from noisy_fm.train.build import Setup, setup, train_batches
-from noisy_fm.train.state import TrainState, abstract, make_step
+from noisy_fm.train.state import TrainState, abstract, init_state, make_step
 
 PREVIEW = 32  # augmented training examples shown in the log
 
@@ -35,17 +35,13 @@ def make_evaluators(config: ConfigDict, made: Setup) -> list[evaluators.Evaluato
     chosen = [evaluators.validation(made.task, made.eval_source, **layout)]
     most = wanted.examples
     if wanted.memorised:
-        chosen.append(
-            evaluators.memorised(made.task, made.source, made.labels, most=most, **layout)
-        )
-    named = {"variables": made.state.variables, "most": most, **layout}
+        chosen.append(evaluators.memorised(made.task, made.clean, made.source, most=most, **layout))
+    named = {"variables": made.plan.shapes.variables, "most": most, **layout}
     if wanted.spectrum:
         chosen.append(evaluators.spectra(made.task, made.eval_source, wanted.spectrum, **named))
     if wanted.probe:
         chosen.append(
-            evaluators.probe(
-                made.task, made.source, made.eval_source, feature=wanted.probe, **named
-            )
+            evaluators.probe(made.task, made.clean, made.eval_source, feature=wanted.probe, **named)
         )
     return chosen
 
@@ -54,7 +50,7 @@ def identity(*sources) -> str:
     """Twelve hex digits for which examples there are and how they are truly labelled."""
     digest = hashlib.sha256()
     for source in sources:
-        for column in (source.ids.astype("<i8"), source.labels.astype("<i4")):
+        for column in (source.ids.astype("<i8"), source.columns["label"].astype("<i4")):
             digest.update(column.tobytes())
     return digest.hexdigest()[:12]
 
@@ -75,18 +71,16 @@ class Run:
             "config": plain,
             "config_hash": config_lib.hash_of(config),
             "manifest_hash": made.manifest.hash,
-            "data_hash": identity(made.source, made.eval_source),
+            "data_hash": identity(made.clean, made.eval_source),
+            "info": made.clean.info,
             **checkpoint.provenance(),
         }
         self.saver = checkpoint.Checkpointer(
             self.folder / "checkpoints", keep=config.keep_checkpoints, best=config.keep_best
         )
-        target = abstract(made.state)
-        if self.saver.steps:  # there may be no room for two states
-            jax.tree.map(lambda leaf: leaf.delete(), made.state)
-        found = self.saver.restore(target)
+        found = self.saver.restore(made.plan.shapes)
         self.state: TrainState
-        self.state, before = found or (made.state, self.meta)
+        self.state, before = found or (init_state(made.plan), self.meta)
         for key in ("manifest_hash", "data_hash"):
             if before.get(key, self.meta[key]) != self.meta[key]:
                 raise ValueError(
@@ -181,18 +175,12 @@ class Run:
         batches.close()
         with jax.set_mesh(made.mesh):  # all of it, as examples are mixed with any others
             whole = sharding.to_global(batch, made.mesh)
-            key = jax.random.key(config.seeds.dropout)
-            shown = jax.jit(made.task.prepare_fn)(whole, key)["image"][:PREVIEW]
-        batch = {name: value[:PREVIEW] for name, value in batch.items()}
-        truth = loader.relabel(made.source.ids, made.source.labels)(batch)["label"]
-        names = made.source.label_names
-        captions = [
-            (names[given],) if given == true else (names[given], f"is {names[true]}")
-            for given, true in zip(batch["label"], truth, strict=True)
-        ]
-        self.writers.image(
-            self.start, "train/examples", pictures.contact_sheet(np.asarray(shown), captions)
-        )
+            prepared = jax.jit(made.task.prepare_fn)(whole, jax.random.key(config.seeds.dropout))
+        shown = ({k: v[:PREVIEW] for k, v in some.items()} for some in (batch, prepared))
+        true = made.clean.supervision(made.clean.rows_of(batch["id"][:PREVIEW]), made.task.columns)
+        pixels, captions = made.task.preview_fn(*shown, true)
+        sheet = pictures.contact_sheet(np.asarray(pixels), captions)
+        self.writers.image(self.start, "train/examples", sheet)
 
     def result(self, state: TrainState) -> dict:
         """What result.json says of the finished run."""
@@ -231,6 +219,9 @@ def _run(config: ConfigDict, made: Setup, here: Run, name: str) -> tuple[TrainSt
         return state, made, files.read_json(stored)
     if hosts.first():  # what may change on resume may have
         files.write_json(here.folder / "config.json", here.meta["config"])
+    often = functools.partial(
+        config_lib.often, steps=made.steps, steps_per_epoch=made.steps_per_epoch
+    )
     profile = None
     if config.profile:
         profile = loop.Profile(here.folder / "profile", *config.profile)
@@ -240,7 +231,7 @@ def _run(config: ConfigDict, made: Setup, here: Run, name: str) -> tuple[TrainSt
             state = loop.fit(
                 make_step(
                     made.task,
-                    made.tx,
+                    made.plan.tx,
                     state,
                     microbatches=config.microbatches,
                     ema=config.ema,
@@ -249,13 +240,13 @@ def _run(config: ConfigDict, made: Setup, here: Run, name: str) -> tuple[TrainSt
                 here.batches,
                 steps=made.steps,
                 mesh=made.mesh,
-                log_every=config.log_every,
+                log_every=often(config.log_every),
                 on_log=here.log,
                 save=here.save,
                 save_every=config.checkpoint_every,
                 save_minutes=config.checkpoint_minutes,
                 evaluate=here.evaluate,
-                eval_every=config.eval_every,
+                eval_every=0 if config.eval_every < 0 else often(config.eval_every),
                 max_skipped=config.max_skipped,
                 on_skip=here.keep_batch,
                 stall_seconds=config.stall_seconds,

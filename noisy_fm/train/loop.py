@@ -19,6 +19,7 @@ from noisy_fm.progress import Progress
 from noisy_fm.signals import StopSignals
 from noisy_fm.train.state import TrainState, shardings
 
+ASK_EVERY = 20  # steps between two askings of all hosts whether to save
 IN_FLIGHT = 2  # steps handed to the device before the host waits for the oldest
 
 
@@ -32,7 +33,7 @@ def fit(
     log_every: int = 50,
     on_log: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     save: Callable[[int, TrainState], None] = lambda step, state: None,
-    save_every: int = 500,
+    save_every: int = 0,
     save_minutes: float = 0.0,
     evaluate: Callable[[int, TrainState], str] = lambda step, state: "",
     eval_every: int = 0,
@@ -46,8 +47,8 @@ def fit(
 
     `batches` starts at `state.step` and holds this host's share of each global batch. `on_log`
     gets the means since the last log. `evaluate` returns a note to show. `save` is called every
-    `save_every` steps, at a log line once `save_minutes` have passed, at the end, if `evaluate`
-    fails, and when Ctrl-C or a signal of `signals.STOP` asks to stop (which then raises).
+    `save_every` steps, every `save_minutes` (0: not by them), at the end, if `evaluate` fails, and
+    when Ctrl-C or a signal of `signals.STOP` asks to stop (which then raises).
     `on_skip` gets each batch whose loss or update was not finite, and returns where it put it;
     more than `max_skipped` of them raise FloatingPointError. After `stall_seconds` without a step
     a line says what is waited for.
@@ -78,7 +79,8 @@ def fit(
             last, logs = step == steps, not step % log_every
             evaluates = last or (eval_every and not step % eval_every)
             asked = signals.asked(step)
-            saves = last or asked or not step % save_every or (logs and clock.save_is_due())
+            saves = last or asked or (save_every and not step % save_every)
+            saves = saves or clock.save_is_due(step)
             while in_flight and (saves or logs or evaluates or len(in_flight) > IN_FLIGHT):
                 skips.check(*in_flight.popleft())
             note = ""
@@ -163,9 +165,12 @@ class Clock:
         self.began, self.waited, self.steps = now, 0.0, steps
         return rates
 
-    def save_is_due(self) -> bool:
-        """Whether `save_minutes` have passed since the last save, by the first host's clock."""
-        if not self.save_seconds:
+    def save_is_due(self, step: int) -> bool:
+        """Whether `save_minutes` have passed since the last save, by the first host's clock.
+
+        Several hosts ask one another, which takes time, only every `ASK_EVERY` steps.
+        """
+        if not self.save_seconds or (jax.process_count() > 1 and step % ASK_EVERY):
             return False
         due = time.perf_counter() - self.last_save > self.save_seconds
         if jax.process_count() > 1:

@@ -23,6 +23,7 @@ from bench import Case
 
 from noisy_fm import data
 from noisy_fm.data import decode, loader
+from noisy_fm.data.source import View
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 LABELS = 10
@@ -142,7 +143,7 @@ class _Crops:
         return len(self.source)
 
     def __getitem__(self, index):
-        batch = self.source.crops([index], [index], seed=0)
+        batch = self.source.read([index], View(places=np.array([index])))
         return {name: value[0] for name, value in batch.items()}
 
 

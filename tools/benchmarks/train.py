@@ -53,13 +53,13 @@ def step_case(measure, args) -> Case:
     with config.unlocked():
         config.model = {"name": args.model}
         config.precision, config.batch_size = args.precision, args.batch
-        config.augment.name = "none"
+        config.task.augment.name = "none"
         config.optimizer.learning_rate = 1e-5
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (args.batch, args.size, args.size, 3)).astype(np.uint8)
     batch = {"image": images, "label": random.integers(0, 1000, args.batch).astype(np.int32)}
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    task = train.make_task(config, 1000)
+    task = train.make_task(config, {"label_names": [str(i) for i in range(1000)]})
     plan = train.plan_training(config, task, batch, mesh=mesh, num_examples=100 * args.batch)
     state, resident = init_state(plan), sharding.to_global(batch, mesh)
     step = make_step(task, plan.tx, state)
@@ -156,9 +156,8 @@ def loop_cases(measure, args) -> list[Case]:
             batch_size=config.batch_size,
             seed=0,
             stop=args.steps,
-            corrupt=loader.relabel(made.source.ids, made.labels),
         )
-        state = jax.tree.map(lambda leaf: leaf.copy(), made.state)
+        state = init_state(made.plan)
         clock, wait = time.perf_counter(), 0.0
         with jax.set_mesh(made.mesh):
             for batch in batches:
@@ -171,14 +170,14 @@ def loop_cases(measure, args) -> list[Case]:
 
     def resident():
         """The step alone on one batch that is already on the device."""
-        state = jax.tree.map(lambda leaf: leaf.copy(), made.state)
+        state = init_state(made.plan)
         with jax.set_mesh(made.mesh):
             for _ in range(args.steps):
                 state, loss = step(state, fixed)
                 float(loss)
 
-    step = make_step(made.task, made.tx, made.state)
-    fixed = sharding.to_global(made.source.take(np.arange(config.batch_size)), made.mesh)
+    step = make_step(made.task, made.plan.tx, made.plan.shapes)
+    fixed = sharding.to_global(made.source.read(np.arange(config.batch_size)), made.mesh)
     case = measure("loop", loop, {"resident batch": resident})
     images = args.steps * config.batch_size
     wait = float(np.median(waits[1:]))

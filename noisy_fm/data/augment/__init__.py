@@ -14,12 +14,16 @@ from noisy_fm.data.augment.mix import check_mix, mix
 
 def _none():
     """The images as they are."""
-    return lambda key, batch: _whole(batch).astype(jnp.float32)
+    return lambda key, batch: {**batch, "image": _whole(batch).astype(jnp.float32)}
 
 
 def _flip_crop(*, pad: int = 4):
     """`flip_crop`."""
-    return lambda key, batch: flip_crop(_whole(batch), key, pad=pad).astype(jnp.float32)
+
+    def augment(key, batch):
+        return {**batch, "image": flip_crop(_whole(batch), key, pad=pad).astype(jnp.float32)}
+
+    return augment
 
 
 def _whole(batch):
@@ -30,8 +34,9 @@ def _whole(batch):
     return batch["image"]
 
 
-# name → factory(**arguments) → f(key, batch) → float32 images [n h w c] in 0..255. `batch` has
-# `image` uint8 [n s s c] and may have `extent` int32 [n 2]: the (h, w) of the crop at its top left.
+# name → factory(**arguments) → f(key, batch) → batch, whose images are float32 [n h w c] in 0..255.
+# They come as uint8 [n s s c]; `extent` int32 [n 2], if there is one, is the (h, w) of the crop at
+# the top left of each, and is used up.
 AUGMENTATIONS: dict[str, Callable] = {
     "none": _none,
     "flip_crop": _flip_crop,

@@ -38,7 +38,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageNet:
-    """An augmentation: (key, batch) → float32 images [n size size 3] in 0..255. See `imagenet`."""
+    """An augmentation, (key, batch) → batch: float32 images [n size size 3]. See `imagenet`."""
 
     size: int
     policy: RandAugment | ThreeAugment | None
@@ -100,7 +100,8 @@ class ImageNet:
 
         extent = batch.get("extent")
         axes = (0, 0, None if extent is None else 0)
-        return jax.vmap(one, axes)(self.keys(key, len(images)), images, extent)
+        images = jax.vmap(one, axes)(self.keys(key, len(images)), images, extent)
+        return {**{k: v for k, v in batch.items() if k != "extent"}, "image": images}
 
 
 def imagenet(

@@ -1,0 +1,197 @@
+"""Classification of images, under whatever labels their source has."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from clu import metrics as clu_metrics
+from ml_collections import ConfigDict
+
+from noisy_fm import config as config_lib
+from noisy_fm import losses, models, optim
+from noisy_fm.data import augment as augment_lib
+from noisy_fm.messages import require_known
+from noisy_fm.tasks.task import Task
+
+LOSSES = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
+MIX_MODES = ("batch", "elem")
+
+
+def defaults() -> dict:
+    """The keys of `config.task`."""
+    return {
+        "name": "classify",
+        "loss": "softmax",  # or "bce"
+        "label_smoothing": 0.0,
+        "normalize": {"mean": 0.5, "std": 0.5},  # of pixels in [0, 1]; one number or three
+        "augment": {"name": "flip_crop"},  # other keys go to what the name picks
+        # Arguments of `augment.mix`; `mixup` and `cutmix` are their Beta parameters, 0 is off.
+        "mix": {
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "mode": "batch",
+            "probability": 1.0,
+            "switch_probability": 0.5,
+            "groups": 1,  # runs of rows that mix among themselves; see `augment.mix`
+        },
+    }
+
+
+RANGES: tuple[config_lib.Range, ...] = (
+    (("task.mix.groups",), lambda v: isinstance(v, int) and v > 0, "a positive whole number"),
+    (("task.mix.mixup", "task.mix.cutmix"), lambda v: v >= 0, "0 or more"),
+    (("task.label_smoothing",), lambda v: 0 <= v < 1, "[0, 1)"),
+    (
+        ("task.mix.probability", "task.mix.switch_probability"),
+        lambda v: 0 <= v <= 1,
+        "[0, 1]",
+    ),
+)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises one clear line for what this task cannot be."""
+    task = config.task
+    require_known("config.task.loss", task.loss, LOSSES)
+    require_known("config.task.mix.mode", task.mix.mode, MIX_MODES)
+    require_known("config.task.augment.name", task.augment.name, augment_lib.AUGMENTATIONS)
+    config_lib.check_ranges(config, RANGES)
+    for key in ("normalize.mean", "normalize.std", "augment.color_jitter"):
+        group, _, name = key.partition(".")
+        config_lib.check_numbers(f"task.{key}", task[group].get(name, 1.0))
+    if config.batch_size % task.mix.groups:
+        raise ValueError(
+            f"config.batch_size is {config.batch_size}; expected a multiple of "
+            f"config.task.mix.groups ({task.mix.groups})"
+        )
+    arguments = {key: value for key, value in task.augment.items() if key != "name"}
+    factory = augment_lib.AUGMENTATIONS[task.augment.name]
+    config_lib.check_arguments(factory, arguments, where="config.task.augment", given=("size",))
+    if {"dtype", "num_classes"} & set(config.model):
+        raise ValueError("config.model sets dtype or num_classes; use config.precision and data")
+
+
+def make(config: ConfigDict, info: Mapping) -> Task:
+    """The config's model and loss for the classes `info["label_names"]`.
+
+    Modules without a trainable parameter are frozen.
+    """
+    num_classes = len(info["label_names"])
+    arguments = dict(config.model)
+    model = models.create(
+        arguments.pop("name"), num_classes, dtype=jnp.dtype(config.precision), **arguments
+    )
+    arguments = dict(config.task.augment)
+    factory = augment_lib.AUGMENTATIONS[arguments.pop("name")]
+    if config.task.augment.name == "imagenet":
+        arguments["size"] = config.data.size
+    return classify(
+        model,
+        num_classes,
+        label_names=info["label_names"],
+        loss=config.task.loss,
+        label_smoothing=config.task.label_smoothing,
+        augment=factory(**arguments),
+        mix=config.task.mix,
+        normalize=config.task.normalize,
+        frozen=lambda module: optim.frozen(f"{module}/scale", config.trainable),
+    )
+
+
+@flax.struct.dataclass
+class ClassifyMetrics(clu_metrics.Collection):
+    """Mean loss and accuracy over the (unmasked) examples."""
+
+    loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    accuracy: clu_metrics.Average.from_output("correct")  # type: ignore[valid-type]
+
+
+def classify(
+    model: nn.Module,
+    num_classes: int,
+    *,
+    label_names: Sequence[str] = (),
+    loss: str = "softmax",
+    label_smoothing: float = 0.0,
+    augment: Callable[[jax.Array, dict], dict] | None = None,
+    mix: Mapping[str, Any] | None = None,
+    normalize: Mapping[str, Any] | None = None,
+    frozen: Callable[[str], bool] | None = None,
+) -> Task:
+    """Classification of uint8 `image` [n h w c] into `label` [n].
+
+    `augment(key, batch)` gives the batch to train on; `mix` holds the arguments of `augment.mix`,
+    `normalize` those of `augment.normalize`. `frozen(path)` says which modules' BatchNorm must
+    use, and keep, its running statistics. `label_names` are for people.
+    """
+    per_example = LOSSES[loss]
+    mixes = bool(mix and (mix["mixup"] or mix["cutmix"]))
+
+    def pixels(images):
+        return augment_lib.normalize(images, **(normalize or {}))
+
+    def outputs(logits, batch, target):
+        prediction = jnp.argmax(logits, -1)
+        correct = (prediction == batch["label"]).astype(jnp.float32)
+        out = {"logits": logits, "prediction": prediction, "correct": correct}
+        # Mixed targets are smoothed where they are made.
+        smoothing = 0.0 if target.ndim > 1 else label_smoothing
+        out["loss"] = per_example(logits, target, label_smoothing=smoothing)
+        return {**out, **({"mask": batch["mask"]} if "mask" in batch else {})}
+
+    def init_fn(key, batch):
+        variables = model.init({"params": key}, pixels(batch["image"]), train=False)
+        return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+    def prepare_fn(batch, key):
+        key_augment, key_mix = jax.random.split(key)
+        if augment:
+            batch = augment(key_augment, batch)
+        if not mixes:
+            return batch
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], num_classes), label_smoothing)
+        images, targets = augment_lib.mix(key_mix, batch["image"], targets, **mix)
+        return {**batch, "image": images, "target": targets}
+
+    def loss_fn(params, model_state, batch, key):
+        with nn.intercept_methods(keep_statistics(frozen)):
+            (logits, _), new_state = model.apply(
+                {"params": params, **model_state},
+                pixels(batch["image"]),
+                train=True,
+                rngs={"dropout": key},
+                mutable=list(model_state),
+            )
+        out = outputs(logits.astype(jnp.float32), batch, batch.get("target", batch["label"]))
+        return losses.mean(out["loss"], batch.get("mask")), (new_state, out)
+
+    def predict_fn(params, model_state, batch):
+        images = pixels(batch["image"])
+        logits, features = model.apply({"params": params, **model_state}, images, train=False)
+        out = outputs(logits.astype(jnp.float32), batch, batch["label"])
+        return {**out, "features": features}
+
+    def preview_fn(batch, prepared, true):
+        names = label_names or [str(i) for i in range(num_classes)]
+        pairs = zip(batch["label"], true["label"], strict=True)
+        lines = [(names[a],) if a == b else (names[a], f"is {names[b]}") for a, b in pairs]
+        return np.asarray(prepared["image"]), lines
+
+    return Task(init_fn, prepare_fn, loss_fn, predict_fn, ClassifyMetrics, ("label",), preview_fn)
+
+
+def keep_statistics(frozen: Callable[[str], bool] | None):
+    """A linen interceptor: BatchNorm of frozen modules runs on its stored statistics."""
+
+    def interceptor(call, args, kwargs, context):
+        module = context.module
+        if frozen and isinstance(module, nn.BatchNorm) and frozen("/".join(module.path)):
+            kwargs = {**kwargs, "use_running_average": True}
+        return call(*args, **kwargs)
+
+    return interceptor
