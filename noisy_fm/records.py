@@ -144,21 +144,20 @@ def write_lines(path: Path, rows: list[dict]) -> None:
 def wrong_labels(cell) -> list[dict]:
     """A few images of the cell's training set whose label was flipped, as the report shows them."""
     made = train.setup(cell.config)
-    source, labels = made.clean, made.source.columns["label"]
-    flipped = np.flatnonzero(labels != source.labels)
+    source, names = made.clean, made.clean.info["label_names"]
+    given, true = (one.columns["label"] for one in (made.source, made.clean))
+    flipped = np.flatnonzero(given != true)
     chosen = np.random.default_rng(0).permutation(flipped)[:NUM_EXAMPLES]
     rows = []
-    for i in chosen:
+    for i, image in zip(chosen, source.read(chosen)["image"], strict=True):
         png = io.BytesIO()
-        Image.fromarray(source.images[i]).save(png, "PNG")
+        Image.fromarray(image).save(png, "PNG")
         rows.append(
             {
                 "image": base64.b64encode(png.getvalue()).decode(),
-                "true": source.label_names[source.labels[i]],
-                "given": source.label_names[labels[i]],
-                "concept": str(source.columns["caption"][i])
-                if "caption" in source.columns
-                else str(source.ids[i]),
+                "true": names[true[i]],
+                "given": names[given[i]],
+                "concept": str(source.columns.get("caption", source.ids)[i]),
                 "noise_rate": cell.rate,
             }
         )

@@ -8,6 +8,10 @@ import tarfile
 import numpy as np
 from PIL import Image
 
+from noisy_fm.data import prepare
+from noisy_fm.data.storage import FolderStorage
+
+STORAGES = ("folder", "tar", "array_record", "parquet", "tfds:photos")
 CLASSES = ("n01440764", "n01443537", "n02084071")
 
 
@@ -139,3 +143,18 @@ def tf_example(**features: bytes | int) -> bytes:
             feature = field(3, field(1, varint(value)))
         entries += field(1, field(1, key.encode()) + field(2, feature))
     return field(1, entries)
+
+
+def write_all(root) -> dict:
+    """The same 24 photographs in each of `STORAGES`: {name: path}."""
+    rows = examples()
+    write_folder(root / "folder", rows)
+    write_tar(root / "tar", rows)
+    (root / "tar" / "labels.txt").write_text("\n".join(CLASSES))
+    write_parquet(root / "parquet", rows)
+    write_tfds(root / "tfds", rows)
+    prepare.prepare(
+        FolderStorage(str(root / "folder"), "train"), root / "records", "train", shard_size=10
+    )
+    places = (root / name for name in ("folder", "tar", "records", "parquet", "tfds"))
+    return dict(zip(STORAGES, places, strict=True))

@@ -9,6 +9,7 @@ import pytest
 
 from noisy_fm import config as config_lib
 from noisy_fm import sharding, train
+from noisy_fm.data.source import numbered
 
 
 def load():
@@ -64,7 +65,7 @@ def test_memory_is_the_state_and_the_batch_of_one_device(aot, report):
     mesh = sharding.make_mesh(**config.mesh)
     plan = train.plan_training(
         config,
-        train.make_task(config, {"label_names": [str(i) for i in range(10)]}),
+        train.make_task(config, numbered(10)),
         aot.example_batch(config),
         mesh=mesh,
         num_examples=1000,

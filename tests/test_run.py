@@ -17,7 +17,6 @@ from PIL import Image
 
 from noisy_fm import checkpoint, config, sharding, train
 from noisy_fm.train import evaluators, pictures, writers
-from noisy_fm.train.state import abstract
 
 
 def small(**changes):
@@ -222,7 +221,7 @@ def test_a_run_moves_to_another_topology(done, tmp_path):
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
         ),
-        abstract(one.state),
+        one.plan.shapes,
     )
     saver = checkpoint.Checkpointer(folder / "checkpoints")
     moved, _ = saver.restore(target, step=made.steps)
@@ -277,7 +276,7 @@ def test_training_is_kept_when_its_evaluation_fails_and_goes_on_with_another_tol
     folder_of_images(tmp_path / "data", {"train": classes, "val": classes})
     for i in range(4):
         (tmp_path / f"data/val/cat/val_cat_{i}.png").write_bytes(b"no image")
-    cfg = on_disk(tmp_path / "data")
+    cfg = on_disk(tmp_path / "data", eval_every=-1)
     with pytest.raises(ValueError, match=r"4 of 8 .* max_bad = 0\.001"):
         train.run(cfg, str(tmp_path / "run"))
     (tmp_path / "data").rename(tmp_path / "moved")
@@ -308,7 +307,7 @@ def folder_of_images(root, names):
 
 def on_disk(path, **changes):
     data = {**config.train().data, "name": "folder", "path": str(path), "labels": "", "domain": ()}
-    cfg = small(split="train", eval_split="val", augment__name="imagenet", **changes)
+    cfg = small(split="train", eval_split="val", task__augment__name="imagenet", **changes)
     cfg.data = {**data, "size": 16}
     cfg.batch_size = 8
     return cfg

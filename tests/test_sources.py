@@ -22,29 +22,13 @@ from noisy_fm.data import decode, images, prepare
 from noisy_fm.data.storage import FolderStorage, listing, open_storage
 
 REFERENCE = Path(__file__).parent / "references" / "input.npz"
-STORAGES = ("folder", "tar", "array_record", "parquet", "tfds:photos")
+STORAGES = pictures.STORAGES
 
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     """The same 24 photographs in each storage: {name: path}."""
-    root = tmp_path_factory.mktemp("photographs")
-    rows = pictures.examples()
-    pictures.write_folder(root / "folder", rows)
-    pictures.write_tar(root / "tar", rows)
-    (root / "tar" / "labels.txt").write_text("\n".join(pictures.CLASSES))
-    pictures.write_parquet(root / "parquet", rows)
-    pictures.write_tfds(root / "tfds", rows)
-    prepare.prepare(
-        FolderStorage(str(root / "folder"), "train"), root / "records", "train", shard_size=10
-    )
-    return {
-        "folder": root / "folder",
-        "tar": root / "tar",
-        "array_record": root / "records",
-        "parquet": root / "parquet",
-        "tfds:photos": root / "tfds",
-    }
+    return pictures.write_all(tmp_path_factory.mktemp("photographs"))
 
 
 def open_one(roots, name, **options):

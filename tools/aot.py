@@ -31,6 +31,7 @@ from ml_collections import ConfigDict, config_flags
 from noisy_fm import checkpoint, collectives, files, optim, sharding, train
 from noisy_fm import config as config_lib
 from noisy_fm.app import fail
+from noisy_fm.data.source import numbered
 from noisy_fm.train import flops
 
 GIB = 2**30
@@ -68,7 +69,7 @@ def report(
     """Compiles `config`'s training step for `devices`; plain numbers, bytes and seconds a chip."""
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_batch(config.batch_size // config.microbatches, mesh)
-    task = train.make_task(config, {"label_names": [str(i) for i in range(num_classes)]})
+    task = train.make_task(config, numbered(num_classes))
     example = example_batch(config)
     plan = train.plan_training(config, task, example, mesh=mesh, num_examples=num_examples)
     batch = {

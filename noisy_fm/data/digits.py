@@ -26,7 +26,9 @@ def load(*, split, domain, labels, size) -> ArraySource:
     splits = np.where(rank % 2, "test", "train")
     ids = np.flatnonzero(splits == split if split else np.ones(len(digit), bool))
     ink = np.round(255 - digits.images[ids] * (255 / 16)).astype(np.uint8)
-    grey = [np.asarray(Image.fromarray(i).resize((size, size), Image.BICUBIC)) for i in ink]
+    grey = [
+        np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.BICUBIC)) for i in ink
+    ]
     images = np.repeat(np.stack(grey)[..., None], 3, axis=-1)
     columns = {"label": digit[ids], "split": splits[ids]}
     return ArraySource(images, ids, ids.copy(), columns, tuple(str(label) for label in range(10)))

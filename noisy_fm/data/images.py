@@ -49,7 +49,7 @@ class ImageSource(Columns):
 
     @property
     def info(self) -> dict:
-        return {"label_names": list(self.label_names)}
+        return {"label_names": list(self.label_names), "encoded": True}
 
     @property
     def groups(self) -> np.ndarray:
@@ -86,7 +86,7 @@ class ImageSource(Columns):
         if view.places is None:
             out, render = self._whole(rows)
         else:
-            out, render = self._crops(rows, view)
+            out, render = self._crops(rows, np.asarray(view.places), view)
         used = self._fill(rows, render, view)
         return {**out, **self.supervision(used, columns)}
 
@@ -100,13 +100,14 @@ class ImageSource(Columns):
 
         return {"image": image}, render
 
-    def _crops(self, rows, view: View) -> tuple[dict[str, np.ndarray], Callable]:
+    def _crops(
+        self, rows, places: np.ndarray, view: View
+    ) -> tuple[dict[str, np.ndarray], Callable]:
         shape = (len(rows), self.canvas, self.canvas, 3)
         image, before = (view.memory or Canvases()).lend(shape)
         extent = np.zeros((len(rows), 2), np.int32)
-        first, last = int(np.min(view.places)), int(np.max(view.places))  # near each other
-        draws = decode.uniforms(view.seed, first, last + 1 - first)
-        draws = draws[np.asarray(view.places) - first]
+        first, last = int(places.min()), int(places.max())  # of one batch: near each other
+        draws = decode.uniforms(view.seed, first, last + 1 - first)[places - first]
 
         def render(row, place):
             content = self.storage.read(row)

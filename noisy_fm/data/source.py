@@ -38,7 +38,7 @@ class Source(Protocol):
     ids: int64 [n], unique in the data set and the same in every selection of it.
     groups: int64 [n], what splits and clustered statistics go by.
     columns: name → the examples' supervision, [n …] each, indexed by rows; "label" is int32.
-    info: what is known of the whole, as JSON: "label_names".
+    info: what is known of the whole, as JSON: "label_names", "encoded".
     size: pixels a side of the evaluation view.
     encoded: images are decoded as they are read, may turn out to be damaged, and training views
       are crops, whose batches have `extent`.
@@ -77,11 +77,22 @@ class Source(Protocol):
     ) -> dict[str, np.ndarray]:
         """The examples at `rows` [b] as a batch: `image` uint8 [b h w c], `id`, and the columns."""
 
+    def supervision(self, rows, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        """What `read` gives besides images: `id`, and the columns."""
+
+    def rows_of(self, ids) -> np.ndarray:
+        """Where the examples `ids` [m] are; raises ValueError for an id that is not there."""
+
     def replace(self, **columns) -> "Source":
         """The same examples, with other columns."""
 
     def select(self, rows) -> "Source":
         """The examples at `rows` [m], in that order, as a source."""
+
+
+def numbered(num_classes: int) -> dict:
+    """The `Source.info` of so many classes without names, in memory."""
+    return {"label_names": [str(k) for k in range(num_classes)], "encoded": False}
 
 
 class Columns:
@@ -143,7 +154,7 @@ class ArraySource(Columns):
 
     @property
     def info(self) -> dict:
-        return {"label_names": list(self.label_names)}
+        return {"label_names": list(self.label_names), "encoded": False}
 
     @property
     def size(self) -> int:

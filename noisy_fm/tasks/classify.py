@@ -82,6 +82,11 @@ def make(config: ConfigDict, info: Mapping) -> Task:
     Modules without a trainable parameter are frozen.
     """
     num_classes = len(info["label_names"])
+    if info["encoded"] and config.task.augment.name != "imagenet":
+        raise ValueError(
+            f"config.task.augment.name is {config.task.augment.name!r}; images on disk come as "
+            "crops to be resized, so expected 'imagenet' (start from configs/pretrain/folder.py)"
+        )
     arguments = dict(config.model)
     model = models.create(
         arguments.pop("name"), num_classes, dtype=jnp.dtype(config.precision), **arguments

@@ -176,9 +176,9 @@ class Run:
         with jax.set_mesh(made.mesh):  # all of it, as examples are mixed with any others
             whole = sharding.to_global(batch, made.mesh)
             prepared = jax.jit(made.task.prepare_fn)(whole, jax.random.key(config.seeds.dropout))
-        shown = ({k: v[:PREVIEW] for k, v in some.items()} for some in (batch, prepared))
-        true = made.clean.supervision(made.clean.rows_of(batch["id"][:PREVIEW]), made.task.columns)
-        pixels, captions = made.task.preview_fn(*shown, true)
+        batch, prepared = ({k: v[:PREVIEW] for k, v in b.items()} for b in (batch, prepared))
+        true = made.clean.supervision(made.clean.rows_of(batch["id"]), made.task.columns)
+        pixels, captions = made.task.preview_fn(batch, prepared, true)
         sheet = pictures.contact_sheet(np.asarray(pixels), captions)
         self.writers.image(self.start, "train/examples", sheet)
 

@@ -23,6 +23,7 @@ from bench import Case
 from noisy_fm import config as config_lib
 from noisy_fm import sharding, train
 from noisy_fm.data import loader
+from noisy_fm.data.source import numbered
 from noisy_fm.train import flops
 from noisy_fm.train.state import init_state, make_step
 
@@ -59,7 +60,7 @@ def step_case(measure, args) -> Case:
     images = random.integers(0, 256, (args.batch, args.size, args.size, 3)).astype(np.uint8)
     batch = {"image": images, "label": random.integers(0, 1000, args.batch).astype(np.int32)}
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    task = train.make_task(config, {"label_names": [str(i) for i in range(1000)]})
+    task = train.make_task(config, numbered(1000))
     plan = train.plan_training(config, task, batch, mesh=mesh, num_examples=100 * args.batch)
     state, resident = init_state(plan), sharding.to_global(batch, mesh)
     step = make_step(task, plan.tx, state)
