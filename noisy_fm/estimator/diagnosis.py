@@ -6,6 +6,7 @@ print(found); found.plot().savefig("diagnosis.png"); found.table
 """
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -206,7 +207,15 @@ def diagnose(
         rows, labels, np.ones(len(rows)), list(splitter.split(rows, labels)), heads,
         classes=classes, standardize=standardize, min_steps=min_steps, progress=progress,
     )  # fmt: skip
-    scores = dict(zip(METHODS.values(), found, strict=True))
+    if (diverged := np.isnan(found)).any():
+        names = [name for name, bad in zip(METHODS.values(), diverged, strict=True) if bad.any()]
+        warnings.warn(
+            f"training diverged in {diverged.sum()} of {found.size} fits, which count as accuracy "
+            f"0: {', '.join(names)}; set standardize=True",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    scores = dict(zip(METHODS.values(), np.nan_to_num(found), strict=True))
     table, comparisons = _tables(scores, ratio=1 / (cv - 1))
     return Diagnosis(
         table=table,

@@ -126,6 +126,14 @@ def fit_heads(
     plans = [plan.make_plan(head, labels, num_classes, ids, block=block) for head in heads]
     options = {"memory_budget": memory_budget, "devices": devices, "progress": progress}
     results = fit_plans(features, plans, num_classes=num_classes, **options)
+    diverged = [r.head for r in results if r.diverged]
+    if diverged:
+        warnings.warn(
+            f"{len(diverged)} of {len(plans)} heads diverged: their loss is not finite. The first: "
+            f"{diverged[0]}. A lower learning_rate or standardised features usually help",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     _test(results, tests, num_classes, memory_budget)
     if not keep_parameters:
         for result in results:
@@ -138,7 +146,8 @@ def fit_plans(
 ) -> list[Result]:
     """Trains a head for each `plan.Plan`, which names its rows, labels and their weights.
 
-    The work of `fit_heads`, without its checks and tests; for folds and weighted examples.
+    The work of `fit_heads`, without its checks and tests, and without a word on heads that
+    diverge; for folds and weighted examples.
     Raises ValueError for weights with a reference method, which takes none, RuntimeError in a
     process forked after JAX had started.
     """
@@ -158,14 +167,6 @@ def fit_plans(
                 members, fit(features, chosen, key, num_classes, **options), strict=True
             ):
                 results[i] = result
-    diverged = [r.head for r in results if r is not None and r.diverged]
-    if diverged:
-        warnings.warn(
-            f"{len(diverged)} of {len(plans)} heads diverged: their loss is not finite. The first: "
-            f"{diverged[0]}. A lower learning_rate or standardised features usually help",
-            RuntimeWarning,
-            stacklevel=3,
-        )
     return results  # type: ignore[return-value]  # every place is filled
 
 
