@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 
 import numpy as np
 from scipy.special import expit, log_softmax, softmax
@@ -271,6 +272,8 @@ class OnlineClassifier(HeadClassifier):
             self.loss_curve_, self._weighed = [], None
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise ValueError(f"classes differ from those of the first call, {self.classes_}")
+        if not first and self._weighed is None:
+            self._go_on_unweighed(sample_weight)
         X, labels, weights = self._examples(X, y, sample_weight, classes=self.classes_)
         emphasis = weighting.of_classes(self.class_weight, self.classes_, labels, weights)
         weights = weights * emphasis[labels]
@@ -295,9 +298,20 @@ class OnlineClassifier(HeadClassifier):
         self.loss_curve_ = [*self.loss_curve_, *plan.epoch_losses(losses).tolist()]
         self.n_iter_, self._weighed = past + 1, (count, total, power)
         self._parameters, self._statistics = _applied(state)
-        moments = {name: training.copy(state.tree[name]) for name in ("mean", "square")}
-        self._optimizer = moments, state.steps
+        self._optimizer = {n: training.copy(state.tree[n]) for n in ("mean", "square")}, state.steps
         return self
+
+    def _go_on_unweighed(self, sample_weight) -> None:
+        """Counts from the next rows on, since a file of an older version has no past weights.
+
+        Warns, and raises ValueError where the next rows are weighed against them.
+        """
+        lacks = "this head comes from a version that did not keep the weights of its rows"
+        if sample_weight is not None or self.class_weight is not None:
+            raise ValueError(
+                f"{lacks}: go on without sample_weight and class_weight, or call fit anew"
+            )
+        warnings.warn(f"{lacks}: only rows from here on are counted", stacklevel=4)
 
     def _resume(self, head: Head, width: int) -> training.State:
         fresh = training.State.fresh(head, width, len(self.classes_))
