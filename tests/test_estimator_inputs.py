@@ -71,6 +71,48 @@ def test_masked_values_are_refused():
             fit_heads(X, Y, [Head("lp", epochs=1)], num_classes=3, test_sets={"t": pair})
 
 
+TEXTS = X.astype(str)
+FRAME = pd.DataFrame(X).add_prefix("f")
+
+
+@pytest.mark.parametrize(
+    ("given", "weight", "message"),
+    [
+        (TEXTS, None, "X must be real numbers, got dtype <U32: convert them first"),
+        (TEXTS.tolist(), None, "X must be real numbers, got dtype <U"),
+        (TEXTS.astype(object), None, f"X must be real numbers, got the text '{TEXTS[0, 0]}'"),
+        (FRAME.assign(n="1.5"), None, "X, in column 'n', must be real numbers, got the text '1.5'"),
+        (X.astype("M8[s]"), None, r"X must be real numbers, got dtype datetime64\[s\]"),
+        (X + 0j, None, "X must be real numbers, got complex128"),
+        (FRAME + 0j, None, "X, in column 'f0', must be real numbers, got complex128"),
+        (X, ["1"] * 120, "sample_weight must be real numbers, got dtype <U1"),
+        (X, X[:, 0] + 0j, "sample_weight must be real numbers, got complex128"),
+    ],
+)
+def test_texts_dates_and_complex_numbers_are_no_features(given, weight, message):
+    model = LinearProbe(**QUICK)
+    with pytest.raises((TypeError, ValueError), match=message) as error:
+        model.fit(given, Y, weight)
+    assert "\n" not in str(error.value)
+    if weight is None:
+        with pytest.raises((TypeError, ValueError), match=message):
+            model.fit(FRAME if hasattr(given, "columns") else X, Y).predict(given)
+
+
+def test_numbers_held_as_objects_are_features():
+    model = LinearProbe(**QUICK).fit(X, Y)
+    found = LinearProbe(**QUICK).fit(X.astype(object), Y, pd.Series(np.ones(120), dtype=object))
+    np.testing.assert_array_equal(found.coef_, model.coef_)
+
+
+@pytest.mark.parametrize("given", ["a", -1, 2**32, 1.5, np.random.default_rng(0)])
+def test_seeds_that_are_none(given):
+    with pytest.raises(
+        ValueError, match=r"^random_state must be None, a whole number below 2³² or"
+    ):
+        LinearProbe(random_state=given).fit(X, Y)
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.float64])
 def test_features_far_from_zero_are_centred_before_they_are_rounded(dtype):
     far = (np.arange(120)[:, None] + 1_700_000_000_000).astype(dtype)

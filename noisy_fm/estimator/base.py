@@ -22,7 +22,7 @@ from noisy_fm.estimator.check import (
     single,
     warn_scale,
 )
-from noisy_fm.estimator.tables import features_of, precisions_of
+from noisy_fm.estimator.tables import features_of, precisions_of, require_real
 from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head, cosine
 from noisy_fm.probe.plan import subset
@@ -105,6 +105,7 @@ class HeadEstimator(BaseEstimator):
         """
         require_labels(y)
         refuse_masked(sample_weight, where="sample_weight")
+        require_real(1.0 if sample_weight is None else sample_weight, where="sample_weight")
         X = features_of(X)
         X, y = validate_data(
             self, X, y, dtype=precisions_of(X), reset=classes is None, ensure_all_finite=False

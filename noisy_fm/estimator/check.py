@@ -126,6 +126,12 @@ def check_share(name: str, value) -> None:
 def seed_of(random_state) -> int:
     """The seed itself where it is one (as `probe.Head`'s), else one drawn from the generator."""
     random_state = plain(random_state)
-    if isinstance(random_state, int) and random_state >= 0:
+    if isinstance(random_state, int) and 0 <= random_state < 2**32:
         return int(random_state)
-    return int(check_random_state(random_state).randint(2**31 - 1))
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError:
+        raise ValueError(
+            f"random_state must be None, a whole number below 2³² or a numpy.random.RandomState, "
+            f"got {random_state!r}"
+        ) from None
