@@ -426,6 +426,27 @@ def test_constant_features_are_said():
     assert said[0].filename == __file__
 
 
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_training_that_makes_it_worse_is_said(digits, early_stopping):
+    x, y = digits
+    settings = {"early_stopping": early_stopping, "epochs": 3, "random_state": 0}
+    with pytest.warns(UserWarning, match=r"the training loss rose .* learning_rate=1e\+30") as said:
+        LinearProbe(1e30, **settings).fit(x, y)
+    assert said[0].filename == __file__
+    LinearProbe(**settings).fit(1000 * x, y)  # a high loss, of the start's making
+
+
+def test_weights_whose_gradients_overflow_are_refused(digits):
+    x, y = digits
+    model = NMTuneClassifier(weights=1e25, epochs=1, min_steps=0, random_state=0)
+    with pytest.raises(ValueError, match=r"training stands still .* lower weights=") as error:
+        model.fit(x, y)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="training stands still"):
+        model.partial_fit(x, y, classes=np.unique(y))
+    model.set_params(weights=1e6).fit(x, y)
+
+
 @pytest.mark.parametrize("estimator", [LinearProbe, NMTuneClassifier])
 @pytest.mark.parametrize("change", [lambda x: x + 1e6, lambda x: x * 1e-30, lambda x: x * 1e25])
 def test_offsets_and_scales_that_hide_the_classes_are_said(digits, estimator, change):

@@ -30,6 +30,8 @@ from noisy_fm.probe.scalars import plain
 from noisy_fm.progress import Progress
 from noisy_fm.spectrum.arrays import refuse_masked
 
+WORSE = 10  # times the loss of a start or a guess, which no training ends at that learns
+
 
 def whole(method):
     """Runs a fitting method on a copy, which takes the estimator's place if all goes well.
@@ -176,12 +178,15 @@ class HeadEstimator(BaseEstimator):
         features = training.resident(X, kept[train], scale)
         held_out = rows.gathered(X, kept[held], scale) if self.early_stopping else None
         steps = training.run(fresh, plan, features, rates=rates, stride=stride, bar=bar)
+        start = np.nan
         for state, losses in steps:
+            start = float(losses[0]) if np.isnan(start) else start
             passes = plan.epoch_losses(losses)
             self.loss_curve_ += passes.reshape(-1, epoch // plan.steps_per_epoch).mean(1).tolist()
-            parameters, statistics = self._parameters, self._statistics = _applied(state)
+            parameters, statistics = self._parameters, self._statistics = _applied(state, plan.head)
             if not self.early_stopping:
-                return
+                found = parameters, statistics
+                break
             right = self._logits(held_out).argmax(1) == labels[held]
             scores.append(float(np.average(right, weights=weights[held])))
             waited += 1
@@ -190,6 +195,13 @@ class HeadEstimator(BaseEstimator):
             if waited >= self.n_iter_no_change:
                 break
         self._parameters, self._statistics = found
+        chance = float(np.log(len(self.classes_)))
+        if min(self.loss_curve_) > WORSE * max(start, chance):
+            warnings.warn(
+                f"the training loss rose from {start:.3g} to {self.loss_curve_[-1]:.3g}, and is "
+                f"{chance:.3g} for a guess: lower learning_rate={plan.head.learning_rate}",
+                stacklevel=5,
+            )
 
     def _scaled(self, X):
         return X if self.mean_ is None else rows.scaled(X, self.mean_, self.scale_)
@@ -298,7 +310,7 @@ class OnlineClassifier(HeadClassifier):
         )
         self.loss_curve_ = [*self.loss_curve_, *plan.epoch_losses(losses).tolist()]
         self.n_iter_, self._weighed = past + 1, (count, total, power)
-        self._parameters, self._statistics = _applied(state)
+        self._parameters, self._statistics = _applied(state, head)
         self._optimizer = {n: training.copy(state.tree[n]) for n in ("mean", "square")}, state.steps
         return self
 
@@ -331,7 +343,9 @@ class OnlineClassifier(HeadClassifier):
         return fresh
 
 
-def _applied(state: training.State) -> tuple[dict, dict]:
+def _applied(state: training.State, head: Head) -> tuple[dict, dict]:
+    """Parameters and statistics to predict with; ValueError where training overflowed."""
+    training.require_finite(state, head)
     return training.copy(state.tree["params"]), training.copy(state.tree["statistics"])
 
 
