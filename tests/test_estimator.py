@@ -372,7 +372,7 @@ def test_cv_scores_are_those_of_single_fits(digits):
         ({"epochs": 1.5}, "epochs must be a whole number"),
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"min_steps": -1}, "min_steps must be a whole number"),
-        ({"validation_fraction": 1.0}, "validation_fraction must lie in"),
+        ({"validation_fraction": 1.0}, "validation_fraction must lie between"),
         ({"early_stopping": True, "validation_fraction": 0.01}, "no validation rows"),
         ({"learning_rate": 1e30}, "training diverged"),
         ({"weights": "a"}, r"weights must be one number or three \(mse, cov, svd\), got 'a'"),
@@ -380,7 +380,7 @@ def test_cv_scores_are_those_of_single_fits(digits):
         ({"standardize": "yes"}, "standardize must be True or False, got 'yes'"),
         ({"early_stopping": "no"}, "early_stopping must be True or False"),
         ({"batch_size": "a"}, "batch_size must be a whole number"),
-        ({"validation_fraction": "a"}, "validation_fraction must lie in"),
+        ({"validation_fraction": "a"}, "validation_fraction must lie between"),
         ({"verbose": "loud"}, "verbose must be a whole number"),
     ],
 )

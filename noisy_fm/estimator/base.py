@@ -12,10 +12,6 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from noisy_fm.estimator import files, rows, training, weighting
 from noisy_fm.estimator.check import (
-    check_flag,
-    check_share,
-    check_verbose,
-    check_whole,
     require_finite,
     require_labels,
     seed_of,
@@ -26,8 +22,8 @@ from noisy_fm.estimator.tables import features_of, precisions_of, require_real
 from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head, cosine
 from noisy_fm.probe.plan import subset
-from noisy_fm.probe.scalars import plain
 from noisy_fm.progress import Progress
+from noisy_fm.scalars import as_flag, as_share, as_whole, plain
 from noisy_fm.spectrum.arrays import refuse_masked
 
 WORSE = 10  # times the loss of a start or a guess, which no training ends at that learns
@@ -91,13 +87,14 @@ class HeadEstimator(BaseEstimator):
         chosen = {name: values[name] for name in names if name in values}
         chosen |= {"method": self._method, "seed": seed_of(self.random_state)} | changes
         head = Head(**chosen)
-        check_share("validation_fraction", self.validation_fraction)
-        check_flag("standardize", self.standardize)
-        check_flag("early_stopping", self.early_stopping)
-        check_verbose(self.verbose)
-        check_whole("min_steps", self.min_steps, 0)
+        as_share("validation_fraction", self.validation_fraction)
+        as_flag("standardize", self.standardize)
+        as_flag("early_stopping", self.early_stopping)
+        if not isinstance(plain(self.verbose), bool):
+            as_whole("verbose", self.verbose, 0)
+        as_whole("min_steps", self.min_steps, 0)
         if "n_iter_no_change" in values:
-            check_whole("n_iter_no_change", values["n_iter_no_change"], 1)
+            as_whole("n_iter_no_change", values["n_iter_no_change"], 1)
         return head
 
     def _examples(self, X, y, sample_weight, *, classes=None):

@@ -10,8 +10,7 @@ from sklearn.model_selection import PredefinedSplit, StratifiedGroupKFold, Strat
 
 from noisy_fm.estimator import folds
 from noisy_fm.estimator.base import HeadClassifier, whole
-from noisy_fm.estimator.check import check_whole
-from noisy_fm.probe.scalars import plain
+from noisy_fm.scalars import as_whole, plain
 from noisy_fm.spectrum.arrays import refuse_masked
 from noisy_fm.spectrum.metrics import as_labels
 
@@ -139,8 +138,7 @@ class NMTuneClassifierCV(HeadClassifier):
                 raise ValueError("cv has no folds: a generator gives them once, give list(…) of it")
             return cv
         if isinstance(cv, str) or not hasattr(cv, "split"):
-            cv = 5 if cv is None else cv
-            check_whole("cv", cv, 2)
+            return as_whole("cv", 5 if cv is None else cv, 2)
         return cv
 
     def _stratified(self, cv: int, labels, groups):

@@ -13,7 +13,7 @@ from noisy_fm.probe import forks
 from noisy_fm.probe.heads import NORM_EPSILON, Head, start_state
 from noisy_fm.probe.lanes import CHUNK, advance
 from noisy_fm.probe.plan import Plan
-from noisy_fm.probe.scalars import plain
+from noisy_fm.scalars import plain
 
 
 @dataclasses.dataclass

@@ -17,8 +17,8 @@ from noisy_fm import statistics
 from noisy_fm.probe import check, forks, plan, reference
 from noisy_fm.probe.heads import TRAINED, Head, logits, start_state, transform
 from noisy_fm.probe.lanes import CHUNK, Lanes, advance, replace
-from noisy_fm.probe.scalars import plain
 from noisy_fm.progress import Progress
+from noisy_fm.scalars import as_whole
 
 BLOCK = 4096  # rows of a block of streamed features
 MEMORY_BUDGET = 2**31  # bytes
@@ -110,9 +110,7 @@ def fit_heads(
     its real rows only. Raises ValueError or TypeError, in one line, for features, labels, test
     sets or heads that cannot be used.
     """
-    heads, num_classes = check.checked_heads(heads), plain(num_classes)
-    if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 2:
-        raise ValueError(f"num_classes must be a whole number ≥ 2, got {num_classes!r}")
+    heads, num_classes = check.checked_heads(heads), as_whole("num_classes", num_classes, 2)
     features = check.checked_features(features, "features")
     labels = check.checked_labels(labels, len(features), num_classes, "labels", train=True)
     ids = check.checked_ids(ids, len(features))
