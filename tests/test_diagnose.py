@@ -88,6 +88,18 @@ def test_plot_shows_both_panels(curved):
     np.testing.assert_allclose(intervals, 100 * found.table[["low", "high"]])
 
 
+def test_a_method_that_diverges_is_told():
+    random = np.random.default_rng(1)
+    x, y = 1e19 * random.normal(size=(120, 6)), random.integers(0, 2, 120)
+    with pytest.warns() as said:
+        found = diagnose(x, y, cv=2, repeats=1, epochs=3, min_steps=0)
+    (told,) = (w for w in said if "training diverged" in str(w.message))
+    assert "of 6 fits, which count as accuracy 0: " in str(told.message)
+    assert "NMTune" in str(told.message)
+    assert told.filename == __file__
+    assert (found.scores["NMTune"] == 0).any()
+
+
 def test_labels_of_chance_are_not_worth_it():
     random = np.random.default_rng(1)
     found = diagnose(

@@ -372,7 +372,7 @@ def test_cv_scores_are_those_of_single_fits(digits):
         ({"epochs": 1.5}, "epochs must be a whole number"),
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"min_steps": -1}, "min_steps must be a whole number"),
-        ({"validation_fraction": 1.0}, "validation_fraction must lie in"),
+        ({"validation_fraction": 1.0}, "validation_fraction must lie between"),
         ({"early_stopping": True, "validation_fraction": 0.01}, "no validation rows"),
         ({"learning_rate": 1e30}, "training diverged"),
         ({"weights": "a"}, r"weights must be one number or three \(mse, cov, svd\), got 'a'"),
@@ -380,7 +380,7 @@ def test_cv_scores_are_those_of_single_fits(digits):
         ({"standardize": "yes"}, "standardize must be True or False, got 'yes'"),
         ({"early_stopping": "no"}, "early_stopping must be True or False"),
         ({"batch_size": "a"}, "batch_size must be a whole number"),
-        ({"validation_fraction": "a"}, "validation_fraction must lie in"),
+        ({"validation_fraction": "a"}, "validation_fraction must lie between"),
         ({"verbose": "loud"}, "verbose must be a whole number"),
     ],
 )
@@ -424,6 +424,27 @@ def test_constant_features_are_said():
     with pytest.warns(UserWarning, match="features are constant") as said:
         LinearProbe(epochs=1, min_steps=0).fit(np.ones((8, 2)), np.arange(8) % 2)
     assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_training_that_makes_it_worse_is_said(digits, early_stopping):
+    x, y = digits
+    settings = {"early_stopping": early_stopping, "epochs": 3, "random_state": 0}
+    with pytest.warns(UserWarning, match=r"the training loss rose .* learning_rate=1e\+30") as said:
+        LinearProbe(1e30, **settings).fit(x, y)
+    assert said[0].filename == __file__
+    LinearProbe(**settings).fit(1000 * x, y)  # a high loss, of the start's making
+
+
+def test_weights_whose_gradients_overflow_are_refused(digits):
+    x, y = digits
+    model = NMTuneClassifier(weights=1e25, epochs=1, min_steps=0, random_state=0)
+    with pytest.raises(ValueError, match=r"training stands still .* lower weights=") as error:
+        model.fit(x, y)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="training stands still"):
+        model.partial_fit(x, y, classes=np.unique(y))
+    model.set_params(weights=1e6).fit(x, y)
 
 
 @pytest.mark.parametrize("estimator", [LinearProbe, NMTuneClassifier])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from sklearn.model_selection import GroupKFold, KFold
+from sklearn.model_selection import GroupKFold, KFold, PredefinedSplit, StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from noisy_fm import LinearProbe, NMTuneClassifierCV
@@ -71,6 +71,48 @@ def test_masked_values_are_refused():
             fit_heads(X, Y, [Head("lp", epochs=1)], num_classes=3, test_sets={"t": pair})
 
 
+TEXTS = X.astype(str)
+FRAME = pd.DataFrame(X).add_prefix("f")
+
+
+@pytest.mark.parametrize(
+    ("given", "weight", "message"),
+    [
+        (TEXTS, None, "X must be real numbers, got dtype <U32: convert them first"),
+        (TEXTS.tolist(), None, "X must be real numbers, got dtype <U"),
+        (TEXTS.astype(object), None, f"X must be real numbers, got the text '{TEXTS[0, 0]}'"),
+        (FRAME.assign(n="1.5"), None, "X, in column 'n', must be real numbers, got the text '1.5'"),
+        (X.astype("M8[s]"), None, r"X must be real numbers, got dtype datetime64\[s\]"),
+        (X + 0j, None, "X must be real numbers, got complex128"),
+        (FRAME + 0j, None, "X, in column 'f0', must be real numbers, got complex128"),
+        (X, ["1"] * 120, "sample_weight must be real numbers, got dtype <U1"),
+        (X, X[:, 0] + 0j, "sample_weight must be real numbers, got complex128"),
+    ],
+)
+def test_texts_dates_and_complex_numbers_are_no_features(given, weight, message):
+    model = LinearProbe(**QUICK)
+    with pytest.raises((TypeError, ValueError), match=message) as error:
+        model.fit(given, Y, weight)
+    assert "\n" not in str(error.value)
+    if weight is None:
+        with pytest.raises((TypeError, ValueError), match=message):
+            model.fit(FRAME if hasattr(given, "columns") else X, Y).predict(given)
+
+
+def test_numbers_held_as_objects_are_features():
+    model = LinearProbe(**QUICK).fit(X, Y)
+    found = LinearProbe(**QUICK).fit(X.astype(object), Y, pd.Series(np.ones(120), dtype=object))
+    np.testing.assert_array_equal(found.coef_, model.coef_)
+
+
+@pytest.mark.parametrize("given", ["a", -1, 2**32, 1.5, np.random.default_rng(0)])
+def test_seeds_that_are_none(given):
+    with pytest.raises(
+        ValueError, match=r"^random_state must be None, a whole number below 2³² or"
+    ):
+        LinearProbe(random_state=given).fit(X, Y)
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.float64])
 def test_features_far_from_zero_are_centred_before_they_are_rounded(dtype):
     far = (np.arange(120)[:, None] + 1_700_000_000_000).astype(dtype)
@@ -121,6 +163,62 @@ def test_splits_of_a_search():
     half = np.arange(120) < 60
     places = (np.flatnonzero(half), np.flatnonzero(~half))
     assert search([(half, ~half)]).fit(X, Y).best_score_ == search([places]).fit(X, Y).best_score_
+
+
+@pytest.mark.parametrize(
+    ("cv", "grouped"), [(3, False), (3, True), (KFold(3), False), (GroupKFold(3), True)]
+)
+def test_rows_of_weight_0_are_in_no_fold(cv, grouped):
+    weight = np.random.default_rng(1).integers(0, 2, 120)
+    groups, used = np.arange(120) // 10 if grouped else None, weight > 0
+    found = search(cv).fit(X, Y, weight, groups)
+    other = search(cv).fit(X[used], Y[used], groups=groups[used] if grouped else None)
+    for i in range(3):
+        name = f"split{i}_test_score"
+        assert found.cv_results_[name] == other.cv_results_[name]
+    np.testing.assert_array_equal(found.predict_proba(X), other.predict_proba(X))
+
+
+def test_given_splits_count_the_rows_of_weight_0():
+    weight, place = np.arange(120) % 5 > 0, np.arange(120) % 4 - 1
+    pairs = list(PredefinedSplit(place).split())
+    scores = {search(cv).fit(X, Y, weight).best_score_ for cv in (pairs, PredefinedSplit(place))}
+    left = search(PredefinedSplit(place[weight])).fit(X[weight], Y[weight])
+    assert scores == {left.best_score_}
+
+
+def test_a_number_of_folds_keeps_groups_together():
+    groups = np.arange(120) // 10
+    found = search(3).fit(X, Y, groups=groups)
+    assert found.best_score_ == search(StratifiedGroupKFold(3)).fit(X, Y, groups=groups).best_score_
+    assert found.best_score_ != search(3).fit(X, Y).best_score_
+    with pytest.raises(ValueError, match="5 folds need 5 groups at least, got 3"):
+        search(5).fit(X, Y, groups=groups // 4)
+    with pytest.raises(ValueError, match=r"groups must be \[120\], one a row, got shape \(9,\)"):
+        search(5).fit(X, Y, groups=groups[:9])
+
+
+def test_a_class_of_one_row_has_no_folds():
+    weight = np.where(Y == 2, np.arange(120) == 2, 1)
+    with pytest.raises(ValueError, match=r"^class 'owl' has 1 row .* folds need 2 of each class"):
+        search(5).fit(X, NAMES, weight)
+
+
+def test_candidates_that_diverge_are_told_and_come_last(tmp_path):
+    model = search(2).set_params(learning_rates=(1e30, 1e-3))
+    with pytest.warns(RuntimeWarning, match="1 of 2 .* weights=0.0, learning_rate=1e") as said:
+        model.fit(X, Y)
+    assert said[0].filename == __file__
+    assert "Head" not in str(said[0].message)
+    assert np.isnan(model.cv_results_["split0_test_score"][0])
+    assert np.isnan(model.cv_results_["mean_test_score"][0])
+    assert list(model.cv_results_["rank_test_score"]) == [2, 1]
+    assert model.best_params_["learning_rate"] == 1e-3
+    model.save(tmp_path / "m")
+    found = NMTuneClassifierCV.load(tmp_path / "m").cv_results_["mean_test_score"]
+    np.testing.assert_array_equal(found, model.cv_results_["mean_test_score"])
+    with pytest.raises(ValueError, match="1 of 1 candidates diverged"):
+        model.set_params(learning_rates=(1e30,)).fit(X, Y)
 
 
 @pytest.mark.parametrize(

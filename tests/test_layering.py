@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "noisy_fm"
 LAYERS = (
     {
         *("noise", "spectrum", "polar", "nmtune", "losses", "statistics"),
-        *("progress", "messages", "files"),
+        *("progress", "messages", "files", "scalars"),
     },
     {"data", "models"},
     {
@@ -33,7 +33,7 @@ LAYERS = (
     {"probe", "tune", "estimator", "diagnose"},
     {"study", "records", "report", "export"},
 )
-HELPERS = ("progress", "messages", "files")
+HELPERS = ("progress", "messages", "files", "scalars")
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -1,9 +1,13 @@
 """Weights of examples and classes against closed forms, repeated rows and scikit-learn."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
@@ -272,6 +276,41 @@ def test_bad_class_weights_are_one_line(estimator, given, message):
     with pytest.raises(ValueError, match=message) as error:
         estimator(class_weight=given).fit(x, np.array(["cat", "dog"])[y])
     assert "\n" not in str(error.value)
+
+
+def test_names_that_are_no_class_are_told_with_their_type():
+    classes, labels = np.arange(100), np.arange(100)
+    for given in ({"3": 2.0}, {111: 1}):
+        (name,) = given
+        with pytest.raises(
+            ValueError, match=r"none of the 100 classes \(int\): \[0, 1, 2"
+        ) as error:
+            weighting.of_classes(given, classes, labels, np.ones(100))
+        assert f"names {name!r} ({type(name).__name__})" in str(error.value)
+        assert "did you mean" not in str(error.value)
+        assert len(str(error.value)) < 120
+
+
+def test_partial_fit_after_a_file_without_past_weights(tmp_path):
+    x, y = blobs(60, 0.5)
+    fresh = {"epochs": 1, "min_steps": 0, "random_state": 0}
+    LinearProbe(**fresh).fit(x, y).save(tmp_path / "new")
+    with safe_open(tmp_path / "new", framework="numpy") as file:
+        header = json.loads(file.metadata()["noisy_fm"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del header["weighed"]
+    save_file(tensors, tmp_path / "old", metadata={"noisy_fm": json.dumps(header)})
+    for arguments, weight in (({}, np.ones(60)), ({"class_weight": {0: 2}}, None)):
+        model = LinearProbe.load(tmp_path / "old").set_params(**arguments)
+        with pytest.raises(ValueError, match="did not keep the weights of its rows: go on without"):
+            model.partial_fit(x, y, sample_weight=weight)
+    model = LinearProbe.load(tmp_path / "old")
+    with pytest.warns(UserWarning, match="only rows from here on are counted") as said:
+        model.partial_fit(x, y)
+    assert said[0].filename == __file__
+    known = LinearProbe.load(tmp_path / "new").partial_fit(x, y)
+    np.testing.assert_array_equal(model.coef_, known.coef_)
+    model.partial_fit(x, y, sample_weight=np.full(60, 3.0))  # its rows' weights are known by now
 
 
 @pytest.mark.parametrize("given", ["balanced", {1: 4, 0: 0.5}])

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 
 import numpy as np
 from scipy.special import expit, log_softmax, softmax
@@ -11,23 +12,21 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from noisy_fm.estimator import files, rows, training, weighting
 from noisy_fm.estimator.check import (
-    check_flag,
-    check_share,
-    check_verbose,
-    check_whole,
     require_finite,
     require_labels,
     seed_of,
     single,
     warn_scale,
 )
-from noisy_fm.estimator.tables import features_of, precisions_of
+from noisy_fm.estimator.tables import features_of, precisions_of, require_real
 from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head, cosine
 from noisy_fm.probe.plan import subset
-from noisy_fm.probe.scalars import plain
 from noisy_fm.progress import Progress
+from noisy_fm.scalars import as_flag, as_share, as_whole, plain
 from noisy_fm.spectrum.arrays import refuse_masked
+
+WORSE = 10  # times the loss of a start or a guess, which no training ends at that learns
 
 
 def whole(method):
@@ -88,13 +87,14 @@ class HeadEstimator(BaseEstimator):
         chosen = {name: values[name] for name in names if name in values}
         chosen |= {"method": self._method, "seed": seed_of(self.random_state)} | changes
         head = Head(**chosen)
-        check_share("validation_fraction", self.validation_fraction)
-        check_flag("standardize", self.standardize)
-        check_flag("early_stopping", self.early_stopping)
-        check_verbose(self.verbose)
-        check_whole("min_steps", self.min_steps, 0)
+        as_share("validation_fraction", self.validation_fraction)
+        as_flag("standardize", self.standardize)
+        as_flag("early_stopping", self.early_stopping)
+        if not isinstance(plain(self.verbose), bool):
+            as_whole("verbose", self.verbose, 0)
+        as_whole("min_steps", self.min_steps, 0)
         if "n_iter_no_change" in values:
-            check_whole("n_iter_no_change", values["n_iter_no_change"], 1)
+            as_whole("n_iter_no_change", values["n_iter_no_change"], 1)
         return head
 
     def _examples(self, X, y, sample_weight, *, classes=None):
@@ -104,6 +104,7 @@ class HeadEstimator(BaseEstimator):
         """
         require_labels(y)
         refuse_masked(sample_weight, where="sample_weight")
+        require_real(1.0 if sample_weight is None else sample_weight, where="sample_weight")
         X = features_of(X)
         X, y = validate_data(
             self, X, y, dtype=precisions_of(X), reset=classes is None, ensure_all_finite=False
@@ -174,12 +175,15 @@ class HeadEstimator(BaseEstimator):
         features = training.resident(X, kept[train], scale)
         held_out = rows.gathered(X, kept[held], scale) if self.early_stopping else None
         steps = training.run(fresh, plan, features, rates=rates, stride=stride, bar=bar)
+        start = np.nan
         for state, losses in steps:
+            start = float(losses[0]) if np.isnan(start) else start
             passes = plan.epoch_losses(losses)
             self.loss_curve_ += passes.reshape(-1, epoch // plan.steps_per_epoch).mean(1).tolist()
-            parameters, statistics = self._parameters, self._statistics = _applied(state)
+            parameters, statistics = self._parameters, self._statistics = _applied(state, plan.head)
             if not self.early_stopping:
-                return
+                found = parameters, statistics
+                break
             right = self._logits(held_out).argmax(1) == labels[held]
             scores.append(float(np.average(right, weights=weights[held])))
             waited += 1
@@ -188,6 +192,13 @@ class HeadEstimator(BaseEstimator):
             if waited >= self.n_iter_no_change:
                 break
         self._parameters, self._statistics = found
+        chance = float(np.log(len(self.classes_)))
+        if min(self.loss_curve_) > WORSE * max(start, chance):
+            warnings.warn(
+                f"the training loss rose from {start:.3g} to {self.loss_curve_[-1]:.3g}, and is "
+                f"{chance:.3g} for a guess: lower learning_rate={plan.head.learning_rate}",
+                stacklevel=5,
+            )
 
     def _scaled(self, X):
         return X if self.mean_ is None else rows.scaled(X, self.mean_, self.scale_)
@@ -271,6 +282,8 @@ class OnlineClassifier(HeadClassifier):
             self.loss_curve_, self._weighed = [], None
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise ValueError(f"classes differ from those of the first call, {self.classes_}")
+        if not first and self._weighed is None:
+            self._go_on_unweighed(sample_weight)
         X, labels, weights = self._examples(X, y, sample_weight, classes=self.classes_)
         emphasis = weighting.of_classes(self.class_weight, self.classes_, labels, weights)
         weights = weights * emphasis[labels]
@@ -294,10 +307,21 @@ class OnlineClassifier(HeadClassifier):
         )
         self.loss_curve_ = [*self.loss_curve_, *plan.epoch_losses(losses).tolist()]
         self.n_iter_, self._weighed = past + 1, (count, total, power)
-        self._parameters, self._statistics = _applied(state)
-        moments = {name: training.copy(state.tree[name]) for name in ("mean", "square")}
-        self._optimizer = moments, state.steps
+        self._parameters, self._statistics = _applied(state, head)
+        self._optimizer = {n: training.copy(state.tree[n]) for n in ("mean", "square")}, state.steps
         return self
+
+    def _go_on_unweighed(self, sample_weight) -> None:
+        """Counts from the next rows on, since a file of an older version has no past weights.
+
+        Warns, and raises ValueError where the next rows are weighed against them.
+        """
+        lacks = "this head comes from a version that did not keep the weights of its rows"
+        if sample_weight is not None or self.class_weight is not None:
+            raise ValueError(
+                f"{lacks}: go on without sample_weight and class_weight, or call fit anew"
+            )
+        warnings.warn(f"{lacks}: only rows from here on are counted", stacklevel=4)
 
     def _resume(self, head: Head, width: int) -> training.State:
         fresh = training.State.fresh(head, width, len(self.classes_))
@@ -316,7 +340,9 @@ class OnlineClassifier(HeadClassifier):
         return fresh
 
 
-def _applied(state: training.State) -> tuple[dict, dict]:
+def _applied(state: training.State, head: Head) -> tuple[dict, dict]:
+    """Parameters and statistics to predict with; ValueError where training overflowed."""
+    training.require_finite(state, head)
     return training.copy(state.tree["params"]), training.copy(state.tree["statistics"])
 
 

@@ -5,9 +5,8 @@ import warnings
 import numpy as np
 from sklearn.utils import check_random_state
 
-from noisy_fm.probe.check import rows_within
-from noisy_fm.probe.scalars import plain
-from noisy_fm.spectrum.arrays import refuse_masked
+from noisy_fm.scalars import plain
+from noisy_fm.spectrum.arrays import blocks_of, refuse_masked
 from noisy_fm.spectrum.metrics import as_labels
 
 # Offset over spread. Between 30 and 300 a linear probe falls to chance, behind BatchNorm a head
@@ -27,7 +26,7 @@ def single(X: np.ndarray, *, name: str = "X", exact: bool = False) -> np.ndarray
     require_finite(X, name=name)
     if X.dtype == np.float32:
         return X
-    for first, block in _blocks(X):
+    for first, block in blocks_of(X):
         if (large := np.abs(block) > np.finfo(np.float32).max).any():
             row, column = np.argwhere(large)[0]
             raise ValueError(
@@ -39,7 +38,7 @@ def single(X: np.ndarray, *, name: str = "X", exact: bool = False) -> np.ndarray
 
 def require_finite(X: np.ndarray, *, name: str = "X") -> None:
     """ValueError that counts the rows of X [n d] with NaN or infinity and names the first."""
-    rows = [first + np.flatnonzero(~np.isfinite(b).all(axis=1)) for first, b in _blocks(X)]
+    rows = [first + np.flatnonzero(~np.isfinite(b).all(axis=1)) for first, b in blocks_of(X)]
     bad = np.concatenate([np.empty(0, int), *rows])
     if len(bad):
         row = bad[0]
@@ -48,12 +47,6 @@ def require_finite(X: np.ndarray, *, name: str = "X") -> None:
             f"{name} must be finite: {len(bad)} of {len(X)} rows have NaN or inf, "
             f"the first is {X[row, column]} at row {row}, column {column}"
         )
-
-
-def _blocks(X):
-    """(first row, rows) of X [n d], a few MB at a time."""
-    step = rows_within(X)
-    return ((first, X[first : first + step]) for first in range(0, len(X), step))
 
 
 def warn_scale(X: np.ndarray, *, linear: bool, standardize: bool, stacklevel: int = 4) -> None:
@@ -97,35 +90,15 @@ def require_labels(y, *, name: str = "y") -> None:
         as_labels(y, where=name)
 
 
-def check_flag(name: str, value) -> None:
-    """ValueError for what is neither True nor False."""
-    if not isinstance(plain(value), bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
-
-
-def check_whole(name: str, value, least: int) -> None:
-    """ValueError for what is no whole number of at least `least`."""
-    value = plain(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
-
-
-def check_verbose(value) -> None:
-    """ValueError for what is neither a flag nor a whole number."""
-    if not isinstance(plain(value), bool):
-        check_whole("verbose", value, 0)
-
-
-def check_share(name: str, value) -> None:
-    """ValueError for what is no number between 0 and 1."""
-    value = plain(value)
-    if not isinstance(value, (float, int)) or not 0 < value < 1:
-        raise ValueError(f"{name} must lie in (0, 1), got {value!r}")
-
-
 def seed_of(random_state) -> int:
     """The seed itself where it is one (as `probe.Head`'s), else one drawn from the generator."""
     random_state = plain(random_state)
-    if isinstance(random_state, int) and random_state >= 0:
+    if isinstance(random_state, int) and 0 <= random_state < 2**32:
         return int(random_state)
-    return int(check_random_state(random_state).randint(2**31 - 1))
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError:
+        raise ValueError(
+            f"random_state must be None, a whole number below 2³² or a numpy.random.RandomState, "
+            f"got {random_state!r}"
+        ) from None

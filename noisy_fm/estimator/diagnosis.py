@@ -6,6 +6,7 @@ print(found); found.plot().savefig("diagnosis.png"); found.table
 """
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,6 @@ from sklearn.utils.multiclass import check_classification_targets
 from noisy_fm import spectrum
 from noisy_fm.estimator import folds
 from noisy_fm.estimator.check import (
-    check_flag,
-    check_whole,
     require_labels,
     seed_of,
     single,
@@ -27,6 +26,7 @@ from noisy_fm.estimator.check import (
 from noisy_fm.estimator.tables import features_of, precisions_of
 from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.heads import Head
+from noisy_fm.scalars import as_flag, as_whole
 from noisy_fm.spectrum.draw import COLOURS, FAINT, INK
 
 METHODS = {"lp": "linear probe", "mlp": "MLP tuning", "nmtune": "NMTune"}
@@ -186,7 +186,7 @@ def diagnose(
     X = features_of(X)
     X, y = check_X_y(X, y, dtype=precisions_of(X), ensure_all_finite=False)
     check_classification_targets(y)
-    check_flag("standardize", standardize)
+    as_flag("standardize", standardize)
     classes, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
     rows = single(X, exact=bool(standardize))
     _check_counts(classes, counts, cv, repeats)
@@ -206,7 +206,15 @@ def diagnose(
         rows, labels, np.ones(len(rows)), list(splitter.split(rows, labels)), heads,
         classes=classes, standardize=standardize, min_steps=min_steps, progress=progress,
     )  # fmt: skip
-    scores = dict(zip(METHODS.values(), found, strict=True))
+    if (diverged := np.isnan(found)).any():
+        names = [name for name, bad in zip(METHODS.values(), diverged, strict=True) if bad.any()]
+        warnings.warn(
+            f"training diverged in {diverged.sum()} of {found.size} fits, which count as accuracy "
+            f"0: {', '.join(names)}; set standardize=True",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    scores = dict(zip(METHODS.values(), np.nan_to_num(found), strict=True))
     table, comparisons = _tables(scores, ratio=1 / (cv - 1))
     return Diagnosis(
         table=table,
@@ -222,8 +230,8 @@ def diagnose(
 
 
 def _check_counts(classes, counts, cv, repeats) -> None:
-    check_whole("cv", cv, 2)
-    check_whole("repeats", repeats, 1)
+    as_whole("cv", cv, 2)
+    as_whole("repeats", repeats, 1)
     if len(classes) < 2:
         raise ValueError(f"diagnose needs at least 2 classes, got 1 class: {classes.tolist()[0]!r}")
     least = counts.min()

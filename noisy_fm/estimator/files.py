@@ -8,7 +8,7 @@ import numpy as np
 
 from noisy_fm import __version__
 from noisy_fm.files import written_whole
-from noisy_fm.probe.scalars import plain
+from noisy_fm.scalars import plain
 
 FORMAT = 1
 _SCALARS = ("n_features_in_", "n_iter_", "loss_curve_", "validation_scores_")

@@ -16,6 +16,8 @@ def accuracies(
 ) -> np.ndarray:  # fmt: skip
     """Weighted validation accuracy [heads, folds]; each as if the head were fitted on that fold.
 
+    NaN where training diverges.
+
     X [n d] as given, labels 0…C−1 [n], weights [n]; folds: (training rows, validation rows) pairs.
     `class_weight` of `classes` [c] is found on each fold's training rows, and weighs them alone.
     Raises ValueError for a fold without two classes to train on, or nothing to test on.
@@ -51,7 +53,9 @@ def accuracies(
         fold, which = divmod(i, len(heads))
         test = folds[fold][1]
         f = (copies[fold] if standardize else X)[test]
-        found = training.logits(result.parameters, result.statistics, f).argmax(axis=1)
-        right = (found == labels[test]) & (not result.diverged)
-        scores[which, fold] = np.average(right, weights=weights[test])
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = training.logits(result.parameters, result.statistics, f)
+        failed = result.diverged or not np.isfinite(logits).all()  # or the last step overshot
+        accuracy = np.average(logits.argmax(axis=1) == labels[test], weights=weights[test])
+        scores[which, fold] = np.nan if failed else accuracy
     return scores

@@ -3,15 +3,22 @@
 import numpy as np
 
 from noisy_fm.spectrum import as_array
-from noisy_fm.spectrum.arrays import refuse_masked
+from noisy_fm.spectrum.arrays import is_real, raw_advice, refuse_masked
 
 
 def features_of(X):
     """X as scikit-learn validates it, a column of lists or arrays stacked to [n d].
 
     Tables of several columns stay tables, whose names are then checked. Raises TypeError or
-    ValueError in one line for a lazy table, for masked values and for rows of several lengths.
+    ValueError in one line for a lazy table, for masked values, for rows of several lengths and for
+    what `require_real` refuses.
     """
+    X = _matrix_of(X)
+    require_real(X, where="X")
+    return X
+
+
+def _matrix_of(X):
     refuse_masked(X, where="X")
     if hasattr(X, "collect") and hasattr(X, "lazy"):
         raise TypeError(f"X must be an array or a table, got a {type(X).__name__}: X.collect()")
@@ -37,6 +44,34 @@ def _stacked(column, otherwise):
         isinstance(row, list | tuple | np.ndarray) for row in values
     )
     return as_array(values, where="X") if nested else otherwise
+
+
+def require_real(values, *, where: str) -> None:
+    """TypeError for texts, dates and other things that are no numbers, ValueError for complex ones.
+
+    NumPy would take the number that a text spells, or count a date's seconds.
+    """
+    if hasattr(values, "columns"):
+        for name in values.columns:
+            require_real(values[name], where=f"{where}, in column {name!r},")
+        return
+    dtype = getattr(values, "dtype", None)
+    if hasattr(values, "nnz") or getattr(dtype, "kind", "O") in "fiub":
+        return
+    dtype = (values := np.asarray(values)).dtype
+    if dtype.kind == "c":  # scikit-learn's words, which its checks look for
+        raise ValueError(f"Complex data not supported: {where} must be real numbers, got {dtype}")
+    if dtype.kind == "O":
+        text = next((entry for entry in values.flat if isinstance(entry, str | bytes)), None)
+        if text is not None:
+            raise TypeError(
+                f"{where} must be real numbers, got the text {text!r}: convert them first"
+            )
+    elif not is_real(dtype):
+        raise TypeError(
+            f"{where} must be real numbers, got dtype {dtype}"
+            + (raw_advice(dtype) or ": convert them first")
+        )
 
 
 def precisions_of(X) -> tuple[type, type]:

@@ -13,7 +13,7 @@ from noisy_fm.probe import forks
 from noisy_fm.probe.heads import NORM_EPSILON, Head, start_state
 from noisy_fm.probe.lanes import CHUNK, advance
 from noisy_fm.probe.plan import Plan
-from noisy_fm.probe.scalars import plain
+from noisy_fm.scalars import plain
 
 
 @dataclasses.dataclass
@@ -91,11 +91,33 @@ def run(state: State, plan: Plan, features, *, rates, first: int = 0, stride: in
             if bar is not None:
                 bar.update(end - begin)
             if not np.isfinite(losses[-1]).all():
-                raise ValueError(
-                    f"training diverged within {state.steps} steps (the loss is not finite): lower "
-                    f"learning_rate={head.learning_rate} or set standardize=True"
-                )
+                raise _diverged(state, head, "the loss is not finite")
         yield state, np.concatenate(losses)
+
+
+def require_finite(state: State, head: Head) -> None:
+    """ValueError where the last step overflowed, or the squares of a gradient that λ multiplies.
+
+    AdamW divides by the root of those squares: where they are infinite, nothing moves any more.
+    """
+    if not all(_finite(state.tree[part]) for part in ("params", "statistics")):
+        raise _diverged(state, head, "the parameters are not finite")
+    if head.regularized and not _finite(state.tree["square"]):
+        raise ValueError(
+            f"training stands still (squares of the gradient overflow float32): lower "
+            f"weights={head.weights} or set standardize=True"
+        )
+
+
+def _finite(tree) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+def _diverged(state: State, head: Head, why: str) -> ValueError:
+    return ValueError(
+        f"training diverged within {state.steps} steps ({why}): lower "
+        f"learning_rate={head.learning_rate} or set standardize=True"
+    )
 
 
 def _arrays(plan: Plan, first: int, rates, taken: int) -> dict:

@@ -1,5 +1,7 @@
 """What the weights of examples and of classes mean, whatever their scale."""
 
+import reprlib
+
 import numpy as np
 
 from noisy_fm.messages import unknown
@@ -42,7 +44,7 @@ def of_classes(class_weight, classes, labels, weights) -> np.ndarray:
     given = {k.item() if isinstance(k, np.generic) else k: v for k, v in class_weight.items()}
     strangers = [name for name in given if name not in names]
     if strangers and not all(name in given for name in names):
-        raise ValueError(unknown("class in class_weight", strangers[0], names))
+        raise ValueError(_no_class(strangers[0], names))
     for name, value in given.items():
         if not isinstance(value, (int, float, np.number)) or not 0 <= value < np.inf:
             raise ValueError(f"class_weight[{name!r}] must be a number ≥ 0, got {value!r}")
@@ -50,3 +52,14 @@ def of_classes(class_weight, classes, labels, weights) -> np.ndarray:
     if not found.any():
         raise ValueError("class_weight is 0 for every class: at least one must be positive")
     return found
+
+
+def _no_class(name, names: list) -> str:
+    """One line for a name that is none of the classes `names`: a guess at a text, or the types."""
+    if isinstance(name, str) and isinstance(names[0], str):
+        return unknown("class in class_weight", name, names)
+    kind = type(names[0]).__name__
+    return (
+        f"class_weight names {name!r} ({type(name).__name__}), which is none of the "
+        f"{len(names)} classes ({kind}): {reprlib.repr(names)}"
+    )

@@ -17,8 +17,8 @@ from noisy_fm import statistics
 from noisy_fm.probe import check, forks, plan, reference
 from noisy_fm.probe.heads import TRAINED, Head, logits, start_state, transform
 from noisy_fm.probe.lanes import CHUNK, Lanes, advance, replace
-from noisy_fm.probe.scalars import plain
 from noisy_fm.progress import Progress
+from noisy_fm.scalars import as_whole
 
 BLOCK = 4096  # rows of a block of streamed features
 MEMORY_BUDGET = 2**31  # bytes
@@ -110,9 +110,7 @@ def fit_heads(
     its real rows only. Raises ValueError or TypeError, in one line, for features, labels, test
     sets or heads that cannot be used.
     """
-    heads, num_classes = check.checked_heads(heads), plain(num_classes)
-    if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 2:
-        raise ValueError(f"num_classes must be a whole number ≥ 2, got {num_classes!r}")
+    heads, num_classes = check.checked_heads(heads), as_whole("num_classes", num_classes, 2)
     features = check.checked_features(features, "features")
     labels = check.checked_labels(labels, len(features), num_classes, "labels", train=True)
     ids = check.checked_ids(ids, len(features))
@@ -126,6 +124,14 @@ def fit_heads(
     plans = [plan.make_plan(head, labels, num_classes, ids, block=block) for head in heads]
     options = {"memory_budget": memory_budget, "devices": devices, "progress": progress}
     results = fit_plans(features, plans, num_classes=num_classes, **options)
+    diverged = [r.head for r in results if r.diverged]
+    if diverged:
+        warnings.warn(
+            f"{len(diverged)} of {len(plans)} heads diverged: their loss is not finite. The first: "
+            f"{diverged[0]}. A lower learning_rate or standardised features usually help",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     _test(results, tests, num_classes, memory_budget)
     if not keep_parameters:
         for result in results:
@@ -138,7 +144,8 @@ def fit_plans(
 ) -> list[Result]:
     """Trains a head for each `plan.Plan`, which names its rows, labels and their weights.
 
-    The work of `fit_heads`, without its checks and tests; for folds and weighted examples.
+    The work of `fit_heads`, without its checks and tests, and without a word on heads that
+    diverge; for folds and weighted examples.
     Raises ValueError for weights with a reference method, which takes none, RuntimeError in a
     process forked after JAX had started.
     """
@@ -158,14 +165,6 @@ def fit_plans(
                 members, fit(features, chosen, key, num_classes, **options), strict=True
             ):
                 results[i] = result
-    diverged = [r.head for r in results if r is not None and r.diverged]
-    if diverged:
-        warnings.warn(
-            f"{len(diverged)} of {len(plans)} heads diverged: their loss is not finite. The first: "
-            f"{diverged[0]}. A lower learning_rate or standardised features usually help",
-            RuntimeWarning,
-            stacklevel=3,
-        )
     return results  # type: ignore[return-value]  # every place is filled
 
 

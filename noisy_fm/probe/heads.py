@@ -11,7 +11,7 @@ import numpy as np
 
 from noisy_fm import nmtune
 from noisy_fm.messages import unknown
-from noisy_fm.probe.scalars import plain
+from noisy_fm.scalars import as_whole, plain
 
 # Learning rate, weight decay and epochs as the paper's recipes give them; for "ridge" and
 # "logreg" the weight decay is the L2 penalty (closed form and L-BFGS take no other setting).
@@ -73,13 +73,13 @@ class Head:
         _between("weight_decay", self.weight_decay, 0, math.inf)
         _between("fraction", self.fraction, 0, 1, above=True)
         _between("label_noise", self.label_noise, 0, 1, below=True)
-        _whole("seed", self.seed, 0)
+        as_whole("seed", self.seed, 0)
         _between("seed", self.seed, 0, 2**32 - 1)
-        _whole("epochs", self.epochs, int(trained))
-        _whole("batch_size", self.batch_size, 1)
+        as_whole("epochs", self.epochs, int(trained))
+        as_whole("batch_size", self.batch_size, 1)
         if self.batch_size < 2 and self.layout != "linear":
             raise ValueError(f"batch_size must be at least 2 for BatchNorm, got {self.batch_size}")
-        _whole("neighbors", self.neighbors, 1)
+        as_whole("neighbors", self.neighbors, 1)
 
     def _three_weights(self) -> tuple[float, ...]:
         if self.method != "nmtune":
@@ -322,8 +322,3 @@ def _between(name: str, value: Any, low, high, *, above=False, below=False) -> N
     if not inside:
         left, right = "(" if above else "[", ")" if below or math.isinf(high) else "]"
         raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value!r}")
-
-
-def _whole(name: str, value, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")

@@ -14,7 +14,8 @@ From a shell: `python -m noisy_fm.spectrum FEATURES… --out report.html`.
 
 import numpy as np
 
-from noisy_fm.spectrum.arrays import as_array, as_features, as_mask, as_whole
+from noisy_fm.scalars import as_whole
+from noisy_fm.spectrum.arrays import as_array, as_features, as_mask
 from noisy_fm.spectrum.compare import compare
 from noisy_fm.spectrum.draw import plot, plot_track
 from noisy_fm.spectrum.files import load_features

@@ -1,6 +1,5 @@
 """What people give as features and arguments: read as what it says, or refused in one line."""
 
-import numbers
 from pathlib import Path
 from typing import Any
 
@@ -115,31 +114,6 @@ def as_mask(mask, rows: int) -> np.ndarray:
     if not is_real(mask.dtype) or not ((mask == 0) | (mask == 1)).all():
         raise ValueError("mask must hold 0 (a row that does not count) and 1 only")
     return mask.astype(bool)
-
-
-def as_flag(name: str, value) -> bool:
-    """`value` as True or False; ValueError for what is neither (and not 0 or 1)."""
-    if not isinstance(value, bool | np.bool_ | numbers.Integral) or value not in (0, 1):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
-
-
-def as_whole(name: str, value, least: int) -> int:
-    """`value` as an int; ValueError for what is no whole number of at least `least`."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}")
-    return int(value)
-
-
-def as_share(name: str, value) -> float:
-    """`value` as a float; ValueError for what is no number between 0 and 1.
-
-    A NumPy scalar means what it prints as: np.float32(0.95) is 0.95.
-    """
-    if not isinstance(value, numbers.Real) or not 0 < float(value) < 1:
-        raise ValueError(f"{name} must lie between 0 and 1 (0.95 for 95 %), got {value!r}")
-    return float(str(value)) if isinstance(value, np.floating) else float(value)
 
 
 def require_finite(x: np.ndarray, *, first_row: int = 0, where: str = "features") -> None:

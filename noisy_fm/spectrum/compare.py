@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from noisy_fm.spectrum.arrays import as_whole
+from noisy_fm.scalars import as_whole
 from noisy_fm.spectrum.moments import Spectrum
 
 

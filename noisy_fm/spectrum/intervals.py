@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from noisy_fm.scalars import as_share, as_whole
 from noisy_fm.spectrum.arrays import (
     BLOCK_BYTES,
     as_features,
-    as_share,
-    as_whole,
     blocks_of,
     require_finite,
 )

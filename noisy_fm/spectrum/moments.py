@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from noisy_fm.scalars import as_flag, as_whole
 from noisy_fm.spectrum.arrays import (
     as_features,
-    as_flag,
     as_mask,
-    as_whole,
     blocks_of,
     require_finite,
 )

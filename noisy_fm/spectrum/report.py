@@ -14,7 +14,8 @@ import numpy as np
 
 from noisy_fm.files import written_whole
 from noisy_fm.messages import spelled
-from noisy_fm.spectrum.arrays import as_features, as_flag
+from noisy_fm.scalars import as_flag
+from noisy_fm.spectrum.arrays import as_features
 from noisy_fm.spectrum.draw import metric_title, panels
 from noisy_fm.spectrum.intervals import Interval, band, jackknife
 from noisy_fm.spectrum.metrics import METRICS
