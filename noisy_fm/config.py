@@ -86,11 +86,13 @@ def train() -> ConfigDict:
             "keep_checkpoints": 2,  # the newest ones
             "keep_best": "",  # and the one whose eval metric of this name is best
             # What is measured at an evaluation beside the validation metrics.
-            "evaluators": {
-                "examples": 2048,  # at most, of each
-                "memorised": False,  # share of wrong labels learned, and resisted
-                "spectrum": (),  # names of features
-                "probe": "",  # name of a feature to fit a ridge classifier on
+            "evaluators": {  # see `evaluators`; further entries may be on other data
+                "validation": {"kind": "validation"},
+                # Share of wrong labels learned, and resisted, of so many; 0: not measured.
+                "memorised": {"kind": "memorised", "examples": 0},
+                "spectrum": {"kind": "spectrum", "names": (), "examples": 2048},  # of features
+                # Accuracy of a ridge classifier on a feature; "": not measured.
+                "probe": {"kind": "probe", "feature": "", "examples": 2048},
             },
             "writers": ("tensorboard",),  # and "wandb", "mlflow"
             "max_skipped": 10,  # steps with a loss or update that is not finite
@@ -206,14 +208,14 @@ def check_arguments(
 
 def check_train(config: ConfigDict) -> None:
     """Raises one clear line for a training config that cannot run."""
-    from noisy_fm.spectrum import METRICS
     from noisy_fm.tasks import TASKS
 
     task = config.get("task", {})
     if not isinstance(task, ConfigDict) or "name" not in task:
         raise ValueError("config.task has no name; start the config from noisy_fm.config")
     kind = TASKS[require_known("config.task.name", task.name, TASKS)]
-    check_keys(config, {**train(), "task": kind.defaults()})
+    known = {**train(), "task": kind.defaults(), "evaluators": config.evaluators}
+    check_keys(config, known)
     require_known("config.precision", config.precision, PRECISIONS)
     for key in ("trainable", "sharding"):
         for rule in config[key]:
@@ -236,14 +238,6 @@ def check_train(config: ConfigDict) -> None:
             f"config.batch_size is {config.batch_size}; expected a multiple of "
             f"config.microbatches ({config.microbatches})"
         )
-    measured = [
-        *("loss", "accuracy"),
-        *(("memorised", "resisted") if config.evaluators.memorised else ()),
-        *(("probe",) if config.evaluators.probe else ()),
-        *(f"spectrum/{name}/{m}" for name in config.evaluators.spectrum for m in METRICS),
-    ]
-    if config.keep_best:
-        require_known("config.keep_best", config.keep_best, measured)
     if config.profile and not (
         [type(step) for step in config.profile] == [int, int]
         and 0 < config.profile[0] <= config.profile[1]
@@ -252,7 +246,8 @@ def check_train(config: ConfigDict) -> None:
     if config.schedule.warmup_epochs >= config.epochs:
         raise ValueError(
             f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs}, training is "
-            f"{config.epochs} epochs; expected the warm-up to be shorter"
+            f"{config.epochs} epochs; expected the warm-up to be shorter (as "
+            f"--config.schedule.warmup_epochs={config.epochs / 10:g})"
         )
 
 
@@ -291,8 +286,7 @@ FREE = {
 RANGES: tuple[Range, ...] = (
     (("epochs", "optimizer.learning_rate"), lambda v: v > 0, "a positive number"),
     (
-        ("batch_size", "keep_checkpoints", "repeats", "microbatches", "evaluators.examples",
-         "loader.buffer"),
+        ("batch_size", "keep_checkpoints", "repeats", "microbatches", "loader.buffer"),
         lambda v: isinstance(v, int) and v > 0,
         "a positive whole number",
     ),

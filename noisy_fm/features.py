@@ -15,6 +15,7 @@ import numpy as np
 
 from noisy_fm import files, sharding, tasks
 from noisy_fm.data import loader
+from noisy_fm.data.damage import Damage
 from noisy_fm.messages import unknown
 from noisy_fm.spectrum.arrays import refuse_masked
 from noisy_fm.spectrum.files import STORE_VERSION, typed
@@ -46,12 +47,14 @@ def predictor(
     threads: int | None = None,
     buffer: int = 4,
     max_bad: float = 0.001,
+    left_out: dict[str, str] | None = None,
 ) -> Callable[[tuple[Any, Any], Any], dict[str, np.ndarray]]:
     """`predict` as (variables, source) → outputs, compiled once for all its calls.
 
     `pooled` averages features of more than two axes [n … d] (maps, tokens) over the middle ones,
     in float32 on the device, so that only [n d] leaves it. Images on disk are read as
-    `loader.eval_batches` says; where one could not be, the output "mask" is 0.
+    `loader.eval_batches` says; where one could not be, the output "mask" is 0, and it is added to
+    `left_out`, {id: "file: reason"}.
     """
 
     def step(variables, batch):
@@ -72,14 +75,16 @@ def predictor(
     def run(variables, source) -> dict[str, np.ndarray]:
         chunks: dict[str, list] = {name: [] for name in keep}
         batches = loader.eval_batches(
-            source, batch_size=batch_size, rows=rows, threads=threads, buffer=buffer,
-            damage=loader.Damage(max_bad),
+            source, batch_size=batch_size, columns=task.columns, rows=rows, threads=threads,
+            buffer=buffer, damage=Damage(max_bad, left_out, fate="left out"),
         )  # fmt: skip
         with jax.set_mesh(mesh):
             for batch in batches:
                 out = step(variables, sharding.to_global(batch, mesh))
                 for name in keep:
                     chunks[name].append(np.asarray(out[name]))
+        if left_out is not None:
+            left_out.update(batches.damage.record)
         return {name: np.concatenate(parts)[: len(source)] for name, parts in chunks.items()}
 
     return run
@@ -87,7 +92,7 @@ def predictor(
 
 def check_names(task: tasks.Task, variables: tuple[Any, Any], source, names, *, where: str) -> None:
     """Raises ValueError for the first of `names` that is no feature; compiles and runs nothing."""
-    outputs = jax.eval_shape(task.predict_fn, *variables, loader.example(source))
+    outputs = jax.eval_shape(task.predict_fn, *variables, loader.example(source, task.columns))
     for name in names:
         if name not in outputs["features"]:
             raise ValueError(unknown(where, name, outputs["features"]))

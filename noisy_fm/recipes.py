@@ -37,7 +37,7 @@ def imagenet(arg: str = "") -> tuple[ConfigDict, ConfigDict]:
     # Stepping once an epoch, in place of once a step, is timm's way; the paper says cosine.
     config.schedule.update(warmup_epochs=5.0, warmup_prefix=False, per_epoch=True)
     config.checkpoint_minutes = 15.0
-    config.evaluators.memorised = True
+    config.evaluators.memorised.examples = 2048
     return config, args
 
 

@@ -175,7 +175,7 @@ TRAIN_VALUES = {
     "mesh.data": ("-1", -1),
     "profile": ("3,5", [3, 5]),
     "writers": ("()", []),
-    "evaluators.spectrum": ("pre_logits", ["pre_logits"]),
+    "evaluators.spectrum.names": ("pre_logits", ["pre_logits"]),
     "epochs": ("3", 3.0),
     "clip": ("1", 1.0),
 }  # fmt: skip

@@ -6,8 +6,8 @@ import pictures
 import pytest
 import toy
 
-from noisy_fm import config, data, tasks, train
-from noisy_fm.train import evaluators, job
+from noisy_fm import config, data, evaluators, tasks, train
+from noisy_fm.train import job
 from noisy_fm.train.state import init_state
 
 
@@ -35,32 +35,65 @@ def told():
         return {"prediction": label, "features": {"label": jax.nn.one_hot(label, 3)}}
 
     _, _, state = toy.start(toy.one_device())
-    return tasks.Task(None, None, None, predict_fn, None, ("label",), None), state
-
-
-LAYOUT = {"batch_size": 10, "mesh": toy.one_device()}
+    return tasks.Task(None, None, None, predict_fn, None, ("label",), None, {}), state
 
 
 def test_what_stood_in_is_neither_memorised_nor_resisted(source, told):
     task, state = told
     noisy = source.replace(label=(source.labels + 1) % 3)
-    measure = evaluators.memorised(task, source, noisy, most=100, **LAYOUT)
-    assert measure(0, state) == {"memorised": 0.0, "resisted": 1.0}
+    given = toy.given(task, state.variables, source, noisy)
+    found = evaluators.memorised(given, examples=100).measure(state.variables)
+    assert found == {"memorised": 0.0, "resisted": 1.0}
+    with pytest.raises(ValueError, match="has data of its own, which have no wrong labels"):
+        evaluators.memorised(toy.given(task, state.variables, source, source), examples=100)
 
 
 def test_the_probe_learns_and_tests_without_it(source, told):
     task, state = told
-    measure = evaluators.probe(
-        task, source, source, feature="label", variables=state.variables, most=100, **LAYOUT
-    )
-    assert measure(0, state) == {"probe": 1.0}
+    given = toy.given(task, state.variables, source)
+    probe = evaluators.ridge(given, feature="label", examples=100)
+    assert probe.measure(state.variables) == {"": 1.0}
 
 
-def test_spectra_are_of_the_others(tmp_path, source, told):
+def test_spectra_are_of_the_others(source, told):
     task, state = told
-    measure = evaluators.spectra(task, source, ["label"], variables=state.variables, **LAYOUT)
+    given = toy.given(task, state.variables, source)
+    found = evaluators.spectra(given, names=["label"]).measure(state.variables)
     share = np.sqrt([7, 8, 8]) / np.sqrt([7, 8, 8]).sum()
-    assert measure(0, state)["spectrum/label/sve"] == pytest.approx(-(share * np.log(share)).sum())
+    assert found["label/sve"] == pytest.approx(-(share * np.log(share)).sum())
+
+
+def test_entries_may_be_on_data_of_their_own(tmp_path):
+    cfg = config.train()
+    cfg.data.domain = ("noto",)
+    cfg.model = {"name": "resnet10_narrow", "width": 4}
+    digits = {"name": "digits", "labels": "", "domain": ()}
+    cfg.evaluators.digits = {
+        "kind": "probe", "feature": "pre_logits", "data": digits, "split": "train"
+    }  # fmt: skip
+    cfg.evaluators.unseen = {"kind": "validation", "data": {"domain": "lineart"}}
+    made = train.setup(cfg)
+    state = init_state(made.plan)
+    found = job.make_evaluators(cfg, made)
+    assert set(found) == {"validation", "digits", "unseen"}
+    assert found["digits"].measure(state.variables)[""] > 0.5
+    given = toy.given(
+        made.task, state.variables, made.clean, eval_source=data.load(
+            "emoji_domains", domain="lineart", split="test", labels="subcategory"
+        ),
+    )  # fmt: skip
+    expected = evaluators.validation(given).measure(state.variables)
+    assert found["unseen"].measure(state.variables) == pytest.approx(expected)
+    assert evaluators.title("unseen", "accuracy") == "unseen/accuracy"
+    cfg.evaluators.unseen.data = digits
+    with pytest.raises(ValueError, match="other classes than the run's"):
+        job.make_evaluators(cfg, made)
+    cfg.evaluators.unseen = {"kind": "validation", "examples": 3}
+    with pytest.raises(ValueError, match=r"unknown key .*unseen\.examples"):
+        train.setup(cfg)
+    cfg.evaluators.unseen = {"kind": "validatoin"}
+    with pytest.raises(ValueError, match="did you mean 'validation'"):
+        train.setup(cfg)
 
 
 def test_the_share_that_may_be_damaged_is_the_configs(tmp_path):
@@ -74,6 +107,8 @@ def test_the_share_that_may_be_damaged_is_the_configs(tmp_path):
     made = train.setup(cfg)
     state = init_state(made.plan)
     with pytest.raises(ValueError, match=r"more than max_bad = 0\.001"):
-        job.make_evaluators(cfg, made)[0](0, state)
-    cfg.loader.max_bad = 0.5
-    assert np.isfinite(job.make_evaluators(cfg, made)[0](0, state)["loss"])
+        job.make_evaluators(cfg, made)["validation"].measure(state.variables)
+    cfg.loader.max_bad, left_out = 0.5, {}
+    found = job.make_evaluators(cfg, made, left_out)["validation"].measure(state.variables)
+    assert np.isfinite(found["loss"])
+    assert len(left_out) == 5

@@ -1,7 +1,6 @@
 """The feature store: whole or absent, checked when opened; prediction keeps order and size."""
 
 import json
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 import toy
 
-from noisy_fm import features, sharding
+from noisy_fm import evaluators, features, sharding
 from noisy_fm.data import augment
+from noisy_fm.evaluators.evaluator import sample
 from noisy_fm.tasks.classify import classify
-from noisy_fm.train import evaluators
 
 
 @pytest.fixture
@@ -131,36 +130,30 @@ class Layered(nn.Module):
         return nn.Dense(4, name="head")(flat), {"stem": maps, "pre_logits": flat}
 
 
-def layered(source, **options):
-    """(tracker, variables) of the layered toy on one device."""
-    one = toy.one_device()
+def layered(source, names=("stem", "pre_logits"), **options):
+    """(measure, variables) of the layered toy on one device."""
     task = classify(Layered(), 4)
     variables = task.init_fn(jax.random.key(0), source.read(np.arange(2)))
-    options = {"batch_size": 16, "mesh": one, **options}
-    names = options.pop("names", ("stem", "pre_logits"))
-    return evaluators.spectra(task, source, names, variables=variables, **options), variables
-
-
-class State(NamedTuple):
-    variables: tuple
+    given = toy.given(task, variables, source, batch_size=16)
+    return evaluators.spectra(given, names=names, **options).measure, variables
 
 
 def test_tracked_spectra_are_of_the_pooled_features_of_the_same_rows():
     source = toy.source_of(45)
-    tracker, variables = layered(source, most=30)
-    got = tracker(7, State(variables))
-    chosen = evaluators.sample(np.arange(45), 30)
+    tracker, variables = layered(source, examples=30)
+    got = tracker(variables)
+    chosen = sample(np.arange(45), 30)
     images = augment.normalize(source.images[chosen])
     _, named = Layered().apply({"params": variables[0]}, images)
     for name, x in (("stem", named["stem"].mean((1, 2))), ("pre_logits", named["pre_logits"])):
         values = np.linalg.svd(np.asarray(x, np.float64), compute_uv=False)
         p = values / values.sum()
-        assert got[f"spectrum/{name}/sve"] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-5)
-        assert got[f"spectrum/{name}/lsvr"] == pytest.approx(-np.log(p[0]), abs=1e-5)
+        assert got[f"{name}/sve"] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-5)
+        assert got[f"{name}/lsvr"] == pytest.approx(-np.log(p[0]), abs=1e-5)
     assert all(type(value) is float for value in got.values())
-    np.testing.assert_equal(tracker(8, State(variables)), got)  # α of five values is NaN
+    np.testing.assert_equal(tracker(variables), got)  # α of five values is NaN
     dead = jax.tree.map(jnp.zeros_like, variables)
-    assert np.isnan(tracker(9, State(dead))["spectrum/stem/sve"])
+    assert np.isnan(tracker(dead)["stem/sve"])
 
 
 def test_a_tracker_follows_training_and_is_compiled_once():
@@ -172,23 +165,23 @@ def test_a_tracker_follows_training_and_is_compiled_once():
         traced.append(1)
         return task.predict_fn(*arguments)
 
-    tracker = evaluators.spectra(
-        task._replace(predict_fn=predict), source, ["pre_logits"],
-        variables=state.variables, batch_size=16, mesh=one,
-    )  # fmt: skip
-    before = tracker(0, state)
+    given = toy.given(task._replace(predict_fn=predict), state.variables, source, batch_size=16)
+    tracker = evaluators.spectra(given, names=["pre_logits"]).measure
+    before = tracker(state.variables)
     calls = len(traced)
-    after = tracker(3, toy.fit(one, 3, source=source)[0])
+    after = tracker(toy.fit(one, 3, source=source)[0].variables)
     assert len(traced) == calls
-    assert before["spectrum/pre_logits/sve"] != after["spectrum/pre_logits/sve"]
+    assert before["pre_logits/sve"] != after["pre_logits/sve"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"names": ("stemm",)}, "unknown config.evaluators.spectrum 'stemm'; did you mean 'stem'"),
-        ({"names": ()}, "no features to track"),
-        ({"most": 1}, "at least 2 rows; got 1 .* of the 45"),
+        (
+            {"names": ("stemm",)},
+            "unknown config.evaluators.spectrum.names 'stemm'; did you mean 'stem'",
+        ),
+        ({"examples": 1}, "at least 2 rows; got 1 .* of the 45"),
     ],
 )
 def test_a_tracker_that_cannot_work_is_refused_when_made(options, message):

@@ -29,7 +29,7 @@ LAYERS = (
         "tasks",
         "recipes",
     },
-    {"train", "features"},
+    {"train", "evaluators", "features"},
     {"probe", "tune", "estimator", "diagnose"},
     {"study", "records", "report", "export"},
 )

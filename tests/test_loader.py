@@ -16,6 +16,7 @@ from PIL import Image
 
 from noisy_fm import data, sharding
 from noisy_fm.data import decode, loader
+from noisy_fm.data.damage import Damage
 from noisy_fm.data.source import View
 
 
@@ -200,7 +201,7 @@ def test_unreadable_images_are_replaced_by_the_next_and_listed(own, workers):
     whole = train(source, 0, 4)
     bad = [3, 4, 11, 19]
     harm(paths, bad)
-    damage = loader.Damage(max_bad=0.5)
+    damage = Damage(max_bad=0.5)
     found = train(source, 0, 4, workers=workers, damage=damage)
     stands_in = {3: 5, 4: 5, 11: 12, 19: 0}
     row_of = {int(id_): i for i, id_ in enumerate(source.ids)}
@@ -220,10 +221,10 @@ def test_unreadable_images_are_replaced_by_the_next_and_listed(own, workers):
     assert drawn == set(range(20))
     assert damage.ids == sorted(int(source.ids[row]) for row in bad)
     assert damage.count == 4
-    assert str(damage) == "4 of 20 examples cannot be read and were replaced"
+    assert str(damage) == "4 of 20 examples cannot be read, replaced by the next"
     for row in bad:
         assert str(paths[row]).split("train/")[1] in damage.names[int(source.ids[row])]
-    again = loader.Damage(0.5, json.loads(json.dumps(damage.record)))
+    again = Damage(0.5, json.loads(json.dumps(damage.record)))
     assert (again.ids, again.count, again.record) == (damage.ids, 4, damage.record)
     train(source, 3, 4, damage=again)  # goes on elsewhere: what was known is counted once
     assert again.record == damage.record
@@ -241,11 +242,13 @@ def test_too_many_unreadable_images_stop_the_run(own):
         ValueError, match=r"4 of \d+ examples .* max_bad = 0\.001 .*; the last: .*/n0"
     ):
         train(source)
-    assert len(train(source, damage=loader.Damage(max_bad=0.9))) == 8
+    assert len(train(source, damage=Damage(max_bad=0.9))) == 8
     known = {str(id_): "known" for id_ in range(100)}  # do not stop whoever goes on
-    assert len(train(source, 0, 1, damage=loader.Damage(0.9, known))) == 1
+    assert len(train(source, 0, 1, damage=Damage(0.9, known))) == 1
+    with pytest.raises(ValueError, match=r"1 of \d+ examples .* max_bad = 0 "):
+        train(source, damage=Damage(max_bad=0))
     with pytest.raises(ValueError, match="max_bad is 2"):
-        loader.Damage(max_bad=2)
+        Damage(max_bad=2)
     for path in paths:
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="100 images in a row cannot be read"):

@@ -15,8 +15,8 @@ import toy
 from board import events, records
 from PIL import Image
 
-from noisy_fm import checkpoint, config, sharding, train
-from noisy_fm.train import evaluators, pictures, writers
+from noisy_fm import checkpoint, config, evaluators, sharding, train
+from noisy_fm.train import pictures, writers
 
 
 def small(**changes):
@@ -43,10 +43,9 @@ def done(tmp_path_factory):
         microbatches=2,
         task__mix__mixup=0.2,
         task__mix__groups=64,
-        evaluators__examples=200,
-        evaluators__memorised=True,
-        evaluators__spectrum=("pre_logits",),
-        evaluators__probe="pre_logits",
+        evaluators__memorised__examples=200,
+        evaluators__spectrum__names=("pre_logits",),
+        evaluators__probe__feature="pre_logits",
     )
     state, made, result = train.run(cfg, str(folder))
     return folder, cfg, state, made, result
@@ -142,9 +141,8 @@ def test_memorised_counts_wrong_labels_learned_and_resisted():
     )
 
     def measured(most):
-        return evaluators.memorised(
-            told, clean, clean.replace(label=given), most=most, batch_size=8, mesh=toy.one_device()
-        )(0, state)
+        noisy = toy.given(told, state.variables, clean, clean.replace(label=given), batch_size=8)
+        return evaluators.memorised(noisy, examples=most).measure(state.variables)
 
     assert measured(1000) == {"memorised": 0.5, "resisted": 0.5}
     assert measured(7)["memorised"] * 7 == pytest.approx(round(measured(7)["memorised"] * 7))
@@ -159,20 +157,15 @@ def test_the_probe_finds_what_is_linear_in_the_features():
         noise = jax.random.normal(jax.random.key(0), (len(batch["label"]), 4))
         return {"features": {"label": 100 * label, "noise": noise}}
 
-    options = {
-        "variables": state.variables,
-        "most": 200,
-        "batch_size": 50,
-        "mesh": toy.one_device(),
-    }
     told = task._replace(predict_fn=spelled)
-    train_set, test_set = toy.source_of(200), toy.source_of(200, seed=1)
+    sets = toy.source_of(200), None, toy.source_of(200, seed=1)
+    given = toy.given(told, state.variables, *sets, batch_size=50)
     score = {
-        name: evaluators.probe(told, train_set, test_set, feature=name, **options)(0, state)
+        name: evaluators.ridge(given, feature=name).measure(state.variables)[""]
         for name in ("label", "noise")
     }
-    assert score["label"]["probe"] == 1.0
-    assert score["noise"]["probe"] < 0.45
+    assert score["label"] == 1.0
+    assert score["noise"] < 0.45
 
 
 def test_logged_scalars_and_the_picture_are_there(done):
@@ -259,8 +252,8 @@ def test_writers_that_cannot_write_are_named(names, message):
         ({"profile": (5, 9999)}, "training has [0-9]+ steps"),
         ({"ema": 1.5}, r"config\.ema is 1\.5"),
         ({"task__mix__mode": "pair"}, "config.task.mix.mode"),
-        ({"evaluators__spectrum": ("pre_logit",)}, "did you mean 'pre_logits'"),
-        ({"evaluators__probe": "pre_logit"}, "did you mean 'pre_logits'"),
+        ({"evaluators__spectrum__names": ("pre_logit",)}, "did you mean 'pre_logits'"),
+        ({"evaluators__probe__feature": "pre_logit"}, "did you mean 'pre_logits'"),
         ({"keep_best": "acuracy"}, "did you mean 'accuracy'"),
         ({"task__augment__padding": 3}, "config.task.augment.padding"),
     ],
@@ -318,7 +311,7 @@ def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_pa
     folder_of_images(tmp_path / "data", {"train": classes, "val": classes})
     (tmp_path / "data/train/cat/train_cat_3.png").write_bytes(b"no image")
     (tmp_path / "data/val/cat/val_cat_0.png").write_bytes(b"no image")  # the very first
-    cfg = on_disk(tmp_path / "data", evaluators__memorised=True)
+    cfg = on_disk(tmp_path / "data", evaluators__memorised__examples=2048)
     _, _, result = train.run(cfg, str(tmp_path / "run"))
     (file,) = result["unreadable"].values()
     assert "train_cat_3.png" in file

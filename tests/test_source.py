@@ -63,7 +63,7 @@ def test_reading_gives_images_ids_and_the_columns_asked_for(source):
     np.testing.assert_array_equal(whole["id"], source.ids[rows])
     np.testing.assert_array_equal(whole["label"], source.columns["label"][rows])
     assert set(source.read(rows, columns=())) == {"image", "id"}
-    with pytest.raises(ValueError, match="no column 'boxes'; there are .*label"):
+    with pytest.raises(ValueError, match=r"no column 'boxes'; there are .*label"):
         source.read(rows, columns=("boxes",))
     trained = source.read(rows, training(source, rows))
     assert ("extent" in trained) == source.encoded == source.info["encoded"]

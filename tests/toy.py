@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from noisy_fm import optim, sharding
+from noisy_fm import evaluators, optim, sharding
 from noisy_fm.data import ArraySource, loader
 from noisy_fm.data import augment as augmentations
 from noisy_fm.tasks.classify import classify
@@ -105,6 +105,13 @@ def poisoned(task, steps):
         return jnp.where(jnp.isin(batch["id"][0], first), jnp.nan, loss), aux
 
     return task._replace(loss_fn=loss_fn) if steps else task
+
+
+def given(task, variables, clean, source=None, eval_source=None, **layout):
+    """What an evaluator is given, on one device."""
+    layout = {"batch_size": 10, "mesh": one_device(), **layout}
+    rest = source or clean.replace(), eval_source or clean
+    return evaluators.Given(task, variables, clean, *rest, clean.info, layout)
 
 
 def one_device():

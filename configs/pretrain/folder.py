@@ -26,5 +26,5 @@ def get_config(arg: str = ""):
     config.task.augment = {"name": "imagenet", "policy": "3a", "color_jitter": 0.3}
     config.epochs, config.schedule.warmup_epochs = 30.0, 2.0
     config.optimizer.weight_decay = 0.05
-    config.evaluators.memorised = True
+    config.evaluators.memorised.examples = 2048
     return config

@@ -16,70 +16,19 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
+from noisy_fm.data.damage import Damage
 from noisy_fm.data.images import Canvases
 from noisy_fm.data.order import shuffled
 from noisy_fm.data.source import EVALUATION, Source, View
 
-FEW = 3  # damaged examples that never stop a run, however small the data
-LISTED = 20  # damaged examples that are named as they are met
 SHARED_MEMORY = Path("/dev/shm")  # where Linux has what workers hand over
 ROOM = (
     "give it more (docker run --shm-size=…, mount -o remount,size=… /dev/shm), or set "
     "config.loader.workers=0, which needs none"
 )
 TERMINATED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")  # grain's words
-
-
-class Damage:
-    """Which examples could not be read: counted, listed, and an error above `max_bad`.
-
-    `max_bad` is the fraction of the examples read so far, by this process since it began, counting
-    each once; up to three are let pass in any case. `record` gives all that is known, from `before`
-    (a record: what an earlier process or another host found) too.
-    """
-
-    def __init__(self, max_bad: float = 0.001, before: Mapping[str, str] | None = None):
-        if not 0 <= max_bad <= 1:
-            raise ValueError(f"max_bad is {max_bad}; expected a fraction in [0, 1]")
-        self.max_bad = max_bad
-        # id → where it is and why it cannot be read
-        self.names = {int(id_): name for id_, name in (before or {}).items()}
-        self.found: set[int] = set()
-        self.examples = 0
-
-    @property
-    def count(self) -> int:
-        return len(self.names)
-
-    @property
-    def ids(self) -> list[int]:
-        return sorted(self.names)
-
-    @property
-    def record(self) -> dict[str, str]:
-        """{id: "file: reason"}, to be kept as JSON; records of one data set unite as dicts do."""
-        return {str(id_): self.names[id_] for id_ in self.ids}
-
-    def __str__(self):
-        return f"{len(self.found)} of {self.examples} examples cannot be read and were replaced"
-
-    def add(self, source, found: Iterable[tuple[int, str]], examples: int) -> None:
-        """Takes note of the `found` (index, reason) among `examples` more that were read."""
-        self.examples = min(self.examples + examples, len(source))
-        for index, reason in found:
-            id_ = int(source.ids[index])
-            if id_ not in self.names:
-                self.names[id_] = f"{source.name(index)}: {reason}"
-                if len(self.found) < LISTED:
-                    logging.warning("cannot be read, replaced by the next: %s", self.names[id_])
-            self.found.add(id_)
-        if found and len(self.found) > max(FEW, self.max_bad * self.examples):
-            raise ValueError(
-                f"{self}, more than max_bad = {self.max_bad:g} (config.loader); the last: "
-                f"{self.names[id_]}"
-            )
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):

@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -23,6 +24,7 @@ from zipfile import BadZipFile
 import numpy as np
 from absl import logging
 
+from noisy_fm.data.damage import LISTED, tolerated
 from noisy_fm.data.storage import Storage
 from noisy_fm.data.storage.listing import ids_of
 from noisy_fm.data.storage.records import VERSION, shard_names
@@ -31,8 +33,6 @@ from noisy_fm.progress import Progress
 
 SUMS = "SHA256SUMS"  # its whole name in folders that were made when all splits shared one
 OPTIONS = "group_size:1,uncompressed"  # any record is one read away; images are compressed already
-LISTED = 20  # unreadable images that are named as they are met
-FEW = 3  # unreadable images that never stop a preparation, however small the data, as in training
 # What a file itself is to blame for; all else (a lost mount, a dying disk) may pass, so it stops.
 OF_THE_FILE = (None, errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP)
 NO_SPACE = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
@@ -55,7 +55,7 @@ def prepare(
 
     A shard is made again if it is gone or if an image of it that could not be read now can.
     Returns the images that cannot be read, {id: "file: reason"}. Raises ValueError if they are more
-    than three and the share `max_bad`, if `out` holds, or has begun, other images or shards under
+    than `damage.tolerated` says, if `out` holds, or has begun, other images or shards under
     that name, or if another process is preparing it; OSError, naming the file, if it cannot write.
     """
     if shard_size < 1:
@@ -210,11 +210,17 @@ def _alone(folder: Path, split: str) -> Iterator[None]:
 
 def _locked(file: Path) -> TextIO:
     """The file, opened and locked; raises ValueError if another process has it."""
+    patient = True
     while True:
         lock = file.open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if patient:  # `verify` holds it for a moment, to see whether anybody does
+                patient = False
+                lock.close()
+                time.sleep(0.1)
+                continue
             lock.seek(0)
             holder = lock.read() or "another process"
             lock.close()
@@ -328,7 +334,7 @@ def _note(bad: dict[str, str], id_: str, fault: str, max_bad: float, count: int)
     bad[id_] = fault
     if len(bad) <= LISTED:
         logging.warning("cannot be read, an empty record: %s", fault)
-    if len(bad) > max(FEW, max_bad * count):
+    if len(bad) > tolerated(max_bad, count):
         raise ValueError(
             f"{len(bad)} of {count} images cannot be read, more than max_bad = {max_bad:g} "
             f"(--max-bad); the last: {fault}"

@@ -44,9 +44,14 @@ class Source(Protocol):
       are crops, whose batches have `extent`.
     """
 
-    ids: np.ndarray
-    size: int
-    encoded: bool
+    @property
+    def ids(self) -> np.ndarray: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def encoded(self) -> bool: ...
 
     @property
     def groups(self) -> np.ndarray: ...

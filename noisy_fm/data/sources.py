@@ -1,6 +1,6 @@
 """The data sets by name: `emoji_domains` (shipped), `digits` (scikit-learn's), images on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -65,6 +65,20 @@ def load(
     if size not in SIZES:
         raise ValueError(f"{name}: size {size!r} does not exist; there are 32 and 64")
     return IN_MEMORY[name](split=split, domain=domain, labels=labels, size=size)
+
+
+def load_split(data: Mapping, split: str, *, where: str = "config.data") -> Source:
+    """The source of a group of keys as `config.data`, in which empty values mean "not given".
+
+    Its errors begin with `where`.
+    """
+    arguments = {key: value or None for key, value in data.items() if key != "name"}
+    try:
+        return load(data["name"], split=split, **arguments)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def shared(one: Source, other: Source) -> list[int]:

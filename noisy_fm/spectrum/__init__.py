@@ -102,7 +102,7 @@ def track(features, *, center=False, normalize=False, convention=None) -> dict[s
 
     An array of more than two axes [n … d] (feature maps, tokens) is averaged over the middle ones.
     Meant for a log: features that have collapsed to zero or turned NaN give NaN, not an error.
-    `train.evaluators.spectra` makes an evaluator of `fit` of it.
+    `evaluators.spectra` measures it while a model trains.
     """
     settings = resolve(center, normalize, convention)
     values: dict[str, float] = {}

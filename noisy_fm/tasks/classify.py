@@ -187,7 +187,16 @@ def classify(
         lines = [(names[a],) if a == b else (names[a], f"is {names[b]}") for a, b in pairs]
         return np.asarray(prepared["image"]), lines
 
-    return Task(init_fn, prepare_fn, loss_fn, predict_fn, ClassifyMetrics, ("label",), preview_fn)
+    return Task(
+        init_fn,
+        prepare_fn,
+        loss_fn,
+        predict_fn,
+        ClassifyMetrics,
+        columns=("label",),
+        preview_fn=preview_fn,
+        scores={"loss": "loss", "accuracy": "correct"},
+    )
 
 
 def keep_statistics(frozen: Callable[[str], bool] | None):

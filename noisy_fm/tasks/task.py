@@ -1,6 +1,6 @@
 """What a model is trained for, as a value: the loop takes a Task and knows nothing else of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ class Task(NamedTuple):
     predict_fn(params, model_state, batch) → outputs with "features", and metric inputs
     metrics: a `clu.metrics.Collection`, merged over steps and devices
     columns: what a source must have, and a batch holds, besides image and id
+    scores: name → the output of `predict_fn` [n] whose mean over examples validates
     splits: the loss is a mean over rows, so that a batch may be taken in parts
     preview_fn(batch, prepared, true) → (images [n h w c], lines of text for each): what a batch, as
       read and as prepared, shows a person; `true` is the batch with its true supervision
@@ -29,4 +30,5 @@ class Task(NamedTuple):
     metrics: type[clu_metrics.Collection]
     columns: tuple[str, ...]
     preview_fn: Callable[[dict, dict, dict], tuple[Any, Sequence[Sequence[str]]]]
+    scores: Mapping[str, str]
     splits: bool = True

@@ -3,12 +3,11 @@
 `run(config, workdir)` does all of it; `python -m noisy_fm.train` is its command line. From the
 inside out: `state` (what is trained, and its step), `loop` (the one loop, `fit`), `build` (a config
 made data, task, optimiser and state), `job` (a run in its folder: resume, checkpoints, log).
-`evaluators`, `writers`, `pictures` and `flops` are what a run measures and where it says so.
+`writers`, `pictures` and `flops` are what a run says, and where.
 """
 
 from noisy_fm.train.build import (
     corrupted,
-    load_split,
     make_task,
     plan_training,
     setup,
@@ -23,7 +22,6 @@ __all__ = [
     "abstract",
     "corrupted",
     "fit",
-    "load_split",
     "make_step",
     "make_task",
     "plan_training",

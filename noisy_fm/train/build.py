@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
-from noisy_fm import noise, optim, sharding, tasks
+from noisy_fm import evaluators, noise, optim, sharding, tasks
 from noisy_fm.corruptions import CORRUPTIONS
 from noisy_fm.data import loader
+from noisy_fm.data.damage import Damage
 from noisy_fm.data.storage.labels import appearance
 from noisy_fm.messages import require_known
 from noisy_fm.train import writers
@@ -40,10 +41,12 @@ class Setup(NamedTuple):
 def setup(config: ConfigDict) -> Setup:
     """Plans data, noise, task and state; raises one clear line for what cannot be."""
     config_lib.check_train(config)
+    evaluators.check(config.evaluators)
     writers.check(config.writers)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size // config.microbatches, mesh)
-    clean, eval_source = (load_split(config, s) for s in (config.split, config.eval_split))
+    splits = config.split, config.eval_split
+    clean, eval_source = (data_lib.load_split(config.data, split) for split in splits)
     check_splits(config, clean, eval_source)
     task = make_task(config, clean.info)
     source, manifest = corrupted(config, clean, task)
@@ -69,9 +72,11 @@ def check_splits(config: ConfigDict, source, eval_source) -> None:
         )
     if ours != theirs:
         turned = [pair for pair in zip(ours, theirs, strict=False) if len({*pair}) > 1]
+        counts = f"{len(ours)} classes, {len(theirs)} in config.eval_split"
+        if len(ours) == len(theirs):
+            counts = f"other classes than config.eval_split ({len(ours)} in both)"
         raise ValueError(
-            f"config.split has {len(ours)} classes, config.eval_split has {len(theirs)}; expected "
-            "the same in both, in the same order"
+            f"config.split has {counts}; expected the same in both, in the same order"
             + (
                 _alone(where[0], ours, theirs) + _alone(where[1], theirs, ours)
                 or f"; the first that differs is {turned[0][0]} in one, {turned[0][1]} in the other"
@@ -87,8 +92,8 @@ def check_splits(config: ConfigDict, source, eval_source) -> None:
             f"{source.name(both[0])}); expected two splits without"
         )
     for place, one in zip(where, (source, eval_source), strict=True):
-        counts = np.bincount(one.columns["label"], minlength=len(ours))
-        empty = [name for name, count in zip(ours, counts, strict=True) if not count]
+        images = np.bincount(one.columns["label"], minlength=len(ours))
+        empty = [name for name, found in zip(ours, images, strict=True) if not found]
         if empty:
             logging.warning(
                 "%s: %d of %d classes have no image, as %s",
@@ -126,17 +131,6 @@ def plan_training(
         seeds=config.seeds,
         ema=config.ema > 0,
     )
-
-
-def load_split(config: ConfigDict, split: str):
-    """The source of `config.data` restricted to `split`; empty strings mean "not given"."""
-    arguments = {key: value or None for key, value in config.data.items() if key != "name"}
-    try:
-        return data_lib.load(config.data.name, split=split, **arguments)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"config.data: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"config.data: {error}") from None
 
 
 def corrupted(
@@ -198,5 +192,5 @@ def train_batches(
         workers=config.loader.workers,
         threads=config.loader.threads or None,
         buffer=config.loader.buffer,
-        damage=loader.Damage(config.loader.max_bad, unreadable),
+        damage=Damage(config.loader.max_bad, unreadable),
     )

@@ -12,38 +12,33 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, files, hosts, lease, optim, sharding
+from noisy_fm import checkpoint, evaluators, files, hosts, lease, optim, sharding
 from noisy_fm import config as config_lib
 from noisy_fm.data import loader
-from noisy_fm.train import evaluators, flops, loop, pictures, writers
+from noisy_fm.train import flops, loop, pictures, writers
 from noisy_fm.train.build import Setup, setup, train_batches
 from noisy_fm.train.state import TrainState, abstract, init_state, make_step
 
 PREVIEW = 32  # augmented training examples shown in the log
 
 
-def make_evaluators(config: ConfigDict, made: Setup) -> list[evaluators.Evaluator]:
-    """Validation, and the evaluators that `config.evaluators` asks for."""
+def make_evaluators(
+    config: ConfigDict, made: Setup, left_out: dict[str, str] | None = None
+) -> dict[str, evaluators.Evaluator]:
+    """What `config.evaluators` asks for; images that none of them can read go to `left_out`."""
     layout = {
         "mesh": made.mesh,
         "batch_size": config.batch_size,
         "threads": config.loader.threads * max(config.loader.workers, 1) or None,
         "buffer": config.loader.buffer,
         "max_bad": config.loader.max_bad,
+        "left_out": left_out,
     }
-    wanted = config.evaluators
-    chosen = [evaluators.validation(made.task, made.eval_source, **layout)]
-    most = wanted.examples
-    if wanted.memorised:
-        chosen.append(evaluators.memorised(made.task, made.clean, made.source, most=most, **layout))
-    named = {"variables": made.plan.shapes.variables, "most": most, **layout}
-    if wanted.spectrum:
-        chosen.append(evaluators.spectra(made.task, made.eval_source, wanted.spectrum, **named))
-    if wanted.probe:
-        chosen.append(
-            evaluators.probe(made.task, made.clean, made.eval_source, feature=wanted.probe, **named)
-        )
-    return chosen
+    given = evaluators.Given(
+        made.task, made.plan.shapes.variables, made.clean, made.source, made.eval_source,
+        made.clean.info, layout,
+    )  # fmt: skip
+    return evaluators.make(config, given)
 
 
 def identity(*sources) -> str:
@@ -55,6 +50,11 @@ def identity(*sources) -> str:
     return digest.hexdigest()[:12]
 
 
+def united(record: dict[str, str]) -> dict[str, str]:
+    """What all hosts' records hold."""
+    return functools.reduce(operator.or_, hosts.gather(record))
+
+
 class Run:
     """One run's folder: what it wrote before, and what it writes from now on.
 
@@ -62,8 +62,8 @@ class Run:
     result.json (validation metrics, durations, hashes).
     """
 
-    def __init__(self, config: ConfigDict, made: Setup, workdir: str, measures, mine: lease.Lease):
-        self.lease, self.evaluators = mine, measures
+    def __init__(self, config: ConfigDict, made: Setup, workdir: str, mine: lease.Lease, measures):
+        self.lease, (self.evaluators, self.left_out) = mine, measures
         self.config, self.made, self.folder = config, made, files.absolute(workdir)
         plain = config_lib.plain(config)
         checkpoint.claim(self.folder, "config.json", plain, differences=config_lib.run_differences)
@@ -130,8 +130,9 @@ class Run:
     def evaluate(self, step: int, state: TrainState) -> str:
         """Runs every evaluator; the values go to the writers, the checkpoint and the result."""
         self.metrics, self.measured_at = {}, step
-        for evaluate in self.evaluators:
-            self.metrics |= evaluate(step, state)
+        for entry, evaluator in self.evaluators.items():
+            found = evaluator.measure(state.variables)
+            self.metrics |= {evaluators.title(entry, name): v for name, v in found.items()}
         self.writers.scalars(step, {f"eval/{k}": v for k, v in self.metrics.items()})
         shown = {k: v for k, v in self.metrics.items() if "/" not in k and k != "loss"}
         return "  ".join(f"eval {key} {value:.4f}" for key, value in shown.items())
@@ -157,7 +158,7 @@ class Run:
 
     def unreadable(self) -> dict[str, str]:
         """{id: "file: reason"} of the training images that no host could read so far."""
-        return functools.reduce(operator.or_, hosts.gather(self.batches.damage.record))
+        return united(self.batches.damage.record)
 
     def keep_batch(self, step: int, batch: Mapping[str, np.ndarray]) -> str:
         """Writes this host's share of a batch whose loss was not finite; returns its file."""
@@ -191,6 +192,7 @@ class Run:
             "eval": {k: v if np.isfinite(v) else None for k, v in self.metrics.items()},
             "skipped": int(state.skipped),
             "unreadable": self.unreadable(),
+            "left_out": united(self.left_out),  # of evaluations, as they cannot be read
             "duration_s": round(time.perf_counter() - self.began, 2),
             "resumed_at": self.start,
         }
@@ -206,9 +208,10 @@ class Run:
 def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[TrainState, Setup, dict]:
     """Trains `config` in `workdir` (resuming what is there) and returns (state, setup, result)."""
     made = setup(config)
-    measures = make_evaluators(config, made)  # may find a mistake: before anything is written
+    left_out: dict[str, str] = {}
+    found = make_evaluators(config, made, left_out)  # or a mistake, before anything is written
     with lease.held(workdir) as mine:
-        return _run(config, made, Run(config, made, workdir, measures, mine), name)
+        return _run(config, made, Run(config, made, workdir, mine, (found, left_out)), name)
 
 
 def _run(config: ConfigDict, made: Setup, here: Run, name: str) -> tuple[TrainState, Setup, dict]:

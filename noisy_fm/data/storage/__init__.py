@@ -29,4 +29,9 @@ def open_storage(name: str, path: str | None, split: str | None) -> Storage:
         return TfdsStorage(name.removeprefix(TFDS), path, split)
     if not path:
         raise ValueError(f"{name}: path is missing; expected where the images lie")
+    if split and ("[" in split or "+" in split):
+        raise ValueError(
+            f"{name}: split {split!r} has a slice or a sum, which {TFDS}NAME alone knows; expected "
+            "the name of a split"
+        )
     return FORMATS[name](path, split)

@@ -1,0 +1,49 @@
+"""What an evaluator is given and what it gives."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from noisy_fm.data import Source
+from noisy_fm.tasks import Task
+
+Variables = tuple[Any, Any]  # (nested params, model_state)
+
+
+class Evaluator(NamedTuple):
+    """`measure(variables)` gives {name: value} for each of `names`, or for none of them."""
+
+    names: tuple[str, ...]
+    measure: Callable[[Variables], dict[str, float]]
+
+
+class Given(NamedTuple):
+    """What an entry of `config.evaluators` measures, and with what.
+
+    clean, source: what is trained on, with true and with given labels; eval_source: what is not.
+    For an entry with data of its own they are those, `clean` and `source` alike.
+    info: the classes that the task knows (`Source.info` of the run's own data).
+    layout: what `features.predictor` takes to lay out and read batches.
+    """
+
+    task: Task
+    variables: Variables  # or their shapes: only to tell which features there are
+    clean: Source
+    source: Source
+    eval_source: Source
+    info: Mapping[str, Any]
+    layout: Mapping[str, Any]
+
+
+def sample(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of `rows`, the same ones every time, in order."""
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+
+
+def readable(found: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(bool [n], the outputs where it holds); elsewhere another image stood in."""
+    read = found["mask"] != 0
+    return read, {name: value[read] for name, value in found.items()}
