@@ -409,13 +409,25 @@ def today(plain: dict) -> dict:
 
 
 def run_differences(old: dict, new: dict) -> list[str]:
-    """Those of the `differences` that a run in progress must not have: see `FREE`."""
+    """Those of the `differences` that a run in progress must not have: see `FREE`.
+
+    A run at a constant rate may become longer.
+    """
 
     def held(config):
         flat = flatten(config).items()
         return {key: value for key, value in flat if not {key, key.partition(".")[0]} & FREE}
 
-    return differences(held(today(old)), held(new))
+    before, now = held(today(old)), held(new)
+    if now["epochs"] != before["epochs"] and now["schedule.name"] == before["schedule.name"]:
+        if now["schedule.name"] == "constant" and now["epochs"] > before["epochs"]:
+            before["epochs"] = now["epochs"]
+        elif now["epochs"] > before["epochs"]:
+            why = (
+                f"all rates of a {now['schedule.name']} schedule follow from it, not of a constant"
+            )
+            now["epochs"] = f"{now['epochs']}, and {why} one"
+    return differences(before, now)
 
 
 def updated(config: ConfigDict, changes: Mapping) -> ConfigDict:

@@ -222,6 +222,48 @@ def test_a_run_moves_to_another_topology(done, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, toy.host(state), toy.host(moved))
 
 
+def test_a_run_says_where_it_begins_and_a_constant_rate_can_go_on(tmp_path, capsys):
+    cfg = small(batch_size=256, schedule__name="constant")
+    _, made, _ = train.run(cfg, str(tmp_path / "long"))
+    train.run(cfg, str(tmp_path / "long"))
+    cfg.epochs = 2.0
+    longer, twice, result = train.run(cfg, str(tmp_path / "long"))
+    assert twice.steps == result["steps"] == 2 * made.steps
+    said = [line for line in capsys.readouterr().out.splitlines() if "loss" not in line]
+    assert said == [
+        f"train: fresh start of {made.steps} steps",
+        f"train: all {made.steps} steps were done before",
+        f"train: resumed at step {made.steps} of {2 * made.steps} steps",
+    ]
+    whole, _, _ = train.run(cfg, str(tmp_path / "whole"))
+    jax.tree.map(np.testing.assert_array_equal, toy.host(longer.params), toy.host(whole.params))
+    cfg.epochs = 1.0
+    with pytest.raises(ValueError, match=r"another config \(epochs: 2\.0 → 1\.0\)"):
+        train.run(cfg, str(tmp_path / "long"))
+
+
+def test_a_run_made_before_tasks_had_their_keys_goes_on(tmp_path):
+    cfg = small(batch_size=256)
+    train.run(cfg, str(tmp_path / "run"))
+    file = tmp_path / "run/config.json"
+    old = json.loads(file.read_text())
+    task = old.pop("task")
+    old |= {key: task[key] for key in ("normalize", "augment", "mix")}
+    old["loss"] = {"name": task["loss"], "label_smoothing": task["label_smoothing"]}
+    old["data"]["task"] = old["data"].pop("labels")
+    file.write_text(json.dumps(old))
+    _, made, result = train.run(cfg, str(tmp_path / "run"))
+    assert result["steps"] == made.steps
+    old["loss"]["name"] = "bce"
+    file.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=r"another config \(task\.loss: bce → softmax\)"):
+        train.run(cfg, str(tmp_path / "run"))
+    cfg.epochs = 3.0
+    file.write_text(json.dumps({**old, "loss": {"name": "softmax", "label_smoothing": 0.0}}))
+    with pytest.raises(ValueError, match=r"epochs: 1\.0 → 3\.0, and all rates of a cosine"):
+        train.run(cfg, str(tmp_path / "run"))
+
+
 def test_a_contact_sheet_shows_every_image_and_its_text():
     images = np.full((10, 16, 16, 3), 255.0)
     images[3] = (255, 0, 0)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from noisy_fm import checkpoint, evaluators, files, hosts, lease, optim, sharding
 from noisy_fm import config as config_lib
 from noisy_fm.data import loader
+from noisy_fm.messages import say
 from noisy_fm.train import flops, loop, pictures, writers
 from noisy_fm.train.build import Setup, setup, train_batches
 from noisy_fm.train.state import TrainState, abstract, init_state, make_step
@@ -205,6 +206,12 @@ class Run:
             each.callback(self.batches.close)
 
 
+def tell(text: str) -> None:
+    """Says it once, whatever the number of hosts."""
+    if hosts.first():
+        say(text)
+
+
 def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[TrainState, Setup, dict]:
     """Trains `config` in `workdir` (resuming what is there) and returns (state, setup, result)."""
     made = setup(config)
@@ -219,7 +226,10 @@ def _run(config: ConfigDict, made: Setup, here: Run, name: str) -> tuple[TrainSt
     stored = here.folder / "result.json"
     if here.start >= made.steps and stored.exists():  # there is nothing left to do
         here.close()
+        tell(f"{name}: all {made.steps} steps were done before")
         return state, made, files.read_json(stored)
+    at = f"resumed at step {here.start} of" if here.start else "fresh start of"
+    tell(f"{name}: {at} {made.steps} steps")
     if hosts.first():  # what may change on resume may have
         files.write_json(here.folder / "config.json", here.meta["config"])
     often = functools.partial(
