@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 import platform
 import sys
@@ -15,15 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from noisy_fm import checkpoint, files, statistics, train
+from noisy_fm import checkpoint, files, record, statistics, train
 from noisy_fm import config as config_lib
 
 NUM_EXAMPLES = 12  # images with wrong labels shown in the report
-HEAD_FIELDS = ("method", "preset", "weights", "fraction", "label_noise", "probe_seed")
-FIELDS = (
-    *("stage", "model", "noise_kind", "noise_rate", "seed", "dataset", "task", "shift"),
-    *("source", "target", *HEAD_FIELDS, "metric", "value", "low", "high", "n", "duration_s"),
-)
 
 
 def assemble(config: ConfigDict, workdir: Path, outputs: dict) -> None:
@@ -47,10 +41,10 @@ def assemble(config: ConfigDict, workdir: Path, outputs: dict) -> None:
             for name, made in out.items()
         ]
         manifests.append({"cell": cell.name, **manifest})
-    write_lines(workdir / "records.jsonl", records)
-    write_lines(workdir / "spectra.jsonl", curves)
-    write_lines(workdir / "stages.jsonl", durations)
-    write_lines(workdir / "manifests.jsonl", manifests)
+    record.write(workdir / "records.jsonl", records)
+    record.write(workdir / "spectra.jsonl", curves)
+    record.write(workdir / "stages.jsonl", durations)
+    record.write(workdir / "manifests.jsonl", manifests)
     files.write_json(workdir / "examples.json", wrong_labels(max(outputs, key=lambda c: c.rate)))
 
 
@@ -60,26 +54,23 @@ def cell_records(cell, out: dict, shared: dict, config: ConfigDict) -> Iterable[
     def rows(stage_name, metrics, **fields):
         seconds = out[stage_name]["duration_s"]
         for metric, numbers in metrics.items():
-            yield {
-                **dict.fromkeys(FIELDS),
+            known = {
                 **shared,
                 "versions": out[stage_name]["versions"],
                 "commit": out[stage_name]["commit"],
                 "stage": {"spectra": "spectrum", "probes": "probe"}.get(stage_name, stage_name),
                 "duration_s": seconds,
-                **fields,
-                "metric": metric,
-                **numbers,
             }
+            yield record.row(**{**known, **fields, "metric": metric, **numbers})
 
-    trained = {"dataset": cell.config.data.name, "task": cell.config.data.labels}
+    trained = {"dataset": cell.config.data.name, "labels": cell.config.data.labels}
     yield from rows("pretrain", with_chance(out["pretrain"]), **trained)
     in_domain = {(name, source) for name, _, source, _ in config.tasks}
     for row in out["spectra"]["rows"]:
         place = (row["dataset"], row["domain"])
         fields = {
             "dataset": row["dataset"],
-            "task": row.get("task"),  # of F on a task's own images, which are fewer
+            "labels": row.get("labels"),  # of F on a task's own images, which are fewer
             "target": row["domain"],
             "shift": row.get("shift", "id" if place in in_domain else "ood"),
             "n": row["n"],
@@ -88,7 +79,7 @@ def cell_records(cell, out: dict, shared: dict, config: ConfigDict) -> Iterable[
     for row in out["probes"]["rows"]:
         yield from rows("probes", row["metrics"], **{k: row[k] for k in row if k != "metrics"})
     for row in out["probes"]["spectra"]:
-        fields = {key: row[key] for key in (*HEAD_FIELDS, "dataset", "task", "source", "n")}
+        fields = {key: row[key] for key in (*record.HEAD, "dataset", "labels", "source", "n")}
         shift = "id" if row["domain"] == row["source"] else "ood"
         fields |= {"stage": "spectrum", "target": row["domain"], "shift": shift}
         yield from rows("probes", row["metrics"], **fields)
@@ -120,25 +111,19 @@ def change_record(cell, outputs: dict, shared: dict) -> list[dict]:
     ours, theirs = outputs[cell]["pretrain"], clean["pretrain"]
     change = np.subtract(ours["correct"], theirs["correct"])
     low, high = statistics.cluster_bootstrap(change, np.asarray(ours["groups"]))
-    row = {**dict.fromkeys(FIELDS), **shared, "stage": "pretrain", "metric": "accuracy_change"}
-    row |= {"dataset": cell.config.data.name, "task": cell.config.data.labels}
+    row = {**shared, "stage": "pretrain", "metric": "accuracy_change"}
+    row |= {"dataset": cell.config.data.name, "labels": cell.config.data.labels}
     row |= {name: ours[name] for name in ("versions", "commit", "duration_s")}
-    return [{**row, "value": float(change.mean()), "low": low, "high": high, "n": len(change)}]
+    measured = {"value": float(change.mean()), "low": low, "high": high, "n": len(change)}
+    return [record.row(**row, **measured)]
 
 
 def cell_curves(out: dict, about: dict) -> Iterable[dict]:
     """Singular values of F on all images of a domain and, for tuned heads, of Z on their task's."""
     whole = [row for row in out["spectra"]["rows"] if "singular_values" in row]
     for row in (*whole, *out["probes"]["spectra"]):
-        about_head = ("method", "preset", "weights")
-        keys = ("dataset", "task", "source", "domain", *about_head, "singular_values")
-        yield {**about, **{key: row.get(key) for key in keys}}
-
-
-def write_lines(path: Path, rows: list[dict]) -> None:
-    with files.written_whole(path) as temporary:
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
-        temporary.write_text("".join(f"{line}\n" for line in lines))
+        known = {key: row[key] for key in record.CURVE if key in row}
+        yield record.curve(**about, **known)
 
 
 def wrong_labels(cell) -> list[dict]:

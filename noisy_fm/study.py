@@ -220,7 +220,7 @@ def spectra(cell: Cell, config: ConfigDict) -> dict:
         x, _, _, _, _ = read(cell, name, domain=domain, split="test", task=task)
         found = spectrum.summary(x, **config.spectrum)
         metrics = {metric: {"value": found[metric]} for metric in ("sve", "lsvr")}
-        about = {"dataset": name, "task": task, "domain": domain, "shift": shift, "n": len(x)}
+        about = {"dataset": name, "labels": task, "domain": domain, "shift": shift, "n": len(x)}
         rows.append({**about, "metrics": metrics})
     return {"rows": rows}
 
@@ -297,7 +297,7 @@ def probes(cell: Cell, config: ConfigDict) -> dict:
             test_sets={domain: test[:2] for domain, test in tests.items()},
         )
         for result in results:
-            about = {"dataset": name, "task": task, "source": source, **head_fields(result.head)}
+            about = {"dataset": name, "labels": task, "source": source, **head_fields(result.head)}
             for target, test in tests.items():
                 rows.append(
                     {

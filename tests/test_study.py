@@ -82,7 +82,7 @@ def test_its_spectra_are_those_of_the_stored_features(done):
         (rows.stage == "spectrum") & (rows.metric == "sve") & (rows.noise_rate == 0.3)
         & (rows.target == "noto") & rows.method.isna()
     ]  # fmt: skip
-    of_all, of_task = (got[got.task.isna()], got[got.task == "category"])
+    of_all, of_task = (got[got["labels"].isna()], got[got["labels"] == "category"])
     assert of_all.value.item() == pytest.approx(sve, rel=1e-6)
     assert of_all.value.item() == pytest.approx(spectrum.summary(stored)["sve"])
     # F beside Z: on the images of the task that Z is of, and on no others.
@@ -198,7 +198,7 @@ def test_a_sweep_of_lambda_adds_heads_and_changes_none(done, tmp_path):
     assert set(after.loc[~own, "λ"]) == {"[0.0, 0.0, 0.0]", "[1.0, 0.04, 0.001]"}
     swept = after[~own & (after.stage == "probe")]
     assert len(swept) == 2 * (before.query("stage == 'probe' and method == 'nmtune'")).shape[0]
-    keys = ["noise_rate", "task", "target", "probe_seed", "metric"]
+    keys = ["noise_rate", "labels", "target", "probe_seed", "metric"]
     none = swept[swept["λ"] == "[0.0, 0.0, 0.0]"].set_index(keys)["value"]
     mlp = after[(after.stage == "probe") & (after.method == "mlp")].set_index(keys)["value"]
     np.testing.assert_allclose(none, mlp.loc[none.index], atol=1e-6)
