@@ -31,7 +31,7 @@ LAYERS = (
     },
     {"train", "evaluators", "features"},
     {"probe", "tune", "estimator", "diagnose"},
-    {"study", "record", "records", "report", "export"},
+    {"study", "record", "report"},
 )
 HELPERS = ("progress", "messages", "files", "scalars")
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

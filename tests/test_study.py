@@ -12,24 +12,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from noisy_fm import config, data, spectrum, study
+from noisy_fm import data, spectrum, study
 from noisy_fm.features import open_store
 
 ROOT = Path(__file__).parent.parent
 
 
 def small():
-    cfg = config.study()
+    cfg = study.defaults()
     cfg.pretrain.data.domain = ("noto",)
     cfg.pretrain.model = {"name": "resnet10_narrow", "width": 4}
     cfg.pretrain.batch_size = 64
     cfg.pretrain.epochs = 1.0
     cfg.pretrain.checkpoint_every = 10
     cfg.noise_rates = (0.0, 0.3)
-    cfg.tasks = (
-        ("emoji_domains", "category", "noto", ("lineart",)),
-        ("digits", "", "", ()),
-    )
+    cfg.transfers = {
+        "category": {
+            "data": {"name": "emoji_domains", "labels": "category", "domain": "noto"},
+            "unseen": {"lineart": {"domain": "lineart"}},
+        },
+        "digits": {"data": {"name": "digits"}},
+    }
     cfg.probe_seeds = 2
     cfg.probe_epochs = 2
     return cfg
@@ -41,6 +44,12 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "run"
     page = study.run(small(), str(folder))
     return folder, page
+
+
+def store_of(folder, name):
+    """The store of that name, whatever hash follows it."""
+    (found,) = folder.glob(f"{name}-*")
+    return found
 
 
 def records(folder):
@@ -73,7 +82,8 @@ def test_it_leaves_a_record_for_every_cell_of_the_grid(done):
 def test_its_spectra_are_those_of_the_stored_features(done):
     folder, _ = done
     cell = folder / "cells" / "noise0.3-seed0" / "features"
-    stored = open_store(cell / "emoji_domains-noto-test").features
+    store = open_store(store_of(cell, "emoji_domains-noto-test"))
+    stored = store.features
     values = np.linalg.svd(stored.astype(np.float64), compute_uv=False)
     p = values / values.sum()
     sve = -np.sum(p[p > 0] * np.log(p[p > 0]))
@@ -87,7 +97,6 @@ def test_its_spectra_are_those_of_the_stored_features(done):
     assert of_all.value.item() == pytest.approx(spectrum.summary(stored)["sve"])
     # F beside Z: on the images of the task that Z is of, and on no others.
     source = data.load("emoji_domains", split="test", domain="noto", labels="category", size=32)
-    store = open_store(cell / "emoji_domains-noto-test")
     images = stored[[list(store.ids).index(i) for i in source.ids]]
     assert 0 < len(images) == of_task.n.item() < len(stored)
     assert of_task.value.item() == pytest.approx(spectrum.summary(images)["sve"])
@@ -130,7 +139,7 @@ def test_a_store_that_was_deleted_is_made_again_and_nothing_else(done, tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(done[0], copy)
     cell = copy / "cells" / "noise0-seed0"
-    store = cell / "features" / "digits-test"
+    store = store_of(cell / "features", "digits-test")
     before = np.array(open_store(store).features)
     shutil.rmtree(store)
     stamps = {p: p.stat().st_mtime_ns for p in copy.rglob("features.npy")}
@@ -143,7 +152,7 @@ def test_a_store_that_was_deleted_is_made_again_and_nothing_else(done, tmp_path)
 def test_a_workdir_of_another_training_config_is_refused(done):
     cfg = small()
     cfg.pretrain.epochs = 2.0
-    with pytest.raises(ValueError, match=r"another config \(epochs: 1\.0 → 2\.0\)"):
+    with pytest.raises(ValueError, match=r"another config \(epochs: 1\.0 → 2\.0"):
         study.run(cfg, str(done[0]))
 
 
@@ -156,18 +165,44 @@ def test_a_damaged_stage_is_named(done, tmp_path):
         study.run(small(), str(copy))
 
 
+def of(*, unseen=None, eval_split="test", **data):
+    """A transfer on the emoji, with a mistake."""
+    data = {"name": "emoji_domains", "labels": "category", "domain": "noto", **data}
+    return {"one": {"data": data, "eval_split": eval_split, "unseen": unseen or {}}}
+
+
+def two():
+    """Two that call different drawings alike."""
+    first, second = (of(unseen={"lineart": {"domain": d}}, domain=d)["one"] for d in ARTISTS[:2])
+    second["unseen"]["lineart"]["domain"] = ARTISTS[2]
+    return {"one": first, "two": second}
+
+
+ARTISTS = ("noto", "twemoji", "openmoji")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"noise_rates": (0.0, 1.0)}, "noise_rates has 1.0"),
-        ({"tasks": (("emoji_domain", "category", "noto", ()),)}, "emoji_domains"),
-        ({"tasks": (("emoji_domains", "category", "notto", ()),)}, "noto"),
-        ({"tasks": (("emoji_domains", "category", "noto", ("linart",)),)}, "lineart"),
+        ({"transfers": of(name="emoji_domain")}, "emoji_domains"),
+        ({"transfers": of(domain="notto")}, "noto"),
+        ({"transfers": of(unseen={"lineart": {"domain": "linart"}})}, "lineart"),
+        ({"transfers": of(unseen={"lineart": {"domian": "lineart"}})}, "did you mean 'domain'"),
+        ({"transfers": of(eval_split="tset")}, "test"),
+        ({"transfers": of(sizes=3)}, r"did you mean 'config\.transfers\.one\.data\.size'"),
+        ({"transfers": {"one": 3}}, r"config\.transfers\.one is 3; expected a group of keys"),
+        ({"transfers": {**of(), "two": of()["one"]}}, "expected no transfer twice"),
+        ({"transfers": {**of(), **two()}}, "call different images 'lineart'"),
+        ({"transfers": {}}, "config.transfers is empty"),
         ({"methods": ("lp", "nmtun")}, "nmtune"),
         ({"model": "resnet"}, "unknown model 'resnet'"),
         ({"feature": "pool"}, "unknown config.feature"),
         ({"noise_rates": (0.1, 0.1)}, "no entry twice"),
-        ({"tasks": (("digits", "", ""),)}, "unseen domains"),
+        (
+            {"tasks": (("digits", "", "", ()),)},
+            "config.tasks is no more: expected config.transfers",
+        ),
         ({"weights": (0.1, -1.0)}, "weights must lie in"),
         ({"weights": ((0.1, 0.2),)}, r"three \(mse, cov, svd\)"),
         ({"weights": (0.1,), "methods": ("lp",)}, "config.weights are λ of 'nmtune'"),

@@ -39,6 +39,7 @@ def load(workdir) -> Artifacts:
         raise FileNotFoundError(f"{workdir}: no such folder; expected a study's workdir")
     problems: list[str] = []
     path, rows = record.read(workdir, problems)
+    problems += beside(workdir)
     records = tidy(rows, problems)
     if records.empty:
         raise ValueError(f"{path}: {why_empty(rows)}")
@@ -57,6 +58,16 @@ def load(workdir) -> Artifacts:
         examples=read_object(workdir / "examples.json", list, problems),
         problems=problems,
     )
+
+
+def beside(workdir: Path) -> list[str]:
+    """Lines about trained models in the study's folder that its records do not speak of."""
+    path = workdir / "grid.json"
+    grid = read_object(path, dict, []) if path.is_file() else {}
+    return [
+        f"cells/{name} is not in this report: {why}."
+        for name, why in grid.get("left_out", {}).items()
+    ]
 
 
 def why_empty(rows: list[dict]) -> str:

@@ -1,7 +1,5 @@
 """From a study's stages to the plain rows that a report reads; every row says what made it."""
 
-import base64
-import io
 import os
 import platform
 import sys
@@ -12,15 +10,17 @@ from pathlib import Path
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from noisy_fm import checkpoint, files, record, statistics, train
+from noisy_fm import checkpoint, files, record, statistics
 from noisy_fm import config as config_lib
+from noisy_fm.study import stages
+from noisy_fm.study.cells import Cell
 
-NUM_EXAMPLES = 12  # images with wrong labels shown in the report
+Outputs = dict[Cell, dict[str, dict]]
+STAGES = {"spectra": "spectrum", "probes": "probe"}  # what records call a stage
 
 
-def assemble(config: ConfigDict, workdir: Path, outputs: dict) -> None:
+def assemble(config: ConfigDict, workdir: Path, outputs: Outputs) -> None:
     """Writes what the report reads: records, spectra, stages, manifests and examples."""
     common = {"config_hash": config_lib.hash_of(config)}
     records, curves, durations, manifests = [], [], [], []
@@ -33,7 +33,7 @@ def assemble(config: ConfigDict, workdir: Path, outputs: dict) -> None:
         }
         manifest = out["pretrain"]["manifest"]
         shared = {**about, "manifest_hash": manifest["hash"], **common}
-        records += list(cell_records(cell, out, shared, config))
+        records += list(cell_records(cell, out, shared))
         records += change_record(cell, outputs, shared)
         curves += list(cell_curves(out, about))
         durations += [
@@ -41,48 +41,36 @@ def assemble(config: ConfigDict, workdir: Path, outputs: dict) -> None:
             for name, made in out.items()
         ]
         manifests.append({"cell": cell.name, **manifest})
-    record.write(workdir / "records.jsonl", records)
+    record.write(workdir / record.NAME, records)
     record.write(workdir / "spectra.jsonl", curves)
     record.write(workdir / "stages.jsonl", durations)
     record.write(workdir / "manifests.jsonl", manifests)
-    files.write_json(workdir / "examples.json", wrong_labels(max(outputs, key=lambda c: c.rate)))
+    noisiest = max(outputs, key=lambda cell: cell.rate)
+    files.write_json(workdir / "examples.json", outputs[noisiest]["pretrain"]["examples"])
 
 
-def cell_records(cell, out: dict, shared: dict, config: ConfigDict) -> Iterable[dict]:
+def cell_records(cell: Cell, out: dict, shared: dict) -> Iterable[dict]:
     """One row a metric: pre-training, spectrum, probes."""
 
     def rows(stage_name, metrics, **fields):
-        seconds = out[stage_name]["duration_s"]
+        made = {name: out[stage_name][name] for name in ("versions", "commit", "duration_s")}
+        known = {**shared, **made, "stage": STAGES.get(stage_name, stage_name)}
         for metric, numbers in metrics.items():
-            known = {
-                **shared,
-                "versions": out[stage_name]["versions"],
-                "commit": out[stage_name]["commit"],
-                "stage": {"spectra": "spectrum", "probes": "probe"}.get(stage_name, stage_name),
-                "duration_s": seconds,
-            }
             yield record.row(**{**known, **fields, "metric": metric, **numbers})
 
-    trained = {"dataset": cell.config.data.name, "labels": cell.config.data.labels}
-    yield from rows("pretrain", with_chance(out["pretrain"]), **trained)
-    in_domain = {(name, source) for name, _, source, _ in config.tasks}
+    yield from rows("pretrain", with_chance(out["pretrain"]), **trained_on(cell))
+    kept = ("dataset", "labels", "source", "target", "shift", "n", *record.HEAD)
     for row in out["spectra"]["rows"]:
-        place = (row["dataset"], row["domain"])
-        fields = {
-            "dataset": row["dataset"],
-            "labels": row.get("labels"),  # of F on a task's own images, which are fewer
-            "target": row["domain"],
-            "shift": row.get("shift", "id" if place in in_domain else "ood"),
-            "n": row["n"],
-        }
-        yield from rows("spectra", row["metrics"], **fields)
+        yield from rows("spectra", row["metrics"], **{k: row[k] for k in kept if k in row})
     for row in out["probes"]["rows"]:
-        yield from rows("probes", row["metrics"], **{k: row[k] for k in row if k != "metrics"})
+        yield from rows("probes", row["metrics"], **{k: row[k] for k in kept if k in row})
     for row in out["probes"]["spectra"]:
-        fields = {key: row[key] for key in (*record.HEAD, "dataset", "labels", "source", "n")}
-        shift = "id" if row["domain"] == row["source"] else "ood"
-        fields |= {"stage": "spectrum", "target": row["domain"], "shift": shift}
-        yield from rows("probes", row["metrics"], **fields)
+        fields = {k: row[k] for k in kept if k in row}
+        yield from rows("probes", row["metrics"], **fields, stage=STAGES["spectra"])
+
+
+def trained_on(cell: Cell) -> dict:
+    return {"dataset": cell.config.data.name, "labels": cell.config.data.labels}
 
 
 def with_chance(pretrained: dict) -> dict:
@@ -100,22 +88,24 @@ def with_chance(pretrained: dict) -> dict:
     return {**metrics, "flipped_fits_chance": chance}
 
 
-def change_record(cell, outputs: dict, shared: dict) -> list[dict]:
+def change_record(cell: Cell, outputs: Outputs, shared: dict) -> list[dict]:
     """Pre-training accuracy against the clean model of the same seed, paired on the same images.
 
     The interval resamples concepts, so what an image adds to both models cancels.
     """
-    clean = next((o for c, o in outputs.items() if c.rate == 0 and c.seed == cell.seed), None)
+    clean = next((c for c in outputs if c.rate == 0 and c.seed == cell.seed), None)
     if clean is None or cell.rate == 0:
         return []
-    ours, theirs = outputs[cell]["pretrain"], clean["pretrain"]
-    change = np.subtract(ours["correct"], theirs["correct"])
-    low, high = statistics.cluster_bootstrap(change, np.asarray(ours["groups"]))
-    row = {**shared, "stage": "pretrain", "metric": "accuracy_change"}
-    row |= {"dataset": cell.config.data.name, "labels": cell.config.data.labels}
-    row |= {name: ours[name] for name in ("versions", "commit", "duration_s")}
+    ours, theirs = (stages.arrays(one, "pretrain") for one in (cell, clean))
+    correct = dict(zip(theirs["id"].tolist(), theirs["correct"].tolist(), strict=True))
+    both = np.isin(ours["id"], theirs["id"])
+    before = [correct[id_] for id_ in ours["id"][both].tolist()]
+    change = np.subtract(ours["correct"][both], before, dtype=float)
+    low, high = statistics.cluster_bootstrap(change, ours["group"][both])
+    made = {name: outputs[cell]["pretrain"][name] for name in ("versions", "commit", "duration_s")}
     measured = {"value": float(change.mean()), "low": low, "high": high, "n": len(change)}
-    return [record.row(**row, **measured)]
+    about = {**shared, **made, **trained_on(cell), "stage": "pretrain"}
+    return [record.row(**about, metric="accuracy_change", **measured)]
 
 
 def cell_curves(out: dict, about: dict) -> Iterable[dict]:
@@ -123,30 +113,7 @@ def cell_curves(out: dict, about: dict) -> Iterable[dict]:
     whole = [row for row in out["spectra"]["rows"] if "singular_values" in row]
     for row in (*whole, *out["probes"]["spectra"]):
         known = {key: row[key] for key in record.CURVE if key in row}
-        yield record.curve(**about, **known)
-
-
-def wrong_labels(cell) -> list[dict]:
-    """A few images of the cell's training set whose label was flipped, as the report shows them."""
-    made = train.setup(cell.config)
-    source, names = made.clean, made.clean.info["label_names"]
-    given, true = (one.columns["label"] for one in (made.source, made.clean))
-    flipped = np.flatnonzero(given != true)
-    chosen = np.random.default_rng(0).permutation(flipped)[:NUM_EXAMPLES]
-    rows = []
-    for i, image in zip(chosen, source.read(chosen)["image"], strict=True):
-        png = io.BytesIO()
-        Image.fromarray(image).save(png, "PNG")
-        rows.append(
-            {
-                "image": base64.b64encode(png.getvalue()).decode(),
-                "true": names[true[i]],
-                "given": names[given[i]],
-                "concept": str(source.columns.get("caption", source.ids)[i]),
-                "noise_rate": cell.rate,
-            }
-        )
-    return rows
+        yield record.curve(**about, domain=row["target"], **known)
 
 
 def environment() -> dict:
