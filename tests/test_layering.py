@@ -19,6 +19,7 @@ LAYERS = (
         "config",
         "app",
         "hosts",
+        "children",
         "lease",
         "signals",
         "sharding",

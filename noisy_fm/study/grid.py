@@ -63,6 +63,16 @@ def run_cell(config: ConfigDict, workdir: str, name: str) -> None:
     stages.run(grid[require_known("--cell", name, grid)], config)
 
 
+def dry_run(config: ConfigDict, workdir: str) -> list[tuple[Cell, str]]:
+    """The cells of the grid, and what is left to do of each; writes nothing."""
+    config = resolve(config)
+    found = []
+    for cell in cells.grid(config, Path(workdir).expanduser().absolute()):
+        left = [name for name, made in stages.outputs(cell, config).items() if made is None]
+        found.append((cell, f"left: {', '.join(left)}" if left else "done"))
+    return found
+
+
 def begun(config: ConfigDict, workdir: str) -> Path:
     """The study's folder, marked as this training config's; ValueError if it is another's."""
     if "://" in workdir:
