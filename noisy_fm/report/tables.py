@@ -249,7 +249,7 @@ def task_table(frame: pd.DataFrame, name_dataset: bool) -> list[dict]:
             rows.append(
                 {
                     "task": task_name(dataset, task, name_dataset),
-                    "route": source if source == target else f"{source} → {target}",
+                    "route": target if source in ("", target) else f"{source} → {target}",
                     "method": label,
                     "values": [means.get(rate, np.nan) for rate in rates],
                 }

@@ -101,12 +101,16 @@ def place(
         running = {submit(cell): cell for cell in missing}
         say(f"{len(missing)} of {len(grid)} cells to run by {client.scheduler.address}")
         finished = as_completed(list(running))
-        for future in finished:
-            cell = running.pop(future)
-            if not ended_well(future, cell, failures, scheduler):
-                again = submit(cell)
-                running[again] = cell
-                finished.add(again)
+        try:
+            for future in finished:
+                cell = running.pop(future)
+                if not ended(future, cell, failures, scheduler):
+                    again = submit(cell)
+                    running[again] = cell
+                    finished.add(again)
+        except BaseException:
+            client.cancel(list(running))  # their workers then let them save and leave
+            raise
     if lost := [name for name, count in failures.items() if count >= TRIES]:
         raise ValueError(
             f"{len(lost)} of {len(grid)} cells failed {TRIES} times: {', '.join(lost)}; the last "
@@ -114,7 +118,7 @@ def place(
         )
 
 
-def ended_well(future, cell: Cell, failures: dict[str, int], scheduler: str) -> bool:
+def ended(future, cell: Cell, failures: dict[str, int], scheduler: str) -> bool:
     """Whether the cell is not to be run again; says what became of it, and counts failures."""
     if future.cancelled():
         raise OSError(f"the scheduler {scheduler} is gone; run the same line again to go on")

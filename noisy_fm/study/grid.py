@@ -60,7 +60,8 @@ def run_cell(config: ConfigDict, workdir: str, name: str) -> None:
     config = resolve(config)
     folder = begun(config, workdir)
     grid = {cell.name: cell for cell in cells.grid(config, folder)}
-    stages.run(grid[require_known("--cell", name, grid)], config)
+    # One that is not wanted any more may still be saving what it did of this cell.
+    stages.run(grid[require_known("--cell", name, grid)], config, patience=120.0)
 
 
 def dry_run(config: ConfigDict, workdir: str) -> list[tuple[Cell, str]]:

@@ -6,6 +6,7 @@ a change runs again what follows from it and nothing else.
 
 import contextlib
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -80,16 +81,19 @@ def arrays(cell: Cell, name: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as found:
             return dict(found)
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to have it made again") from None
 
 
-def run(cell: Cell, config: ConfigDict) -> None:
-    """Does what is missing of the cell, on all processes of this run."""
+def run(cell: Cell, config: ConfigDict, *, patience: float = 0.0) -> None:
+    """Does what is missing of the cell, on all processes of this run.
+
+    Raises ValueError if another process is at it, and still is after `patience` seconds.
+    """
     keys = marks(cell, config)
     missing = [name for name, made in outputs(cell, config).items() if made is None]
     missing = hosts.gather(missing)[0]
-    with lease.held(cell.folder) if missing else contextlib.nullcontext():
+    with lease.held(cell.folder, patience=patience) if missing else contextlib.nullcontext():
         for stage in STAGES:
             note = "done before"
             if stage.name in missing:
