@@ -301,8 +301,8 @@ def test_a_dry_run_prints_the_line_that_runs_each_cell(done, tmp_path):
     first, second = said.stdout.splitlines()
     assert first.endswith("--cell=noise0-seed0  # done")
     assert second.endswith("--cell=noise0.3-seed0  # left: spectra")
-    assert "scheduler" not in second
-    assert "dry_run" not in second
+    assert "--scheduler" not in second
+    assert "--dry_run" not in second
     ran = shell(second)
     assert ran.returncode == 0, ran.stderr
     assert "noise 30.0% seed 0: spectra" in ran.stdout
