@@ -46,7 +46,7 @@ def train() -> ConfigDict:
                 "canvas": 0,
             },
             # Reading: processes (0: none but this), threads in each (0: the cores), batches ready,
-            # and the share of unreadable images above which a run stops.
+            # and the share of unreadable images above which a run stops (0: at the first).
             "loader": {"workers": 0, "threads": 0, "buffer": 4, "max_bad": 0.001},
             "split": "pretrain",
             "eval_split": "test",

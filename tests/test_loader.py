@@ -235,6 +235,8 @@ def test_too_many_unreadable_images_stop_the_run(own):
     batches = loader.train_batches(source, batch_size=4, seed=0, stop=10)
     assert len(list(batches)) == 10  # a few are never too many
     assert batches.damage.count == 3
+    with pytest.raises(ValueError, match=r"1 of \d+ examples .* max_bad = 0 "):
+        train(source, damage=loader.Damage(max_bad=0))  # unless none was allowed
     harm(paths, [16])
     with pytest.raises(
         ValueError, match=r"4 of \d+ examples .* max_bad = 0\.001 .*; the last: .*/n0"

@@ -21,7 +21,7 @@ from absl import flags, logging
 from noisy_fm.data.images import Canvases
 from noisy_fm.data.order import shuffled
 
-FEW = 3  # damaged examples that never stop a run, however small the data
+FEW = 3  # damaged examples that stop no run, however small the data, if any may be damaged
 LISTED = 20  # damaged examples that are named as they are met
 SHARED_MEMORY = Path("/dev/shm")  # where Linux has what workers hand over
 ROOM = (
@@ -35,8 +35,9 @@ class Damage:
     """Which examples could not be read: counted, listed, and an error above `max_bad`.
 
     `max_bad` is the fraction of the examples read so far, by this process since it began, counting
-    each once; up to three are let pass in any case. `record` gives all that is known, from `before`
-    (a record: what an earlier process or another host found) too.
+    each once; up to three are let pass however few those are, unless it is 0, which lets none.
+    `record` gives all that is known, from `before` (a record: what an earlier process or another
+    host found) too.
     """
 
     def __init__(self, max_bad: float = 0.001, before: Mapping[str, str] | None = None):
@@ -74,7 +75,8 @@ class Damage:
                 if len(self.found) < LISTED:
                     logging.warning("cannot be read, replaced by the next: %s", self.names[id_])
             self.found.add(id_)
-        if found and len(self.found) > max(FEW, self.max_bad * self.examples):
+        allowed = max(FEW, self.max_bad * self.examples) if self.max_bad else 0
+        if found and len(self.found) > allowed:
             raise ValueError(
                 f"{self}, more than max_bad = {self.max_bad:g} (config.loader); the last: "
                 f"{self.names[id_]}"

@@ -32,7 +32,7 @@ from noisy_fm.progress import Progress
 SUMS = "SHA256SUMS"  # its whole name in folders that were made when all splits shared one
 OPTIONS = "group_size:1,uncompressed"  # any record is one read away; images are compressed already
 LISTED = 20  # unreadable images that are named as they are met
-FEW = 3  # unreadable images that never stop a preparation, however small the data, as in training
+FEW = 3  # unreadable images that stop no preparation, however small, if any may be; as in training
 # What a file itself is to blame for; all else (a lost mount, a dying disk) may pass, so it stops.
 OF_THE_FILE = (None, errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP)
 NO_SPACE = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
@@ -55,8 +55,9 @@ def prepare(
 
     A shard is made again if it is gone or if an image of it that could not be read now can.
     Returns the images that cannot be read, {id: "file: reason"}. Raises ValueError if they are more
-    than three and the share `max_bad`, if `out` holds, or has begun, other images or shards under
-    that name, or if another process is preparing it; OSError, naming the file, if it cannot write.
+    than three and the share `max_bad` (where that is 0, if there is one), if `out` holds, or has
+    begun, other images or shards under that name, or if another process is preparing it; OSError,
+    naming the file, if it cannot write.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; expected at least 1 image")
@@ -100,6 +101,7 @@ def prepare(
                     sums[shard] = _sha256(folder / shard)
                     _write_sums(folder, split, sums)
                 bar.update(len(rows), shard)
+        _check_few(bad, max_bad, count)  # those that an earlier call let pass too
         sums[finished.name] = _sha256(plan if plan.exists() else finished)
         _write_sums(folder, split, sums | ({listed.name: _sha256(listed)} if bad else {}))
         if plan.exists():
@@ -324,14 +326,19 @@ def _read(storage: Storage, row: int) -> tuple[bytes, str | None]:
 
 
 def _note(bad: dict[str, str], id_: str, fault: str, max_bad: float, count: int) -> None:
-    """Lists an unreadable image in `bad`; raises ValueError if those are too many."""
+    """Lists an unreadable image in `bad`, and checks how many those are."""
     bad[id_] = fault
     if len(bad) <= LISTED:
         logging.warning("cannot be read, an empty record: %s", fault)
-    if len(bad) > max(FEW, max_bad * count):
+    _check_few(bad, max_bad, count)
+
+
+def _check_few(bad: dict[str, str], max_bad: float, count: int) -> None:
+    """Raises ValueError for more than `FEW` and the share `max_bad`, or for any where that is 0."""
+    if len(bad) > (max(FEW, max_bad * count) if max_bad else 0):
         raise ValueError(
             f"{len(bad)} of {count} images cannot be read, more than max_bad = {max_bad:g} "
-            f"(--max-bad); the last: {fault}"
+            f"(--max-bad); the last: {list(bad.values())[-1]}"
         )
 
 
