@@ -46,12 +46,14 @@ def predictor(
     threads: int | None = None,
     buffer: int = 4,
     max_bad: float = 0.001,
+    damage: loader.Damage | None = None,
 ) -> Callable[[tuple[Any, Any], Any], dict[str, np.ndarray]]:
     """`predict` as (variables, source) → outputs, compiled once for all its calls.
 
     `pooled` averages features of more than two axes [n … d] (maps, tokens) over the middle ones,
     in float32 on the device, so that only [n d] leaves it. Images on disk are read as
-    `loader.eval_batches` says; where one could not be, the output "mask" is 0.
+    `loader.eval_batches` says; where one could not be, the output "mask" is 0. `damage` collects
+    those of all calls (None: each call's count for themselves, up to `max_bad`).
     """
 
     def step(variables, batch):
@@ -73,7 +75,7 @@ def predictor(
         chunks: dict[str, list] = {name: [] for name in keep}
         batches = loader.eval_batches(
             source, batch_size=batch_size, rows=rows, threads=threads, buffer=buffer,
-            damage=loader.Damage(max_bad),
+            damage=damage or loader.Damage(max_bad, fate=loader.LEFT_OUT),
         )  # fmt: skip
         with jax.set_mesh(mesh):
             for batch in batches:

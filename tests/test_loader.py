@@ -219,7 +219,7 @@ def test_unreadable_images_are_replaced_by_the_next_and_listed(own, workers):
     assert drawn == set(range(20))
     assert damage.ids == sorted(int(source.ids[row]) for row in bad)
     assert damage.count == 4
-    assert str(damage) == "4 of 20 examples cannot be read and were replaced"
+    assert str(damage) == "4 of 20 examples cannot be read and were replaced by the next"
     for row in bad:
         assert str(paths[row]).split("train/")[1] in damage.names[int(source.ids[row])]
     again = loader.Damage(0.5, json.loads(json.dumps(damage.record)))
@@ -253,7 +253,7 @@ def test_too_many_unreadable_images_stop_the_run(own):
         train(source)
 
 
-def test_an_unreadable_image_is_masked_in_evaluation(own):
+def test_an_unreadable_image_is_masked_in_evaluation(own, caplog):
     source, paths = own
     harm(paths, [5])
     batches = loader.eval_batches(source, batch_size=8)
@@ -261,6 +261,7 @@ def test_an_unreadable_image_is_masked_in_evaluation(own):
     assert batch["mask"].tolist() == [1, 1, 1, 1, 1, 0, 1, 1]
     assert batch["id"][5] == source.ids[6]
     assert batches.damage.ids == [int(source.ids[5])]
+    assert "cannot be read, left out: " in caplog.text
 
 
 def test_an_example_is_had_from_any_source_whose_first_is_damaged(own):

@@ -22,6 +22,7 @@ from noisy_fm.data.images import Canvases
 from noisy_fm.data.order import shuffled
 
 FEW = 3  # damaged examples that stop no run, however small the data, if any may be damaged
+LEFT_OUT = "left out"  # what becomes of them in evaluation
 LISTED = 20  # damaged examples that are named as they are met
 SHARED_MEMORY = Path("/dev/shm")  # where Linux has what workers hand over
 ROOM = (
@@ -34,16 +35,24 @@ TERMINATED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")  # gr
 class Damage:
     """Which examples could not be read: counted, listed, and an error above `max_bad`.
 
+    `fate` words what becomes of them.
+
     `max_bad` is the fraction of the examples read so far, by this process since it began, counting
     each once; up to three are let pass however few those are, unless it is 0, which lets none.
     `record` gives all that is known, from `before` (a record: what an earlier process or another
     host found) too.
     """
 
-    def __init__(self, max_bad: float = 0.001, before: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        max_bad: float = 0.001,
+        before: Mapping[str, str] | None = None,
+        *,
+        fate: str = "replaced by the next",
+    ):
         if not 0 <= max_bad <= 1:
             raise ValueError(f"max_bad is {max_bad}; expected a fraction in [0, 1]")
-        self.max_bad = max_bad
+        self.max_bad, self.fate = max_bad, fate
         # id → where it is and why it cannot be read
         self.names = {int(id_): name for id_, name in (before or {}).items()}
         self.found: set[int] = set()
@@ -63,7 +72,7 @@ class Damage:
         return {str(id_): self.names[id_] for id_ in self.ids}
 
     def __str__(self):
-        return f"{len(self.found)} of {self.examples} examples cannot be read and were replaced"
+        return f"{len(self.found)} of {self.examples} examples cannot be read and were {self.fate}"
 
     def add(self, source, found: Iterable[tuple[int, str]], examples: int) -> None:
         """Takes note of the `found` (index, reason) among `examples` more that were read."""
@@ -73,7 +82,7 @@ class Damage:
             if id_ not in self.names:
                 self.names[id_] = f"{source.name(index)}: {reason}"
                 if len(self.found) < LISTED:
-                    logging.warning("cannot be read, replaced by the next: %s", self.names[id_])
+                    logging.warning("cannot be read, %s: %s", self.fate, self.names[id_])
             self.found.add(id_)
         allowed = max(FEW, self.max_bad * self.examples) if self.max_bad else 0
         if found and len(self.found) > allowed:
@@ -160,8 +169,9 @@ def eval_batches(
 ) -> Batches:
     """Yields every example once, in order; the last batch is padded and `mask` is 0 there.
 
-    `mask` is also 0 where an unreadable image was replaced by the next.
+    `mask` is also 0 where an image is unreadable; the next stands in its row, to be left out.
     """
+    damage = Damage(fate=LEFT_OUT) if damage is None else damage
     steps = -(-len(source) // batch_size)
     fetch = _FetchInOrder(
         source, batch_size, _rows(batch_size, rows), _threads(source, threads, workers)

@@ -27,7 +27,7 @@ def validation(task, source, **layout) -> Evaluator:
     """Mean loss and accuracy over the whole of `source`.
 
     Unreadable images are left out, here and below. `layout`: what `features.predictor` takes to lay
-    out and read batches, `mesh`, `batch_size`, `threads`, `buffer`, `max_bad`.
+    out and read batches, `mesh`, `batch_size`, `threads`, `buffer`, `max_bad`, `damage`.
     """
     predict = features.predictor(task, keep=("loss", "correct", "mask"), **layout)
 

@@ -22,8 +22,13 @@ from noisy_fm.train.state import TrainState, abstract, make_step
 PREVIEW = 32  # augmented training examples shown in the log
 
 
-def make_evaluators(config: ConfigDict, made: Setup) -> list[evaluators.Evaluator]:
-    """Validation, and the evaluators that `config.evaluators` asks for."""
+def make_evaluators(
+    config: ConfigDict, made: Setup, left_out: loader.Damage | None = None
+) -> list[evaluators.Evaluator]:
+    """Validation, and the evaluators that `config.evaluators` asks for.
+
+    `left_out` collects the images that validation cannot read.
+    """
     layout = {
         "mesh": made.mesh,
         "batch_size": config.batch_size,
@@ -32,7 +37,7 @@ def make_evaluators(config: ConfigDict, made: Setup) -> list[evaluators.Evaluato
         "max_bad": config.loader.max_bad,
     }
     wanted = config.evaluators
-    chosen = [evaluators.validation(made.task, made.eval_source, **layout)]
+    chosen = [evaluators.validation(made.task, made.eval_source, damage=left_out, **layout)]
     most = wanted.examples
     if wanted.memorised:
         chosen.append(
@@ -63,11 +68,21 @@ class Run:
     """One run's folder: what it wrote before, and what it writes from now on.
 
     config.json, noise.npz, parameters.txt, checkpoints/, the writers' files and, when done,
-    result.json (validation metrics, durations, hashes).
+    result.json (validation metrics, durations, hashes, and which images could not be read:
+    "unreadable" of training, replaced, and "unreadable_eval" of validation, left out).
     """
 
-    def __init__(self, config: ConfigDict, made: Setup, workdir: str, measures, mine: lease.Lease):
-        self.lease, self.evaluators = mine, measures
+    def __init__(
+        self,
+        config: ConfigDict,
+        made: Setup,
+        workdir: str,
+        *,
+        measures: list[evaluators.Evaluator],
+        left_out: loader.Damage,
+        mine: lease.Lease,
+    ):
+        self.lease, self.evaluators, self.left_out = mine, measures, left_out
         self.config, self.made, self.folder = config, made, files.absolute(workdir)
         plain = config_lib.plain(config)
         checkpoint.claim(self.folder, "config.json", plain, differences=config_lib.run_differences)
@@ -146,7 +161,8 @@ class Run:
         """Starts a checkpoint; it can be the best one if it has just been evaluated."""
         self._check_lease()
         seconds = time.perf_counter() - self.began
-        meta = {**self.meta, "seconds": seconds, "unreadable": self.unreadable()}
+        unreadable = _united(self.batches.damage)
+        meta = {**self.meta, "seconds": seconds, "unreadable": unreadable}
         metrics = self.metrics if self.measured_at == step else None
         self.saver.save(step, state, meta, metrics)
 
@@ -160,10 +176,6 @@ class Run:
                 lost = str(error)
         if lost := hosts.gather(lost)[0]:
             raise lease.TakenOverError(lost)
-
-    def unreadable(self) -> dict[str, str]:
-        """{id: "file: reason"} of the training images that no host could read so far."""
-        return functools.reduce(operator.or_, hosts.gather(self.batches.damage.record))
 
     def keep_batch(self, step: int, batch: Mapping[str, np.ndarray]) -> str:
         """Writes this host's share of a batch whose loss was not finite; returns its file."""
@@ -202,7 +214,8 @@ class Run:
             "num_params": optim.count(state.params) + optim.count(state.frozen),
             "eval": {k: v if np.isfinite(v) else None for k, v in self.metrics.items()},
             "skipped": int(state.skipped),
-            "unreadable": self.unreadable(),
+            "unreadable": _united(self.batches.damage),
+            "unreadable_eval": _united(self.left_out),
             "duration_s": round(time.perf_counter() - self.began, 2),
             "resumed_at": self.start,
         }
@@ -218,9 +231,16 @@ class Run:
 def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[TrainState, Setup, dict]:
     """Trains `config` in `workdir` (resuming what is there) and returns (state, setup, result)."""
     made = setup(config)
-    measures = make_evaluators(config, made)  # may find a mistake: before anything is written
+    left_out = loader.Damage(config.loader.max_bad, fate="left out of validation")
+    measures = make_evaluators(config, made, left_out)  # may find a mistake: before it is written
     with lease.held(workdir) as mine:
-        return _run(config, made, Run(config, made, workdir, measures, mine), name)
+        here = Run(config, made, workdir, measures=measures, left_out=left_out, mine=mine)
+        return _run(config, made, here, name)
+
+
+def _united(damage: loader.Damage) -> dict[str, str]:
+    """{id: "file: reason"} of the images that some host could not read so far."""
+    return functools.reduce(operator.or_, hosts.gather(damage.record))
 
 
 def _run(config: ConfigDict, made: Setup, here: Run, name: str) -> tuple[TrainState, Setup, dict]:
