@@ -1,6 +1,7 @@
 """Sharded array_record: complete, the same bytes after any interruption, verified, clear errors."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -177,6 +178,15 @@ def test_splits_are_prepared_side_by_side_and_one_split_by_one_process(folder, t
     ]
     prepare.prepare(storage, tmp_path / "one", "train")
     assert prepare.verify(tmp_path / "one") == []
+
+
+def test_a_verification_at_the_same_moment_refuses_no_preparation(folder, tmp_path, monkeypatch):
+    storage = open_storage("folder", str(folder), "train")
+    with (tmp_path / ".train.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        unlock = lambda seconds: fcntl.flock(held, fcntl.LOCK_UN)  # noqa: E731
+        monkeypatch.setattr(prepare.time, "sleep", unlock)
+        assert prepare.prepare(storage, tmp_path, "train") == {}
 
 
 def test_verification_names_what_is_listed_nowhere_and_what_is_left(folder, tmp_path):

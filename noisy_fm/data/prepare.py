@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -211,7 +212,8 @@ def _alone(folder: Path, split: str) -> Iterator[None]:
 
 
 def _locked(file: Path) -> TextIO:
-    """The file, opened and locked; raises ValueError if another process has it."""
+    """The file, opened and locked; raises ValueError if another process has it, and keeps it."""
+    patient = True
     while True:
         lock = file.open("a+")
         try:
@@ -220,6 +222,10 @@ def _locked(file: Path) -> TextIO:
             lock.seek(0)
             holder = lock.read() or "another process"
             lock.close()
+            if patient:  # a verification has it for a moment, to see whether it is held
+                patient = False
+                time.sleep(0.1)
+                continue
             raise ValueError(
                 f"{file.parent}: {_split_of(file.name)!r} is being prepared by {holder}; wait for "
                 "it, or write to another folder"
