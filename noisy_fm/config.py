@@ -272,7 +272,8 @@ def check_train(config: ConfigDict) -> None:
     if config.schedule.warmup_epochs >= config.epochs:
         raise ValueError(
             f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs}, training is "
-            f"{config.epochs} epochs; expected the warm-up to be shorter"
+            f"{config.epochs} epochs; expected the warm-up to be shorter "
+            "(--config.schedule.warmup_epochs=… less, or --config.epochs=… more)"
         )
 
 

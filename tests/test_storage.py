@@ -387,3 +387,8 @@ def test_classes_that_cannot_be_learned_are_one_line(tmp_path, caplog):
     write_parquet(tmp_path / "two" / "val.parquet", [0, 2], names[::-1], first=50)
     with pytest.raises(ValueError, match="first that differs is cat in one, emu in the other"):
         setup("parquet", tmp_path / "two")
+    write_parquet(tmp_path / "two" / "val.parquet", [0, 2], ["cat", "dog", "yak"], first=50)
+    with pytest.raises(
+        ValueError, match=r"have different classes \(3 each\); .*'train' has emu; .*'val' has yak"
+    ):
+        setup("parquet", tmp_path / "two")
