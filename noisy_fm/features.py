@@ -15,7 +15,7 @@ import numpy as np
 
 from noisy_fm import files, sharding, tasks
 from noisy_fm.data import loader
-from noisy_fm.data.damage import Damage
+from noisy_fm.data.damage import LEFT_OUT, Damage
 from noisy_fm.messages import unknown
 from noisy_fm.spectrum.arrays import refuse_masked
 from noisy_fm.spectrum.files import STORE_VERSION, typed
@@ -76,7 +76,7 @@ def predictor(
         chunks: dict[str, list] = {name: [] for name in keep}
         batches = loader.eval_batches(
             source, batch_size=batch_size, columns=task.columns, rows=rows, threads=threads,
-            buffer=buffer, damage=Damage(max_bad, left_out, fate="left out"),
+            buffer=buffer, damage=Damage(max_bad, left_out, fate=LEFT_OUT),
         )  # fmt: skip
         with jax.set_mesh(mesh):
             for batch in batches:

@@ -431,7 +431,10 @@ def _unique_ids(ids, like: np.ndarray | None = None) -> np.ndarray:
         return np.arange(int(ids))
     ids = np.asarray(ids) if len(ids) else np.zeros(0, np.int64)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise TypeError(f"ids are {ids.dtype} of shape {ids.shape}; expected integers [n]")
+        raise TypeError(
+            f"ids are {ids.dtype} of shape {ids.shape}; expected integers [n], of names such as "
+            "int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest())"
+        )
     if like is not None and len(ids) != len(like):
         raise ValueError(f"got {len(ids)} ids for {len(like)} labels; expected one each")
     ids = ids.astype(np.int64)

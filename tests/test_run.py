@@ -348,7 +348,7 @@ def on_disk(path, **changes):
     return cfg
 
 
-def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_path):
+def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_path, caplog):
     classes = ("cat", "dog")
     folder_of_images(tmp_path / "data", {"train": classes, "val": classes})
     (tmp_path / "data/train/cat/train_cat_3.png").write_bytes(b"no image")
@@ -357,13 +357,17 @@ def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_pa
     _, _, result = train.run(cfg, str(tmp_path / "run"))
     (file,) = result["unreadable"].values()
     assert "train_cat_3.png" in file
+    (file,) = result["unreadable_eval"].values()
+    assert "val_cat_0.png" in file
+    assert caplog.text.count(f"cannot be read, left out of evaluation: {file}") == 1
     before = (tmp_path / "run/result.json").read_bytes()
     _, _, again = train.run(cfg, str(tmp_path / "run"))
     assert again == result
     assert (tmp_path / "run/result.json").read_bytes() == before
     (tmp_path / "run/result.json").unlink()  # killed just before it was written
     _, _, resumed = train.run(cfg, str(tmp_path / "run"))
-    assert resumed["unreadable"] == result["unreadable"]
+    for key in ("unreadable", "unreadable_eval"):
+        assert resumed[key] == result[key]
 
 
 @pytest.mark.parametrize(
