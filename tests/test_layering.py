@@ -25,6 +25,7 @@ LAYERS = (
         "collectives",
         "optim",
         "checkpoint",
+        "model",
         "tasks",
         "recipes",
     },

@@ -76,6 +76,7 @@ class Run:
             "config_hash": config_lib.hash_of(config),
             "manifest_hash": made.manifest.hash,
             "data_hash": identity(made.source, made.eval_source),
+            "info": {"label_names": list(made.source.label_names)},
             **checkpoint.provenance(),
         }
         self.saver = checkpoint.Checkpointer(
