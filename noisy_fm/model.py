@@ -91,6 +91,13 @@ class Model(NamedTuple):
         return tuple(self.meta["info"]["label_names"])
 
     @property
+    def feature_names(self) -> tuple[str, ...]:
+        image = jax.ShapeDtypeStruct((1, self.preprocess.size, self.preprocess.size, 3), np.uint8)
+        batch = {"image": image, "label": jax.ShapeDtypeStruct((1,), np.int32)}
+        out = jax.eval_shape(self.task.predict_fn, *separated(self.variables), batch)
+        return tuple(out["features"])
+
+    @property
     def task(self) -> tasks.Task:
         """The run's task; its `predict_fn` is what the run was evaluated with."""
         about = _about_task(self.meta["config"])
@@ -237,9 +244,7 @@ def _assembled(parts: Mapping, *, meta: dict) -> Model:
         **{key: _fixed(value) for key, value in _about_task(config)["normalize"].items()},
     )
     model = Model(module, variables, preprocess, "", meta)
-    image = jax.ShapeDtypeStruct((1, preprocess.size, preprocess.size, 3), np.uint8)
-    batch = {"image": image, "label": jax.ShapeDtypeStruct((1,), np.int32)}
-    names = list(jax.eval_shape(model.task.predict_fn, *separated(variables), batch)["features"])
+    names = model.feature_names
     return model._replace(feature="pre_logits" if "pre_logits" in names else names[-1])
 
 
