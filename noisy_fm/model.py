@@ -67,7 +67,7 @@ class Model(NamedTuple):
 
     module: `module.apply(variables, preprocess(images))` → (logits, named features)
     variables: {"params": …, "batch_stats": …}, on one device; averaged, if the run keeps an average
-    feature: the name of the features that are given if none is asked for
+    feature: the name of the features that are given if none is asked for, "" for none
     meta: what the checkpoint says made it: config, hashes, versions, `info`; its `step`, and a hash
       of its `weights`
     """
@@ -244,8 +244,7 @@ def _assembled(parts: Mapping, *, meta: dict) -> Model:
         **{key: _fixed(value) for key, value in _about_task(config)["normalize"].items()},
     )
     model = Model(module, variables, preprocess, "", meta)
-    names = model.feature_names
-    return model._replace(feature="pre_logits" if "pre_logits" in names else names[-1])
+    return model._replace(feature="pre_logits" if "pre_logits" in model.feature_names else "")
 
 
 def _info(folder, meta: Mapping) -> dict:

@@ -31,7 +31,7 @@ def extract(
 
     All of this process' devices compute; the host holds a few batches. Killed, the same call goes
     on from what was written, and the store is the same byte for byte. Images that cannot be read
-    (at most the share `max_bad`) have no row; they are returned, and listed in meta.json, as
+    (at most the share `max_bad`) have no row; they are returned, and in meta.json `left_out`, as
     {id: where and why}. `data` (JSON) says in meta.json what the source is.
 
     Raises ValueError, in one line, for an unknown feature, and if something else is at `path`.
@@ -71,7 +71,7 @@ def extract(
             store.append(rows, read=len(ids), left_out=why)
             bar.update(len(ids), f"{len(store.left_out)} unreadable" if store.left_out else "")
         kept = ~np.isin(source.ids, np.array(list(store.left_out), np.int64))
-        names = {"label_names": list(source.label_names), "unreadable": store.left_out}
+        names = {"label_names": list(source.label_names)}
         store.finish(ids=source.ids[kept], labels=source.labels[kept], meta=names)
         return store.left_out
 

@@ -85,11 +85,14 @@ def stream(
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     step = jax.jit(step, out_shardings=everywhere)
     rows = sharding.host_rows(mesh, batch_size)
+    # The devices of a CPU share its threads: in two programs at once they may wait for one another.
+    one_by_one = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
     def outputs(variables, source, damage: loader.Damage) -> Iterator[dict[str, np.ndarray]]:
         def compute(batch):
             with jax.set_mesh(mesh):  # not around a yield: it would hold for who reads this too
-                return step(variables, sharding.to_global(batch, mesh))
+                out = step(variables, sharding.to_global(batch, mesh))
+            return jax.block_until_ready(out) if one_by_one else out
 
         batches = loader.eval_batches(
             source, batch_size=batch_size, rows=rows, threads=threads, buffer=buffer, damage=damage

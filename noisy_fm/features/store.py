@@ -98,8 +98,8 @@ class GrowingStore:
         self.path = Path(path).expanduser().absolute()
         self.folder = self.path.with_name(f"{self.path.name}.part")
         self.made_from = json.loads(json.dumps(made_from))
-        self.finished = self._check_target()
         self._safe = {"made_from": self.made_from, "read": 0, "rows": 0, "crc32": 0, "left_out": {}}
+        self.finished = self._check_target()
         self.saved = time.monotonic()
         if self.finished:
             return
@@ -167,9 +167,10 @@ class GrowingStore:
             },
             **{name: _about(value) for name, value in arrays.items()},
         }
+        about = {**self.made_from, "left_out": self.left_out, **meta}
         files.write_json(
             self.folder / "meta.json",
-            {"store_version": STORE_VERSION, "files": contents, **self.made_from, **meta},
+            {"store_version": STORE_VERSION, "files": contents, **about},
         )
         self._move()
         self._file.close()
@@ -189,7 +190,9 @@ class GrowingStore:
             self._check_same(files.read_json(self.folder / "meta.json"), self.folder)
             self._move()
         if (self.path / "meta.json").exists():
-            self._check_same(files.read_json(self.path / "meta.json"), self.path)
+            meta = files.read_json(self.path / "meta.json")
+            self._check_same(meta, self.path)
+            self._safe["left_out"] = meta["left_out"]
             return True
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ValueError(f"{self.path} exists and is no feature store; choose another name")
