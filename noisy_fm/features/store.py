@@ -105,12 +105,11 @@ class GrowingStore:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = (self.folder / "features.npy").open("a+b")  # neither begins anew nor ends it
-        self._lock()
-        progress = self.folder / "progress.json"
-        if progress.exists():
-            self._safe = files.read_json(progress)
-            self._check_same(self._safe["made_from"], self.folder)
-        self._rewind()
+        try:
+            self._resume()
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def read(self) -> int:
@@ -205,6 +204,14 @@ class GrowingStore:
                     f"{where} has features of something else ({name} {found.get(name)!r}, now "
                     f"{value!r}); delete it, or choose another name"
                 )
+
+    def _resume(self) -> None:
+        self._lock()
+        progress = self.folder / "progress.json"
+        if progress.exists():
+            self._safe = files.read_json(progress)
+            self._check_same(self._safe["made_from"], self.folder)
+        self._rewind()
 
     def _lock(self) -> None:
         """Keeps another process out; gone with this one, however it ends."""
