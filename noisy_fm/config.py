@@ -365,6 +365,13 @@ def plain(config) -> Any:
     return config
 
 
+def from_plain(value) -> Any:
+    """What `plain` was given, a ConfigDict; lists are tuples."""
+    if isinstance(value, Mapping):
+        return ConfigDict({key: from_plain(one) for key, one in value.items()})
+    return tuple(map(from_plain, value)) if isinstance(value, list) else value
+
+
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of a nested config."""
     flat: dict[str, Any] = {}

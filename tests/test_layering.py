@@ -26,6 +26,7 @@ LAYERS = (
         "optim",
         "checkpoint",
         "corruptions",
+        "model",
         "tasks",
         "recipes",
     },

@@ -17,6 +17,12 @@ REMAT: dict[str, Callable | None] = {
 }
 
 
+def pooled(x: jax.Array) -> jax.Array:
+    """Features [n … d] (maps, tokens) averaged over the middle axes, [n d], in float32."""
+    middle = tuple(range(1, x.ndim - 1))
+    return x.astype(jnp.float32).mean(middle) if middle else x
+
+
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [… d] @ kernel [d e], whose gradient for the kernel is faster on a CPU than by JAX's rule.
