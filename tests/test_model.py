@@ -167,6 +167,15 @@ def test_features_are_in_order_whatever_the_batch_and_compiled_once(run):
     compiled = model._apply._cache_size()
     np.testing.assert_allclose(found.features(list(images), batch_size=8), whole, atol=1e-5)
     assert model._apply._cache_size() == compiled + 1
+    logits, named = found.module.apply(found.variables, found.preprocess(images))
+    np.testing.assert_allclose(named["pre_logits"], whole, atol=1e-5)
+    np.testing.assert_allclose(jax.nn.softmax(logits), found.predict(images), atol=1e-5)
+    tokens = next(name for name, value in named.items() if value.ndim == 3)
+    np.testing.assert_allclose(
+        found.features(images, feature=tokens), named[tokens].mean(1), atol=1e-5
+    )
+    with pytest.raises(ValueError, match=r"unknown feature 'pool'; .*known: .*pre_logits"):
+        found.features(images, feature="pool")
 
 
 IMAGE = np.zeros((5, 6, 3), np.uint8)
