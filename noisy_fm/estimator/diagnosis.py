@@ -60,12 +60,14 @@ class Diagnosis(Comparison):
         # From 1 equal direction (nothing spread) to all of them, so that few features do both.
         share = (say["effective_rank"] - 1) / max(most - 1, 1)
         name = SCORINGS[self.scoring][0].upper() + SCORINGS[self.scoring][1:]
+        largest = "the largest class holds"
+        if self.scoring != "accuracy":
+            largest = f"always naming the largest has {SCORINGS[self.scoring]}"
         kept = ", groups kept together" * self.grouped
         spread = "concentrated" if share < 0.25 else "spread out" if share > 0.75 else "moderate"
         directions = "direction" if round(say["effective_rank"]) == 1 else "equal directions"
         lines = [
-            f"{n:,} examples, {d:,} features, {c} classes; always naming the largest has "
-            f"{SCORINGS[self.scoring]} {self.chance:.1%}",
+            f"{n:,} examples, {d:,} features, {c} classes; {largest} {self.chance:.1%}",
             "",
             "Spectrum (uncentred)",
             f"  SVE {say['sve']:.3f} of at most {np.log(most):.3f}: {spread}, the energy of "
