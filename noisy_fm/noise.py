@@ -26,19 +26,21 @@ import numpy as np
 from etils import epath
 
 from noisy_fm.messages import unknown
+from noisy_fm.scalars import plain
 
 KINDS = ("symmetric", "subset", "transition")
 _SELECT, _REPLACE, _PARTNER = 1, 2, 3  # streams of the hash: who, what with, and with whom
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Manifest:
     """What was corrupted: enough to do it again, to undo it and to cite it.
 
     ids, old, new: int64 [k], ascending ids of the corrupted examples with their true and their
     wrong supervision (classes; for captions, the ids of the images they belong to). `rate` is what
     was asked, a fraction of `base` examples: all `n`, or those of the class subset. `num_classes`
-    is None for captions. `options` are the kind's own arguments.
+    is None for captions. `options` are the kind's own arguments, and where ids or labels were not
+    numbers, `names` [k] of the ids and `label_names` [num_classes] of the classes.
     """
 
     kind: str
@@ -59,6 +61,12 @@ class Manifest:
             value.flags.writeable = False
             object.__setattr__(self, name, value)
 
+    def __repr__(self) -> str:
+        return (
+            f"Manifest({self.kind}, rate {self.rate}, {len(self.ids):,} of {self.n:,} changed "
+            f"({self.realised:.2%} of {self.base:,}), seed {self.seed}, hash {self.hash})"
+        )
+
     @property
     def realised(self) -> float:
         """The fraction of `base` examples whose supervision differs from the truth."""
@@ -78,6 +86,26 @@ class Manifest:
         header = self._header()
         return {**header, "realised": self.realised, "changed": len(self.ids), "hash": self.hash}
 
+    def to_frame(self, *, names=None, label_names=None):
+        """What was corrupted as a pandas table: id, name, old and new, a row an example.
+
+        names: {id: name}, as of a source's files, `{i: source.name(n) for n, i in
+        enumerate(source.ids.tolist())}`; by default ids given as texts. label_names [num_classes]:
+        by default labels given as such; classes without names stay numbers. For captions, old and
+        new are images. Raises ValueError for names that lack an id, or a class.
+        """
+        import pandas as pd
+
+        if names is None and "names" in self.options:
+            names = dict(zip(self.ids.tolist(), self.options["names"].tolist(), strict=True))
+        known = names
+        if self.num_classes is not None:
+            label_names = self.options.get("label_names") if label_names is None else label_names
+            known = None if label_names is None else dict(enumerate(label_names))
+        name = {} if names is None else {"name": _named(self.ids, names)}
+        old, new = (_named(values, known) for values in (self.old, self.new))
+        return pd.DataFrame({"id": self.ids, **name, "old": old, "new": new})
+
     def mask(self, ids) -> np.ndarray:
         """bool [m]: which of these ids [m] are corrupted."""
         return self._find(_unique_ids(ids))[1]
@@ -88,7 +116,8 @@ class Manifest:
         Any shard, order or subset will do. Raises ValueError if a label to be corrupted is not
         the one that the manifest was made from.
         """
-        labels = _checked_labels(labels, self.num_classes)
+        given, label_names = _plain(labels, "labels"), self.options.get("label_names")
+        labels = _numbers_of(given, self.num_classes, label_names)
         if ids is None and len(labels) != self.n:
             raise ValueError(
                 f"got {len(labels)} labels without ids, the manifest is of {self.n} examples; "
@@ -96,13 +125,15 @@ class Manifest:
             )
         where, hit = self._find(_unique_ids(len(labels) if ids is None else ids, like=labels))
         if not np.array_equal(labels[hit], self.old[where[hit]]):
-            bad = int(np.flatnonzero(labels[hit] != self.old[where[hit]])[0])
+            bad = np.flatnonzero(hit)[labels[hit] != self.old[where[hit]]][0]
+            number = self.old[where[bad]]
+            true = number if label_names is None else label_names[number]
             raise ValueError(
-                f"id {self.ids[where[hit]][bad]} has label {labels[hit][bad]}, the manifest "
-                f"{self.hash} was made from {self.old[where[hit]][bad]}; expected the same data"
+                f"id {self.ids[where[bad]]} has label {given[bad]}, the manifest {self.hash} was "
+                f"made from {true}; expected the same data"
             )
         labels[hit] = self.new[where[hit]]
-        return labels
+        return labels if label_names is None else label_names[labels]
 
     def save(self, path) -> None:
         """Writes one .npz file (a JSON header and plain arrays), whole or not at all."""
@@ -163,8 +194,8 @@ class Manifest:
 
 def flip_labels(
     labels,
-    num_classes: int,
-    rate: float | None,
+    num_classes: int | None = None,
+    rate: float | None = None,
     *,
     ids=None,
     seed: int = 0,
@@ -176,7 +207,10 @@ def flip_labels(
 ) -> tuple[np.ndarray, Manifest]:
     """Gives exactly ⌊γN⌉ of the labels a wrong class; returns (noisy labels [n], manifest).
 
-    labels: integers [n] in 0 … num_classes − 1; ids: unique integers [n], by default 0 … n − 1.
+    labels: integers [n] in 0 … num_classes − 1; or, without `num_classes`, texts or any integers.
+    Their classes are then those that occur, sorted (as the rows of `matrix` are), and the noisy
+    labels and `classes` are of their kind. ids: unique integers or texts [n], by default
+    0 … n − 1; a text counts as its `text_ids`.
     The true class is never redrawn, so γ is the fraction of labels that are wrong (arXiv
     2403.06869, §2.1). Kinds:
 
@@ -191,17 +225,21 @@ def flip_labels(
 
     Raises ValueError or TypeError, one line, for arguments outside these.
     """
-    num_classes = _integer("num_classes", num_classes, least=2)
-    labels = _checked_labels(labels, num_classes)
+    if isinstance(num_classes, float) and rate is None:
+        raise TypeError(f"num_classes is {num_classes}; a rate is given as rate={num_classes}")
+    given = _plain(labels, "labels")
+    num_classes, label_names = _classes_of(given, num_classes)
+    labels = _numbers_of(given, num_classes, label_names)
     if np.iinfo(labels.dtype).max < num_classes - 1:
         raise ValueError(f"labels are {labels.dtype}, which cannot hold class {num_classes - 1}")
-    ids = _unique_ids(len(labels) if ids is None else ids, like=labels)
+    names = len(labels) if ids is None else ids
+    ids = _unique_ids(names, like=labels)
     seed = _integer("seed", seed, least=0)
     _check_kind(kind, classes=classes, within=within, of=of, matrix=matrix)
     if rate is not None:
         rate = _checked_rate(rate)
 
-    options: dict = {}
+    options: dict = {} if label_names is None else {"label_names": label_names}
     base = len(labels)
     keys = _hash(seed, _SELECT, ids)
     if kind == "transition":
@@ -213,7 +251,7 @@ def flip_labels(
         targets = np.arange(num_classes)
         eligible = np.arange(len(labels))
         if kind == "subset":
-            subset = _checked_classes(classes, num_classes, within)
+            subset = _checked_classes(classes, num_classes, label_names, within)
             options |= {"classes": subset.tolist(), "within": bool(within), "of": of}
             eligible = np.flatnonzero(np.isin(labels, subset))
             base = base if of == "all" else len(eligible)
@@ -228,11 +266,12 @@ def flip_labels(
         new = _draw_other(_hash(seed, _REPLACE, ids[chosen]), labels[chosen], targets)
 
     chosen, new = _by_id(chosen, new, ids)
+    options |= _names_of(names, chosen)
     manifest = Manifest(
         kind, seed, rate, len(labels), base, num_classes, ids[chosen], labels[chosen], new, options
     )
     labels[chosen] = new
-    return labels, manifest
+    return labels if label_names is None else label_names[labels].astype(given.dtype), manifest
 
 
 def swap_captions(
@@ -253,7 +292,7 @@ def swap_captions(
     """
     if isinstance(n_or_ids, int | np.integer):
         n_or_ids = _integer("n", n_or_ids, least=0)
-    ids = _unique_ids(n_or_ids)
+    ids = _unique_ids(n_or_ids)  # texts too, as in `flip_labels`
     seed = _integer("seed", seed, least=0)
     rate = _checked_rate(rate)
     n = len(ids)
@@ -273,13 +312,22 @@ def swap_captions(
         permutation[cycle] = np.roll(cycle, -1)
     moved = np.flatnonzero(permutation != np.arange(n))
     moved, source = _by_id(moved, permutation[moved], ids)
-    options = {"pair_swaps": bool(pair_swaps)}
+    options = {"pair_swaps": bool(pair_swaps), **_names_of(n_or_ids, moved)}
     return permutation, Manifest(
         "captions", seed, rate, n, n, None, ids[moved], ids[moved], ids[source], options
     )
 
 
 # Hashing and drawing -------------------------------------------------------------------------
+
+
+def text_ids(texts) -> np.ndarray:
+    """int64 [n] in [0, 2⁶³): the upper 63 bits of the 64-bit BLAKE2b of each text.
+
+    A folder's ids are those of its files' stems, so both have the same noise.
+    """
+    digests = b"".join(hashlib.blake2b(os.fsencode(t), digest_size=8).digest() for t in texts)
+    return (np.frombuffer(digests, "<u8") >> np.uint64(1)).astype(np.int64)
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
@@ -400,22 +448,71 @@ def _integer(name: str, value: Any, *, least: int) -> int:
     return int(value)
 
 
-def _checked_labels(labels, num_classes: int | None) -> np.ndarray:
-    """A copy of the labels, checked to be classes."""
-    if np.ma.is_masked(labels):
-        hidden = np.ma.getmaskarray(labels)
+def _plain(values, what: str) -> np.ndarray:
+    """A copy of values [n] without Python objects: integers, texts or truth values."""
+    if np.ma.is_masked(values):
+        hidden = np.ma.getmaskarray(values)
         raise ValueError(
-            f"labels are masked in {hidden.sum()} of {len(labels)} examples, the first at "
+            f"{what} are masked in {hidden.sum()} of {len(values)} examples, the first at "
             f"{hidden.argmax()}: leave those out"
         )
-    labels = np.array(labels)
-    if labels.ndim != 1:
-        raise ValueError(f"labels have shape {labels.shape}; expected one axis, [n]")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(
-            f"labels are {labels.dtype}; expected integers, such as the second value of "
-            "np.unique(labels, return_inverse=True)"
+    array = np.array(values)
+    if array.dtype.kind in "US" and not hasattr(values, "dtype"):
+        array = np.array(values, object)  # NumPy makes the text "None" of a None among texts
+    if array.ndim != 1:
+        raise ValueError(f"{what} have shape {array.shape}; expected one axis, [n]")
+    if array.dtype.kind in "OT":
+        held = [plain(value) for value in array.tolist()]
+        odd = next((i for i, value in enumerate(held) if type(value) is not type(held[0])), None)
+        if odd is not None:
+            raise TypeError(
+                f"{what} are {type(held[0]).__name__}, but at {odd} {held[odd]!r}; expected one "
+                "type, and none missing"
+            )
+        array = np.array(held)
+    if array.dtype.kind not in "iuUSb" or array.ndim != 1:
+        raise TypeError(f"{what} are {array.dtype}; expected integers, or texts")
+    return array
+
+
+def _classes_of(labels: np.ndarray, num_classes: int | None) -> tuple[int, np.ndarray | None]:
+    """How many classes there are and, unless the labels are their numbers, their names [C]."""
+    if num_classes is not None:
+        num_classes = _integer("num_classes", num_classes, least=2)
+        if labels.dtype.kind in "iu":
+            return num_classes, None
+    names = np.unique(labels)
+    if len(names) < 2:
+        raise ValueError(f"labels hold the classes {names.tolist()}; expected two or more")
+    if num_classes not in (None, len(names)):
+        raise ValueError(
+            f"num_classes is {num_classes}, the labels are of {len(names)} classes: leave it out"
         )
+    if labels.dtype.kind in "iu" and np.array_equal(names, np.arange(len(names))):
+        return len(names), None
+    return len(names), np.array(names.tolist())  # of the width that the longest needs
+
+
+def _numbers_of(labels: np.ndarray, num_classes: int | None, names: np.ndarray | None):
+    """The numbers [n] of the labels' classes: the labels themselves where classes have no names."""
+    if names is None:
+        return _checked_labels(labels, num_classes)
+    alike = labels.dtype.kind == names.dtype.kind or labels.dtype.kind + names.dtype.kind == "ui"
+    where = np.zeros(len(labels), np.int64)
+    if alike:
+        where = np.minimum(np.searchsorted(names, labels), len(names) - 1)
+    odd = np.flatnonzero(names[where] != labels) if alike else np.arange(len(labels))
+    if len(odd):
+        raise ValueError(
+            f"label {plain(labels[odd[0]])!r} is none of the {len(names)} classes, "
+            f"{plain(names[0])!r} to {plain(names[-1])!r}"
+        )
+    return where
+
+
+def _checked_labels(labels: np.ndarray, num_classes: int | None) -> np.ndarray:
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels are {labels.dtype}; expected integers, as the manifest's are")
     if num_classes is not None and len(labels):
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_classes:
@@ -429,20 +526,38 @@ def _checked_labels(labels, num_classes: int | None) -> np.ndarray:
 def _unique_ids(ids, like: np.ndarray | None = None) -> np.ndarray:
     if isinstance(ids, int | np.integer):
         return np.arange(int(ids))
-    ids = np.asarray(ids) if len(ids) else np.zeros(0, np.int64)
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise TypeError(
-            f"ids are {ids.dtype} of shape {ids.shape}; expected integers [n], of names such as "
-            "int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest())"
-        )
-    if like is not None and len(ids) != len(like):
-        raise ValueError(f"got {len(ids)} ids for {len(like)} labels; expected one each")
-    ids = ids.astype(np.int64)
+    given = _plain(ids, "ids") if len(ids) else np.zeros(0, np.int64)
+    if given.dtype.kind == "b":
+        raise TypeError("ids are truth values; expected integers, or texts")
+    if like is not None and len(given) != len(like):
+        raise ValueError(f"got {len(given)} ids for {len(like)} labels; expected one each")
+    ids = text_ids(given.tolist()) if given.dtype.kind in "US" else given.astype(np.int64)
     ordered = np.sort(ids)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(repeated):
-        raise ValueError(f"id {repeated[0]} is given more than once; expected unique ids")
+        raise ValueError(
+            f"id {given[ids == repeated[0]][0]} is given more than once; expected unique ids"
+        )
     return ids
+
+
+def _names_of(ids, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """{"names": those chosen of ids that are texts}; of others nothing."""
+    if isinstance(ids, int | np.integer) or not len(ids):
+        return {}
+    given = _plain(ids, "ids")
+    kind = given.dtype.kind
+    return {"names": np.array(given[chosen].tolist(), kind)} if kind in "US" else {}
+
+
+def _named(values: np.ndarray, names) -> Any:
+    """The values' names [n], of a mapping; the values themselves without one."""
+    if names is None:
+        return values
+    try:
+        return [names[value] for value in values.tolist()]
+    except KeyError as error:
+        raise ValueError(f"names lack {error}; expected a name for every id and class") from None
 
 
 def _check_kind(kind, *, classes, within, of, matrix) -> None:
@@ -462,9 +577,12 @@ def _check_kind(kind, *, classes, within, of, matrix) -> None:
             raise ValueError(f"kind={kind!r} needs {name}=")
 
 
-def _checked_classes(classes, num_classes: int, within: bool) -> np.ndarray:
-    if np.ndim(classes := list(classes) if isinstance(classes, Iterable) else classes) != 1:
+def _checked_classes(classes, num_classes: int, label_names, within: bool) -> np.ndarray:
+    several = isinstance(classes, Iterable) and not isinstance(classes, str | bytes)
+    if np.ndim(classes := list(classes) if several else classes) != 1:
         raise ValueError(f"classes are {classes!r}; expected a sequence of classes")
+    if label_names is not None:
+        classes = _numbers_of(_plain(classes, "classes"), num_classes, label_names)
     classes = np.unique(classes)
     if not len(classes) or not np.issubdtype(classes.dtype, np.integer):
         raise ValueError(f"classes are {classes.tolist()}; expected at least one integer")

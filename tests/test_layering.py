@@ -32,7 +32,7 @@ LAYERS = (
     },
     {"train", "evaluators", "features"},
     {"probe", "tune", "estimator", "diagnose"},
-    {"study", "records", "report", "export"},
+    {"study", "records", "report", "export", "__main__"},
 )
 HELPERS = ("progress", "messages", "files", "scalars")
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
