@@ -25,6 +25,7 @@ def small(**changes):
     cfg.model = {"name": "resnet10_narrow", "width": 4}
     cfg.epochs = 1.0
     cfg.noise.rate = 0.3
+    cfg.eval_every = -1
     cfg.mesh.data = 1
     cfg.mesh.fsdp = -1
     return config.updated(cfg, {key.replace("__", "."): value for key, value in changes.items()})
@@ -223,7 +224,7 @@ def test_a_run_moves_to_another_topology(done, tmp_path):
 
 
 def test_a_run_says_where_it_begins_and_a_constant_rate_can_go_on(tmp_path, capsys):
-    cfg = small(batch_size=256, schedule__name="constant")
+    cfg = small(batch_size=512, schedule__name="constant")
     _, made, _ = train.run(cfg, str(tmp_path / "long"))
     train.run(cfg, str(tmp_path / "long"))
     cfg.epochs = 2.0
@@ -243,7 +244,7 @@ def test_a_run_says_where_it_begins_and_a_constant_rate_can_go_on(tmp_path, caps
 
 
 def test_a_run_made_before_tasks_had_their_keys_goes_on(tmp_path):
-    cfg = small(batch_size=256)
+    cfg = small(batch_size=512)
     train.run(cfg, str(tmp_path / "run"))
     file = tmp_path / "run/config.json"
     old = json.loads(file.read_text())
