@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Eight devices share two cores: one that waits for the others is slow, not stuck. LLVM's last passes
-# take longer than the tests run what they make; XLA's own are all made.
+# Eight devices share two cores: one that waits for the others is slow, not stuck. LLVM's costliest
+# passes, not XLA's own, take longer than the tests run what they make.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
     " --xla_backend_optimization_level=1"
