@@ -1,7 +1,7 @@
 """Configs: one visible table of defaults, validation before anything runs, and a hash to cite.
 
-A config file has `get_config(arg="")`, starts from `train()` (or `study()`), and sets what differs.
-Every key of these tables is read by the code, so a key outside them is a mistake and is an error.
+A config file has `get_config(arg="")`, starts from `train()` (or `study.defaults()`), and sets
+what differs. Every key of these tables is read by the code; a key outside them is an error.
 """
 
 import copy
@@ -101,34 +101,6 @@ def train() -> ConfigDict:
         }
     )
     return loosened(config)
-
-
-def study() -> ConfigDict:
-    """The defaults of a study: a grid of training runs and what is measured on each."""
-    return ConfigDict(
-        {
-            "pretrain": train(),
-            "noise_rates": (0.0, 0.05, 0.10, 0.20, 0.30),
-            "seeds": 1,  # pre-training seeds (initialisation, order, noise) per rate
-            "model": "",  # shorthand for pretrain.model.name
-            "feature": "pre_logits",
-            # (data name, task, domain tuned on, unseen domains tested on): the first domain's own
-            # test split is in domain, the others are out of domain.
-            "tasks": (
-                ("emoji_domains", "category", "noto", ("lineart", "fluent3d")),
-                ("digits", "", "", ()),
-            ),
-            "methods": ("lp", "mlp", "nmtune"),
-            "preset": "paper",  # of MLP tuning and NMTune, with its own λ
-            # λ-sweep: further λ of NMTune, each one number or (MSE, COV, SVD); 0 is MLP tuning.
-            "weights": (),
-            "fractions": (1.0,),
-            "label_noise": (0.0,),
-            "probe_seeds": 3,
-            "probe_epochs": 30,
-            "spectrum": {"center": False, "normalize": False},
-        }
-    )
 
 
 def loosened(config: ConfigDict) -> ConfigDict:
@@ -313,32 +285,6 @@ RANGES: tuple[Range, ...] = (
 )  # fmt: skip
 
 
-def check_study(config: ConfigDict) -> None:
-    """Raises one clear line for a study config that cannot run."""
-    check_keys(config, study())
-    check_train(config.pretrain)
-    for rate in config.noise_rates:
-        if not (isinstance(rate, int | float) and 0 <= rate < 1):
-            raise ValueError(f"config.noise_rates has {rate!r}; expected every γ in [0, 1)")
-    if config.pretrain.noise.rate:
-        raise ValueError("config.pretrain.noise.rate is set; a study reads config.noise_rates")
-    for key in ("noise_rates", "tasks", "methods", "fractions", "label_noise"):
-        if not config[key]:
-            raise ValueError(f"config.{key} is empty; expected at least one entry")
-        if len(set(config[key])) < len(config[key]):
-            raise ValueError(f"config.{key} is {config[key]}; expected no entry twice")
-    if config.weights and "nmtune" not in config.methods:
-        raise ValueError(f"config.weights are λ of 'nmtune'; config.methods are {config.methods}")
-    for task in config.tasks:
-        if len(task) != 4 or not isinstance(task[3], Sequence) or isinstance(task[3], str):
-            raise ValueError(
-                f"config.tasks has {task!r}; expected (data, task, domain, (unseen domains, …))"
-            )
-    for key in ("seeds", "probe_seeds", "probe_epochs"):
-        if not (isinstance(config[key], int) and config[key] > 0):
-            raise ValueError(f"config.{key} is {config[key]!r}; expected a positive whole number")
-
-
 def num_steps(config: ConfigDict, num_examples: int) -> tuple[int, int]:
     """(steps of the whole run, steps of one epoch) for `num_examples` training examples."""
     per_epoch = num_examples // config.batch_size
@@ -415,17 +361,19 @@ def today(plain: dict) -> dict:
     return new
 
 
+def binding(config: Mapping) -> dict[str, Any]:
+    """{dotted key: value} of what a run in progress must keep: all but `FREE`."""
+    flat = flatten(config).items()
+    return {key: value for key, value in flat if not {key, key.partition(".")[0]} & FREE}
+
+
 def run_differences(old: dict, new: dict) -> list[str]:
-    """Those of the `differences` that a run in progress must not have: see `FREE`.
+    """Those of the `differences` that a run in progress must not have: see `binding`.
 
     A run at a constant rate may become longer.
     """
 
-    def held(config):
-        flat = flatten(config).items()
-        return {key: value for key, value in flat if not {key, key.partition(".")[0]} & FREE}
-
-    before, now = held(today(old)), held(new)
+    before, now = binding(today(old)), binding(new)
     if now["epochs"] != before["epochs"] and now["schedule.name"] == before["schedule.name"]:
         if now["schedule.name"] == "constant" and now["epochs"] > before["epochs"]:
             before["epochs"] = now["epochs"]

@@ -124,11 +124,13 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(folder, *, beat: float = BEAT, stale: float = STALE) -> Iterator[Lease]:
+def held(
+    folder, *, beat: float = BEAT, stale: float = STALE, patience: float = 0.0
+) -> Iterator[Lease]:
     """Holds the lease on `folder` (local or in a bucket) inside the `with`.
 
     Of several processes of one run the first holds it, and all fail alike. Raises ValueError, in
-    one line that names the holder, if another process lives in it.
+    one line that names the holder, if another process lives in it for `patience` seconds more.
     """
     path, refusal = files.absolute(folder), ""
     mine = Lease(path, beat=beat, stale=stale)
@@ -136,7 +138,7 @@ def held(folder, *, beat: float = BEAT, stale: float = STALE) -> Iterator[Lease]
         refusal = f"--workdir {folder} is a file; expected a folder, or nothing yet"
     elif hosts.first():
         try:
-            mine.acquire()
+            _acquired(mine, patience)
         except OSError as error:
             refusal = f"--workdir {folder} cannot be written to: {error.strerror or error}"
         except ValueError as error:
@@ -148,6 +150,17 @@ def held(folder, *, beat: float = BEAT, stale: float = STALE) -> Iterator[Lease]
     finally:
         if hosts.first():
             mine.release()
+
+
+def _acquired(mine: Lease, patience: float) -> None:
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return mine.acquire()
+        except ValueError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(1)
 
 
 def _is_held(found: dict) -> bool:

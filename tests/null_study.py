@@ -61,7 +61,7 @@ def skeleton(seeds: int, rates=RATES) -> Skeleton:
     for seed, rate in itertools.product(range(seeds), rates):
         run = {"model": "resnet10_half", "noise_kind": "symmetric", "noise_rate": rate}
         run |= {"seed": seed, "value": 0.0, "config_hash": "c0ffee12"}
-        made = {"stage": "pretrain", "dataset": "emoji_domains", "task": "subcategory"}
+        made = {"stage": "pretrain", "dataset": "emoji_domains", "labels": "subcategory"}
         rows.append({**run, **made, "metric": "accuracy"})
         domains = [("digits", None), *(("emoji_domains", d) for d in (*ARTISTS, *UNSEEN))]
         for (dataset, domain), metric in itertools.product(domains, RUN_SPECTRUM):
@@ -72,7 +72,7 @@ def skeleton(seeds: int, rates=RATES) -> Skeleton:
         for dataset, task, source in (*heads, ("digits", None, None)):
             unseen = [d for d in UNSEEN if task in ("category", "subject") or d != "lineart"]
             for target, method in itertools.product((source, *unseen[: 3 * bool(task)]), METHODS):
-                head = {"dataset": dataset, "task": task, "source": source, "target": target}
+                head = {"dataset": dataset, "labels": task, "source": source, "target": target}
                 head |= {"shift": "id" if source == target else "ood", "method": method}
                 head |= {"fraction": 1.0, "label_noise": 0.0, "probe_seed": 0}
                 rows.append({**run, "stage": "probe", **head, "metric": "accuracy"})
@@ -86,11 +86,11 @@ def skeleton(seeds: int, rates=RATES) -> Skeleton:
     run = ("noise_rate", "seed")
     codes = {
         "run": code(*run),
-        "task": code("dataset", "task"),
-        "test": code("dataset", "task", "source", "target"),
-        "run_task": code("dataset", "task", *run),
-        "run_head": code("dataset", "task", "source", *run),
-        "run_test": code("dataset", "task", "source", "target", *run),
+        "task": code("dataset", "labels"),
+        "test": code("dataset", "labels", "source", "target"),
+        "run_task": code("dataset", "labels", *run),
+        "run_head": code("dataset", "labels", "source", *run),
+        "run_test": code("dataset", "labels", "source", "target", *run),
     }
     parts = {"pretrain": records["stage"] == "pretrain"}
     parts |= {metric: records["metric"] == metric for metric in RUN_SPECTRUM}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from noisy_fm import checkpoint, config, files, optim
+from noisy_fm import checkpoint, config, files, optim, study
 
 
 def changed(**changes):
@@ -96,11 +96,13 @@ def test_the_hash_follows_values_not_order():
     assert config.differences(config.plain(a), config.plain(b)) == ["noise.rate: 0.0 → 0.1"]
 
 
-@pytest.mark.parametrize("table", [config.train(), config.study()], ids=["train", "study"])
+@pytest.mark.parametrize("table", [config.train(), study.defaults()], ids=["train", "study"])
 def test_every_default_is_read_by_the_code(table):
     """A key that nothing reads would be a setting that does nothing."""
     package = Path(config.__file__).parent
-    text = "".join(f.read_text() for f in package.rglob("*.py") if f.name != "config.py")
+    text = "".join(
+        f.read_text() for f in package.rglob("*.py") if f.name not in ("config.py", "settings.py")
+    )
     text += Path(config.__file__).read_text().split("def parse_arg")[1]
     unread = [key for key in table if not re.search(rf'config\.{key}\b|"{key}"', text)]
     assert not unread
@@ -162,8 +164,10 @@ def test_help_is_useful(module):  # what it does, the line to type, and the flag
 SHOW = """
 import json
 from noisy_fm import app, config
+from noisy_fm.study import settings
 def main(given, workdir):
-    check = config.check_study if "pretrain" in given else config.check_train
+    check = settings.check if "pretrain" in given else config.check_train
+    given = settings.completed(given) if "pretrain" in given else given
     check(given)
     print(json.dumps(config.flatten(config.plain(given))))
 app.run_app(main)
@@ -189,7 +193,7 @@ STUDY_VALUES = {
     "weights": ("(0.1,(1,2,3))", [0.1, [1, 2, 3]]),
     "noise_rates": ("0.1", [0.1]),
     "methods": ("('lp','nmtune')", ["lp", "nmtune"]),
-    "tasks": ("(('digits','','',()),)", [["digits", "", "", []]]),
+    "transfers.digits.split": ("test", "test"),
 }
 FOLDER_VALUES = {  # a config file that replaces whole groups
     "task.normalize.mean": ("0.3", 0.3),

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 
@@ -87,3 +88,42 @@ def test_slurm_says_what_is_missing():
     )
     assert done.returncode
     assert "CONFIG: expected a config file" in done.stderr
+
+
+ARRAY = LAUNCH / "study_array.sbatch"
+
+
+@pytest.mark.parametrize("code", [0, 2, 143])
+def test_an_array_runs_the_line_of_its_cell_as_one_process(tmp_path, code):
+    shell_check(ARRAY.read_text())
+    (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho scontrol "$@" >> {tmp_path}/log\n')
+    (tmp_path / "cell").write_text(
+        f'#!/bin/bash\necho "$@" $(compgen -e | grep -c ^SLURM_) >> {tmp_path}/log\nexit {code}\n'
+    )
+    for name in ("scontrol", "cell"):
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "cells.txt").write_text("cell a  # done\ncell b --x='1 2'  # left: probes\n")
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_PROCID": "0"}
+    env |= {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "42"}
+    done = subprocess.run(["/bin/bash", str(ARRAY), str(tmp_path / "cells.txt")], env=env)
+    assert done.returncode == code
+    requeued = ["scontrol requeue 42_2"] if code == 143 else []
+    assert (tmp_path / "log").read_text().splitlines() == ["b --x=1 2 0", *requeued]
+
+
+def test_an_array_lets_its_cell_save_when_its_time_is_up(tmp_path):
+    cell = f"trap 'sleep 1; echo saved > {tmp_path}/saved; exit 143' TERM; echo > {tmp_path}/up; "
+    cell += "while true; do sleep 0.1; done"
+    (tmp_path / "cell").write_text(f"#!/bin/bash\n{cell}\n")
+    (tmp_path / "scontrol").write_text("#!/bin/bash\n")
+    for name in ("scontrol", "cell"):
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "cells.txt").write_text("cell a  # left: pretrain\n")
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    env |= {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "42"}
+    job = subprocess.Popen(["/bin/bash", str(ARRAY), str(tmp_path / "cells.txt")], env=env)
+    while not (tmp_path / "up").exists():
+        time.sleep(0.05)
+    job.terminate()
+    assert job.wait(30) == 143
+    assert (tmp_path / "saved").exists()

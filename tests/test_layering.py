@@ -19,6 +19,7 @@ LAYERS = (
         "config",
         "app",
         "hosts",
+        "children",
         "lease",
         "signals",
         "sharding",
@@ -32,7 +33,7 @@ LAYERS = (
     },
     {"train", "evaluators", "features"},
     {"probe", "tune", "estimator", "diagnose"},
-    {"study", "records", "report", "export", "__main__"},
+    {"study", "record", "report", "__main__"},
 )
 HELPERS = ("progress", "messages", "files", "scalars")
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

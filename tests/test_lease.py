@@ -150,3 +150,15 @@ def test_a_folder_that_cannot_be_one_is_named(tmp_path):
     refused = "file is a file; expected a folder"
     with pytest.raises(ValueError, match=refused), lease.held(tmp_path / "file"):
         pass
+
+
+def test_who_has_patience_gets_it_when_the_holder_leaves(tmp_path):
+    with contextlib.ExitStack() as first:
+        first.enter_context(lease.held(tmp_path))
+        timer = threading.Timer(0.5, first.close)
+        timer.start()
+        with pytest.raises(ValueError, match="in use by"), lease.held(tmp_path):
+            pass
+        with lease.held(tmp_path, patience=20) as mine:
+            assert not timer.is_alive()
+            mine.check()

@@ -41,7 +41,7 @@ def write_study(folder, *, rates=RATES, seeds=(0,), probe_seeds=(0, 1), effect=N
     rows, spectra, clean = [], [], {}
     for seed, rate in itertools.product(seeds, rates):
         here = {**COMMON, "seed": seed, "noise_rate": rate}
-        truth = {"stage": "pretrain", "dataset": "emoji_domains", "task": "subcategory"}
+        truth = {"stage": "pretrain", "dataset": "emoji_domains", "labels": "subcategory"}
         value = 0.72 - 0.5 * rate + rng.normal(0, 0.004)
         rows.append({**here, **truth, "metric": "accuracy", **measured(value, 3000)})
         if rate == 0:
@@ -62,7 +62,7 @@ def write_study(folder, *, rates=RATES, seeds=(0,), probe_seeds=(0, 1), effect=N
             here_too = {**here, "dataset": "emoji_domains", "target": domain}
             here_too["shift"] = "id" if domain in DOMAINS[:3] else "ood"
             if method:
-                here_too |= {"task": "category", "source": domain, "preset": "paper"}
+                here_too |= {"labels": "category", "source": domain, "preset": "paper"}
             for metric, x in (("sve", -np.sum(p * np.log(p))), ("lsvr", -np.log(p[0]))):
                 rows.append(
                     {**here_too, "stage": "spectrum", "method": method, "metric": metric}
@@ -85,7 +85,7 @@ def write_study(folder, *, rates=RATES, seeds=(0,), probe_seeds=(0, 1), effect=N
                 for metric, less in LESS.items():
                     value = float(np.clip(base - less + rng.normal(0, 0.006), 0, 1))
                     rows.append(
-                        {**here, "stage": "probe", "dataset": "emoji_domains", "task": task}
+                        {**here, "stage": "probe", "dataset": "emoji_domains", "labels": task}
                         | {"shift": shift, "source": source, "target": target, "fraction": 1.0}
                         | {"method": method, "preset": "paper", "probe_seed": probe_seed}
                         | {"label_noise": 0.0, "metric": metric, **measured(value, 380)}
@@ -340,13 +340,13 @@ def by_hand(folder, shift):
     rows = frame[
         (frame.stage == "probe") & (frame["shift"] == shift) & (frame.metric == "accuracy")
     ]
-    return rows.groupby(["seed", "noise_rate", "method", "task"]).value.mean() * 100
+    return rows.groupby(["seed", "noise_rate", "method", "labels"]).value.mean() * 100
 
 
 def test_methods_are_compared_over_tasks_as_scipy_does(study):
     means = by_hand(study, "ood").unstack("method")
     # γ, artists, targets and probe seeds do not multiply the evidence: a pair is a task.
-    difference = (means.nmtune - means.lp).groupby("task").mean()
+    difference = (means.nmtune - means.lp).groupby("labels").mean()
     found = collected(study)["nmtune lp ood"]
     expected = stats.ttest_1samp(difference, 0)
     assert sorted(found.differences) == pytest.approx(sorted(difference))
@@ -354,7 +354,7 @@ def test_methods_are_compared_over_tasks_as_scipy_does(study):
     assert (found.effect, found.p) == pytest.approx((difference.mean(), expected.pvalue))
     interval = expected.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    mlp = (means.mlp - means.lp).groupby("task").mean().mean()
+    mlp = (means.mlp - means.lp).groupby("labels").mean().mean()
     assert f"differs from LP by {tables.signed(mlp, 2)}" in found.by_part
     assert f"over {len(TASKS)} tasks; one number a task" in found.test
 
@@ -379,7 +379,7 @@ def test_noise_is_judged_over_seeds_as_scipy_does(repeated):
 
 def test_too_few_tasks_leave_the_seeds_and_too_few_of_both_are_described(repeated, tmp_path):
     rows = [json.loads(text) for text in (repeated / "records.jsonl").read_text().splitlines()]
-    rows = [r for r in rows if r["stage"] != "probe" or r["task"] in ("subject", "gender")]
+    rows = [r for r in rows if r["stage"] != "probe" or r["labels"] in ("subject", "gender")]
     write_lines(tmp_path / "records.jsonl", rows)
     found = collected(tmp_path)["nmtune lp ood"]
     means = by_hand(tmp_path, "ood").unstack("method")
@@ -419,7 +419,7 @@ def test_f_stands_beside_z_only_on_the_same_images(study, tmp_path):
     frame = tables.prepare(artifacts.tidy(spectra, []))
     assert set(tables.same_images(frame, "sve", "id")["label"]) == {"MLP", "NMTune"}
     of_task = [
-        {**r, "task": "category", "value": r["value"] + 1, "low": None, "high": None}
+        {**r, "labels": "category", "value": r["value"] + 1, "low": None, "high": None}
         for r in spectra
         if r["method"] is None
     ]
@@ -439,7 +439,7 @@ def test_an_unfinished_seed_or_test_is_left_out_and_counted(repeated, tmp_path):
 
     def finished(r):
         late = (r["seed"], r["noise_rate"]) == (3, 0.3)
-        lost = r.get("task") == "gender" and r["seed"] == 1 and r.get("target") == "fluent3d"
+        lost = r.get("labels") == "gender" and r["seed"] == 1 and r.get("target") == "fluent3d"
         return not late and not (lost and r.get("source") == "noto" and r["noise_rate"] == 0.1)
 
     write_lines(tmp_path / "records.jsonl", [row for row in rows if finished(row)])
@@ -477,7 +477,7 @@ def test_means_have_intervals_over_seeds(repeated):
 
 def test_a_task_counts_once_however_many_artists_drew_it():
     def row(task, source, value):
-        about = {"model": "m", "seed": 0, "dataset": "d", "task": task, "source": source}
+        about = {"model": "m", "seed": 0, "dataset": "d", "labels": task, "source": source}
         return {**about, "noise_rate": 0.0, "value": value, "low": value, "high": value}
 
     frame = pd.DataFrame([row("a", "x", 0.2), row("a", "y", 0.4), row("b", "x", 0.9)])
@@ -533,7 +533,7 @@ def test_means_are_over_the_tasks_that_every_cell_has(study, tmp_path):
 
     def unfinished(r):
         late = r["noise_rate"] == 0.3 and r["stage"] == "probe"
-        return late and r["task"] == "skin_tone" and r["source"] == "noto"
+        return late and r["labels"] == "skin_tone" and r["source"] == "noto"
 
     write_lines(tmp_path / "records.jsonl", [r for r in rows if not unfinished(r)])
     page = Page(report.build(tmp_path).read_text())
@@ -543,10 +543,10 @@ def test_means_are_over_the_tasks_that_every_cell_has(study, tmp_path):
         (frame.stage == "probe") & (frame["shift"] == "id") & (frame.metric == "accuracy")
     ]
     frame = frame[
-        (frame.method == "lp") & ~((frame.task == "skin_tone") & (frame.source == "noto"))
+        (frame.method == "lp") & ~((frame["labels"] == "skin_tone") & (frame.source == "noto"))
     ]
     # skin_tone has a head less, and counts as much as another task.
-    means = frame.groupby(["noise_rate", "task"]).value.mean().groupby("noise_rate").mean() * 100
+    means = frame.groupby(["noise_rate", "labels"]).value.mean().groupby("noise_rate").mean() * 100
     assert page.table_with("In-domain accuracy")["LP"] == [f"{m:.1f}" for m in means]
 
 
@@ -622,7 +622,7 @@ def test_changes_from_no_lambda_are_paired_by_task(study):
     changes = paired.gains_over(scores, "0", "").set_index("label")
     ood = frame[(frame["shift"] == "ood") & (frame.metric == "accuracy")]
     zero = (ood.method == "mlp") | (ood.weights == "[0.0, 0.0, 0.0]")
-    by_task = ood.assign(lam=ood.weights.where(~zero, "0")).groupby(["task", "lam"])
+    by_task = ood.assign(lam=ood.weights.where(~zero, "0")).groupby(["labels", "lam"])
     # λ = 0 is the mean of MLP tuning and of NMTune's head of weight 0, cell by cell.
     wide = by_task.value.mean().unstack()
     expected = stats.ttest_1samp(wide["[0.1, 0.1, 0.1]"] - wide["0"], 0)

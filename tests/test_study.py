@@ -1,5 +1,6 @@
 """The study itself, reduced: what it leaves, that it resumes, and that it cannot be confused."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,37 +11,30 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pictures
 import pytest
+import small_study as small
 
-from noisy_fm import config, data, spectrum, study
+from noisy_fm import data, spectrum, study
 from noisy_fm.features import open_store
+from noisy_fm.study import __main__ as command
+from noisy_fm.study import cells, grid, stages, transfers
 
 ROOT = Path(__file__).parent.parent
-
-
-def small():
-    cfg = config.study()
-    cfg.pretrain.data.domain = ("noto",)
-    cfg.pretrain.model = {"name": "resnet10_narrow", "width": 4}
-    cfg.pretrain.batch_size = 64
-    cfg.pretrain.epochs = 1.0
-    cfg.pretrain.checkpoint_every = 10
-    cfg.noise_rates = (0.0, 0.3)
-    cfg.tasks = (
-        ("emoji_domains", "category", "noto", ("lineart",)),
-        ("digits", "", "", ()),
-    )
-    cfg.probe_seeds = 2
-    cfg.probe_epochs = 2
-    return cfg
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """The small study, run once."""
     folder = tmp_path_factory.mktemp("study") / "run"
-    page = study.run(small(), str(folder))
+    page = study.run(small.get_config(), str(folder))
     return folder, page
+
+
+def store_of(folder, name):
+    """The store of that name, whatever hash follows it."""
+    (found,) = folder.glob(f"{name}-*")
+    return found
 
 
 def records(folder):
@@ -73,7 +67,8 @@ def test_it_leaves_a_record_for_every_cell_of_the_grid(done):
 def test_its_spectra_are_those_of_the_stored_features(done):
     folder, _ = done
     cell = folder / "cells" / "noise0.3-seed0" / "features"
-    stored = open_store(cell / "emoji_domains-noto-test").features
+    store = open_store(store_of(cell, "emoji_domains-noto-test"))
+    stored = store.features
     values = np.linalg.svd(stored.astype(np.float64), compute_uv=False)
     p = values / values.sum()
     sve = -np.sum(p[p > 0] * np.log(p[p > 0]))
@@ -82,12 +77,11 @@ def test_its_spectra_are_those_of_the_stored_features(done):
         (rows.stage == "spectrum") & (rows.metric == "sve") & (rows.noise_rate == 0.3)
         & (rows.target == "noto") & rows.method.isna()
     ]  # fmt: skip
-    of_all, of_task = (got[got.task.isna()], got[got.task == "category"])
+    of_all, of_task = (got[got["labels"].isna()], got[got["labels"] == "category"])
     assert of_all.value.item() == pytest.approx(sve, rel=1e-6)
     assert of_all.value.item() == pytest.approx(spectrum.summary(stored)["sve"])
     # F beside Z: on the images of the task that Z is of, and on no others.
     source = data.load("emoji_domains", split="test", domain="noto", labels="category", size=32)
-    store = open_store(cell / "emoji_domains-noto-test")
     images = stored[[list(store.ids).index(i) for i in source.ids]]
     assert 0 < len(images) == of_task.n.item() < len(stored)
     assert of_task.value.item() == pytest.approx(spectrum.summary(images)["sve"])
@@ -121,7 +115,7 @@ def test_running_again_repeats_nothing(done):
     folder, _ = done
     stamps = {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}
     before = (folder / "records.jsonl").read_text()
-    study.run(small(), str(folder))
+    study.run(small.get_config(), str(folder))
     assert (folder / "records.jsonl").read_text() == before
     assert stamps == {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}
 
@@ -130,20 +124,20 @@ def test_a_store_that_was_deleted_is_made_again_and_nothing_else(done, tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(done[0], copy)
     cell = copy / "cells" / "noise0-seed0"
-    store = cell / "features" / "digits-test"
+    store = store_of(cell / "features", "digits-test")
     before = np.array(open_store(store).features)
     shutil.rmtree(store)
     stamps = {p: p.stat().st_mtime_ns for p in copy.rglob("features.npy")}
     stamps |= {p: p.stat().st_mtime_ns for p in copy.rglob("pretrain.json")}
-    study.run(small(), str(copy))
+    study.run(small.get_config(), str(copy))
     np.testing.assert_array_equal(open_store(store).features, before)
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
 
 
 def test_a_workdir_of_another_training_config_is_refused(done):
-    cfg = small()
+    cfg = small.get_config()
     cfg.pretrain.epochs = 2.0
-    with pytest.raises(ValueError, match=r"another config \(epochs: 1\.0 → 2\.0\)"):
+    with pytest.raises(ValueError, match=r"another config \(epochs: 1\.0 → 2\.0"):
         study.run(cfg, str(done[0]))
 
 
@@ -153,28 +147,54 @@ def test_a_damaged_stage_is_named(done, tmp_path):
     stage = copy / "cells" / "noise0-seed0" / "probes.json"
     stage.write_text(stage.read_text()[:100])
     with pytest.raises(ValueError, match=r"probes\.json is damaged"):
-        study.run(small(), str(copy))
+        study.run(small.get_config(), str(copy))
+
+
+def of(*, unseen=None, eval_split="test", **data):
+    """A transfer on the emoji, with a mistake."""
+    data = {"name": "emoji_domains", "labels": "category", "domain": "noto", **data}
+    return {"one": {"data": data, "eval_split": eval_split, "unseen": unseen or {}}}
+
+
+def two():
+    """Two that call different drawings alike."""
+    first, second = (of(unseen={"lineart": {"domain": d}}, domain=d)["one"] for d in ARTISTS[:2])
+    second["unseen"]["lineart"]["domain"] = ARTISTS[2]
+    return {"one": first, "two": second}
+
+
+ARTISTS = ("noto", "twemoji", "openmoji")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"noise_rates": (0.0, 1.0)}, "noise_rates has 1.0"),
-        ({"tasks": (("emoji_domain", "category", "noto", ()),)}, "emoji_domains"),
-        ({"tasks": (("emoji_domains", "category", "notto", ()),)}, "noto"),
-        ({"tasks": (("emoji_domains", "category", "noto", ("linart",)),)}, "lineart"),
+        ({"transfers": of(name="emoji_domain")}, "emoji_domains"),
+        ({"transfers": of(domain="notto")}, "noto"),
+        ({"transfers": of(unseen={"lineart": {"domain": "linart"}})}, "lineart"),
+        ({"transfers": of(unseen={"lineart": {"domian": "lineart"}})}, "did you mean 'domain'"),
+        ({"transfers": of(eval_split="tset")}, "test"),
+        ({"transfers": of(sizes=3)}, r"did you mean 'config\.transfers\.one\.data\.size'"),
+        ({"transfers": {"one": 3}}, r"config\.transfers\.one is 3; expected a group of keys"),
+        ({"transfers": {**of(), "two": of()["one"]}}, "expected no transfer twice"),
+        ({"transfers": {**of(), **two()}}, "call different images 'lineart'"),
+        ({"transfers": {}}, "config.transfers is empty"),
         ({"methods": ("lp", "nmtun")}, "nmtune"),
         ({"model": "resnet"}, "unknown model 'resnet'"),
         ({"feature": "pool"}, "unknown config.feature"),
         ({"noise_rates": (0.1, 0.1)}, "no entry twice"),
-        ({"tasks": (("digits", "", ""),)}, "unseen domains"),
+        (
+            {"tasks": (("digits", "", "", ()),)},
+            "config.tasks is no more: expected config.transfers",
+        ),
         ({"weights": (0.1, -1.0)}, "weights must lie in"),
         ({"weights": ((0.1, 0.2),)}, r"three \(mse, cov, svd\)"),
         ({"weights": (0.1,), "methods": ("lp",)}, "config.weights are λ of 'nmtune'"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(change, message, tmp_path):
-    cfg = small()
+    cfg = small.get_config()
     for key, value in change.items():
         cfg[key] = value
     with pytest.raises(ValueError, match=message):
@@ -185,7 +205,7 @@ def test_mistakes_are_found_before_anything_is_written(change, message, tmp_path
 def test_a_sweep_of_lambda_adds_heads_and_changes_none(done, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(done[0], folder)
-    cfg = small()
+    cfg = small.get_config()
     cfg.weights = (0.0, 0.01, (1.0, 0.04, 0.001))  # 0.01 is the preset's own
     page = study.run(cfg, str(folder))
     before, after = records(done[0]), records(folder)
@@ -198,7 +218,7 @@ def test_a_sweep_of_lambda_adds_heads_and_changes_none(done, tmp_path):
     assert set(after.loc[~own, "λ"]) == {"[0.0, 0.0, 0.0]", "[1.0, 0.04, 0.001]"}
     swept = after[~own & (after.stage == "probe")]
     assert len(swept) == 2 * (before.query("stage == 'probe' and method == 'nmtune'")).shape[0]
-    keys = ["noise_rate", "task", "target", "probe_seed", "metric"]
+    keys = ["noise_rate", "labels", "target", "probe_seed", "metric"]
     none = swept[swept["λ"] == "[0.0, 0.0, 0.0]"].set_index(keys)["value"]
     mlp = after[(after.stage == "probe") & (after.method == "mlp")].set_index(keys)["value"]
     np.testing.assert_allclose(none, mlp.loc[none.index], atol=1e-6)
@@ -206,11 +226,149 @@ def test_a_sweep_of_lambda_adds_heads_and_changes_none(done, tmp_path):
     assert 'id="sweep"' not in Path(done[1]).read_text()
 
 
+def test_cells_of_an_earlier_grid_stay_in_the_report_or_are_named_beside_it(done, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(done[0], folder)
+    cfg = small.get_config()
+    cfg.noise_rates = (0.3,)
+    study.run(cfg, str(folder))
+    assert "the report includes cells of an earlier grid in this workdir: noise0-seed0" in (
+        capsys.readouterr().out
+    )
+    columns = records(folder).columns.drop(["config_hash"])
+    before, after = (
+        f[columns].sort_values("noise_rate", kind="stable").reset_index(drop=True)
+        for f in (records(done[0]), records(folder))
+    )
+    pd.testing.assert_frame_equal(before, after, check_exact=True)
+    cfg.probe_epochs = 1  # of other heads than the cell beside has
+    page = Path(study.run(cfg, str(folder)))
+    why = "it lacks probes as this config has them"
+    assert f"cells/noise0-seed0 is not in this report: {why}" in page.read_text()
+    assert set(records(folder).noise_rate) == {0.3}
+
+
+def test_a_study_begun_before_tasks_had_their_keys_goes_on(done, tmp_path):
+    new = json.loads((done[0] / "pretrain.json").read_text())
+    old = {key: value for key, value in new.items() if key != "task"}
+    old |= {key: new["task"][key] for key in ("normalize", "augment", "mix")}
+    old["loss"] = {"name": new["task"]["loss"], "label_smoothing": new["task"]["label_smoothing"]}
+    old["data"] = {"task" if k == "labels" else k: v for k, v in new["data"].items()}
+    (tmp_path / "pretrain.json").write_text(json.dumps(old))
+    cfg = study.resolve(small.get_config())
+    assert grid.begun(cfg, str(tmp_path)) == tmp_path
+    cfg.pretrain.epochs = 3.0
+    with pytest.raises(ValueError, match="begun with another config"):
+        grid.begun(cfg, str(tmp_path))
+
+
+def test_a_change_of_what_is_measured_runs_what_follows_from_it_and_nothing_else():
+    def marks(**changes):
+        cfg = study.resolve(small.get_config())
+        for key, value in changes.items():
+            setattr(cfg, key, value)
+        return stages.marks(cells.grid(cfg, Path())[1], cfg)
+
+    def differ(**changes):
+        before, after = marks(), marks(**changes)
+        return [name for name in before if before[name] != after[name]]
+
+    assert differ() == differ(noise_rates=(0.0, 0.3, 0.4)) == []
+    assert differ(probe_epochs=3) == differ(weights=(0.1,)) == ["probes"]
+    assert differ(spectrum={"center": True, "normalize": False}) == ["spectra", "probes"]
+    assert differ(feature="stage4") == ["features", "spectra", "probes"]
+    cfg = small.get_config()
+    cfg.pretrain.log_every = 7  # how a run is watched is not what it is
+    assert stages.marks(cells.grid(study.resolve(cfg), Path())[1], study.resolve(cfg)) == marks()
+    cfg.pretrain.optimizer.learning_rate = 0.5
+    changed = stages.marks(cells.grid(study.resolve(cfg), Path())[1], study.resolve(cfg))
+    assert not set(changed.values()) & set(marks().values())
+
+
+def shell(line: str) -> subprocess.CompletedProcess:
+    return subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_dry_run_prints_the_line_that_runs_each_cell(done, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(done[0], folder)
+    lost = folder / "cells" / "noise0.3-seed0" / "spectra.json"
+    lost.unlink()
+    said = shell(
+        f"{sys.executable} -m noisy_fm.study --config=tests/small_study.py --workdir={folder} "
+        "--scheduler=local:2 --dry_run"
+    )
+    first, second = said.stdout.splitlines()
+    assert first.endswith("--cell=noise0-seed0  # done")
+    assert second.endswith("--cell=noise0.3-seed0  # left: spectra")
+    assert "scheduler" not in second
+    assert "dry_run" not in second
+    ran = shell(second)
+    assert ran.returncode == 0, ran.stderr
+    assert "noise 30.0% seed 0: spectra" in ran.stdout
+    made, before = (
+        json.loads((f / "cells" / "noise0.3-seed0" / "spectra.json").read_text())
+        for f in (folder, done[0])
+    )
+    assert made["rows"] == before["rows"]
+
+
+def test_the_line_of_a_cell_keeps_what_the_study_was_given():
+    given = ["--config=a.py:x=1", "--scheduler", "tcp://a:1", "--dry_run", "--config.seeds=3"]
+    kept = [*given[:1], "--config.seeds=3", "--workdir", "runs/a"]
+    assert command.line([*given, "--workdir", "runs/a", "--cell=b"], "c")[3:] == [*kept, "--cell=c"]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of JPEGs in three classes, one of 48 and one of 18 that cannot be read."""
+    for split, count, first in (("train", 48, 0), ("val", 18, 1000)):
+        rows = pictures.examples(count, first=first)
+        rows[5] = (*rows[5][:2], b"this is no photograph")
+        pictures.write_folder(tmp_path / "photographs", rows, split)
+    return tmp_path / "photographs"
+
+
+def test_a_study_of_ones_own_folder_under_noise_with_unreadable_files(photographs, tmp_path):
+    load = importlib.util.spec_from_file_location("own", ROOT / "configs" / "study" / "folder.py")
+    load.loader.exec_module(module := importlib.util.module_from_spec(load))
+    cfg = module.get_config(f"path={photographs},unseen={photographs},quick")
+    cfg.pretrain.data.size = 24  # no size that the digits come in
+    cfg.pretrain.model = {"name": "resnet10_narrow", "width": 4}
+    cfg.pretrain.batch_size, cfg.pretrain.epochs = 16, 1.0
+    cfg.transfers.digits = study.transfer({"name": "digits"})
+    cfg.methods, cfg.probe_seeds, cfg.probe_epochs = ("lp",), 1, 2
+    cfg.transfers.own.unseen.unseen.eval_split = "train"
+    page = Path(study.run(cfg, str(tmp_path / "run")))
+    rows = records(tmp_path / "run")
+    accuracy = rows[(rows.metric == "accuracy") & (rows.noise_rate == 0.3)]
+    accuracy = accuracy.set_index(["stage", "dataset", "target"])
+    assert accuracy.n["pretrain"].item() == 17
+    assert accuracy.n["probe", "own"].to_dict() == {"": 17, "unseen": 47}
+    assert accuracy["shift"]["probe", "own", "unseen"] == "ood"
+    assert ("probe", "digits", "") in accuracy.index
+    cell = tmp_path / "run" / "cells" / "noise0.3-seed0" / "features"
+    store = open_store(store_of(cell, "own-val"))
+    assert len(store.ids) == 17
+    assert [Path(where).suffix for where in store.meta["left_out"].values()] == [".JPEG"]
+    shown = json.loads((tmp_path / "run" / "examples.json").read_text())
+    assert 10 <= len(shown) <= 12  # the photographs whose label was changed, readable ones
+    assert all(one["concept"] for one in shown)
+    assert shown[0]["image"] in page.read_text()
+    # The same classes, or it is no test of these heads.
+    (photographs / "val" / "other").mkdir()
+    (photographs / "val" / "other" / "a.JPEG").write_bytes(pictures.jpeg(5000))
+    transfers._listed.cache_clear()
+    cfg.pretrain.data.path = ""
+    with pytest.raises(ValueError, match="path"):
+        study.resolve(cfg)
+
+
 @pytest.mark.slow
 def test_the_release_preset_is_studied_and_named(done, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(done[0], folder)
-    cfg = small()
+    cfg = small.get_config()
     cfg.preset = "release"
     cfg.methods = ("nmtune",)
     page = Path(study.run(cfg, str(folder))).read_text()
@@ -229,7 +387,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_records(tmp_path):
     def start(folder):
         code = (
             "import sys; sys.path.insert(0, 'tests'); import test_study;"
-            f"test_study.study.run(test_study.small(), {str(folder)!r})"
+            f"test_study.study.run(test_study.small.get_config(), {str(folder)!r})"
         )
         with (tmp_path / f"{folder.name}.log").open("a") as log:
             return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=log)

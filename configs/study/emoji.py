@@ -11,24 +11,32 @@ two cores at most, estimated from the short run's speed; not run yet):
 """
 
 from noisy_fm import config as config_lib
+from noisy_fm import study
 
 SOURCES = ("noto", "twemoji", "openmoji")  # drawn by artists seen in pre-training …
 UNSEEN = ("lineart", "fluent3d", "fluentflat")  # … and in styles never seen
 COLOURED = ("fluent3d", "fluentflat")  # line art has no skin tones and too few persons
-TASKS = (
-    *(("emoji_domains", "category", source, UNSEEN) for source in SOURCES),
-    *(("emoji_domains", "subject", source, UNSEEN) for source in SOURCES),
-    *(("emoji_domains", "person_kind", source, COLOURED) for source in SOURCES),
-    *(("emoji_domains", "skin_tone", source, COLOURED) for source in SOURCES),
-    ("digits", "", "", ()),
-)
+LABELS = {"category": UNSEEN, "subject": UNSEEN, "person_kind": COLOURED, "skin_tone": COLOURED}
+
+
+def transfers() -> dict:
+    """Every labelling tuned on every artist and tested on the unseen ones, and digits."""
+    drawings = {
+        f"{labels}_{source}": study.transfer(
+            {"name": "emoji_domains", "labels": labels, "domain": source},
+            unseen={target: {"domain": target} for target in unseen},
+        )
+        for labels, unseen in LABELS.items()
+        for source in SOURCES
+    }
+    return {**drawings, "digits": study.transfer({"name": "digits"})}
 
 
 def get_config(arg: str = ""):
     args = config_lib.parse_arg(arg, full=False)
-    config = config_lib.study()
-    config.pretrain.data.domain = ("noto", "twemoji", "openmoji")
-    config.tasks = TASKS
+    config = study.defaults()
+    config.pretrain.data.domain = SOURCES
+    config.transfers = transfers()
     config.pretrain.epochs = 10.0
     config.pretrain.optimizer.learning_rate = 5e-3
     config.pretrain.schedule.warmup_epochs = 0.5

@@ -7,51 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from noisy_fm import record
 from noisy_fm.report import tables
-
-# One record is one metric of one cell. These fields say which cell; the rest is the measurement.
-IDENTITY = (
-    "stage",
-    "model",
-    "noise_kind",
-    "noise_rate",
-    "seed",
-    "dataset",
-    "task",
-    "shift",
-    "source",
-    "target",
-    "method",
-    "preset",
-    "weights",
-    "fraction",
-    "label_noise",
-    "probe_seed",
-    "metric",
-)
-MEASUREMENT = (
-    "value",
-    "low",
-    "high",
-    "n",
-    "config_hash",
-    "manifest_hash",
-    "commit",
-    "versions",
-    "duration_s",
-)
-NUMERIC = (
-    "noise_rate",
-    "seed",
-    "fraction",
-    "label_noise",
-    "probe_seed",
-    "value",
-    "low",
-    "high",
-    "n",
-    "duration_s",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +37,9 @@ def load(workdir) -> Artifacts:
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise FileNotFoundError(f"{workdir}: no such folder; expected a study's workdir")
-    path, published = workdir / "records.jsonl", workdir / "records.parquet"
     problems: list[str] = []
-    if path.is_file():
-        rows = read_lines(path, problems)
-    elif published.is_file():
-        path, rows = published, pd.read_parquet(published).to_dict("records")
-    else:
-        raise FileNotFoundError(f"{path}: no such file; run the study with this workdir first")
+    path, rows = record.read(workdir, problems)
+    problems += beside(workdir)
     records = tidy(rows, problems)
     if records.empty:
         raise ValueError(f"{path}: {why_empty(rows)}")
@@ -108,6 +60,16 @@ def load(workdir) -> Artifacts:
     )
 
 
+def beside(workdir: Path) -> list[str]:
+    """Lines about trained models in the study's folder that its records do not speak of."""
+    path = workdir / "grid.json"
+    grid = read_object(path, dict, []) if path.is_file() else {}
+    return [
+        f"cells/{name} is not in this report: {why}."
+        for name, why in grid.get("left_out", {}).items()
+    ]
+
+
 def why_empty(rows: list[dict]) -> str:
     """Why no row of the records could be used."""
     values = [row["value"] for row in rows if row.get("value") is not None]
@@ -120,23 +82,11 @@ def why_empty(rows: list[dict]) -> str:
 
 
 def read_lines(path: Path, problems: list[str]) -> list[dict]:
-    """The objects of a JSON Lines file; a line that is not one is skipped and reported."""
+    """The objects of a JSON Lines file, none if it is absent, which is a problem to report."""
     if not path.is_file():
         problems.append(f"{path.name}: no such file; its part of the page is missing.")
         return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:  # also bytes that are not UTF-8
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            problems.append(f"{path.name}, line {number}: not a JSON object; the line was skipped.")
-    return rows
+    return record.read_lines(path, problems)
 
 
 def read_object(path: Path, kind: type, problems: list[str]):
@@ -155,13 +105,13 @@ def read_object(path: Path, kind: type, problems: list[str]):
 
 
 def tidy(rows: list[dict], problems: list[str]) -> pd.DataFrame:
-    """Records as a frame in the contract's column order, one row a cell, every value finite."""
-    columns = [*IDENTITY, *MEASUREMENT]
+    """Records as a frame in the schema's column order, one row a cell, every value finite."""
+    columns = [*record.IDENTITY, *record.MEASUREMENT]
     frame = pd.DataFrame(rows)
     frame = frame.reindex(columns=[*columns, *(c for c in frame.columns if c not in columns)])
-    for column in NUMERIC:
+    for column in record.NUMERIC:
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
-    for column in frame.columns.difference(NUMERIC):
+    for column in frame.columns.difference(record.NUMERIC):
         frame[column] = [plain(value) for value in frame[column]]
     unusable = ~np.isfinite(frame["value"]) | frame["metric"].isna()
     if unusable.any():
@@ -175,7 +125,7 @@ def tidy(rows: list[dict], problems: list[str]) -> pd.DataFrame:
         )
     frame = frame[~homeless]
     # A stage that was killed after writing and run again leaves its rows twice.
-    repeated = frame.duplicated(list(IDENTITY), keep="last")
+    repeated = frame.duplicated(list(record.IDENTITY), keep="last")
     if repeated.any():
         problems.append(f"{repeated.sum()} records were written again; the last of each was kept.")
     frame = frame[~repeated].reset_index(drop=True)
@@ -200,10 +150,3 @@ def plain(value):
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return None
     return str(value)
-
-
-def write_records(records: pd.DataFrame, folder: Path) -> None:
-    """records.jsonl, records.csv and records.parquet, the same rows in each."""
-    records.to_json(folder / "records.jsonl", orient="records", lines=True, double_precision=15)
-    records.to_csv(folder / "records.csv", index=False)
-    records.to_parquet(folder / "records.parquet", index=False)

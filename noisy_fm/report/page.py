@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from noisy_fm import record
 from noisy_fm.report import artifacts, figures, findings, paired, questions, sections, sweep, tables
 
 MANIFEST = ("kind", "rate", "realised", "seed", "n", "changed", "num_classes", "hash")
@@ -33,7 +34,7 @@ def write(found: artifacts.Artifacts, out=None) -> Path:
     out = Path(out) if out is not None else found.workdir / "report"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        artifacts.write_records(found.records, out)
+        record.publish(found.records, out)
         page = render(found, out / "figures")
         unfinished = out / "index.html.part"
         unfinished.write_text(page, encoding="utf-8")
@@ -114,7 +115,7 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
     return {
         "models": sorted(records["model"].unique()),
         "datasets": sorted(set(pretrained["dataset"]) - {""}),
-        "task": sorted(set(pretrained["task"]) - {""}),
+        "labels": sorted(set(pretrained["labels"]) - {""}),
         "kinds": kinds,
         "rates": tables.percents(sorted(records["noise_rate"].unique())),
         "seeds": tables.plural(records["seed"].nunique(), "pre-training seed"),

@@ -14,7 +14,7 @@ from noisy_fm import statistics
 from noisy_fm.report import tables
 
 RUN = ["model", "seed", "noise_rate"]
-TEST = ["dataset", "task", "source", "target"]  # a head, by task and source, on a domain
+TEST = ["dataset", "labels", "source", "target"]  # a head, by task and source, on a domain
 SET = ["dataset", "target"]  # the images of a feature set
 
 
@@ -44,7 +44,7 @@ def complete(wide: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     kept = wide.loc[:, wide.columns.get_level_values("seed").isin(seeds)]
     whole = kept.dropna()
     lost = {"pre-training seed": (len(per_seed) - len(seeds), len(per_seed))}
-    noun = "test" if "task" in wide.index.names else "feature set"
+    noun = "test" if "labels" in wide.index.names else "feature set"
     lost[noun] = (len(kept) - len(whole), len(kept))
     words = [f"{n} of {tables.plural(m, noun)}" for noun, (n, m) in lost.items() if n]
     return whole, f"{' and '.join(words)} not recorded in every run and left out" if words else ""

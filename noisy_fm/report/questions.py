@@ -294,7 +294,7 @@ def by_task(table: pd.DataFrame, digits: int) -> str:
     """The mean difference of each task, where there are several."""
     if not 1 < len(table) <= 12:
         return ""
-    several = table.index.get_level_values("task").duplicated().any()
+    several = table.index.get_level_values("labels").duplicated().any()
     parts = [
         f"{tables.task_name(dataset, task, several)} {tables.signed(value, digits)}"
         for (dataset, task), value in table.mean(axis=1).items()

@@ -262,7 +262,7 @@ def add_same_images(part, records, studio, model: str, metric: str, shift: str) 
         part["missing"].append(
             f"{title}: F was not recorded on the images of these tasks, so it has no line there."
         )
-    frame, note = tables.common_units(frame, [*tables.SPECTRUM_UNIT, "task"], CELL)
+    frame, note = tables.common_units(frame, [*tables.SPECTRUM_UNIT, "labels"], CELL)
     part["missing"] += [f"{title}: {note}"] * bool(note)
     add_spectrum(part, tables.summarise(frame, CELL), studio, title, slug("same", metric, model))
 
@@ -273,7 +273,7 @@ def spectrum_curves(spectra: list, studio: figures.Studio, model: str) -> list:
     for method in sorted({row.get("method") or "features" for row in spectra}, key=method_rank):
         rows = [r for r in spectra if (r.get("method") or "features") == method]
         if method == "features":
-            rows = [r for r in rows if not r.get("task")]  # whole feature sets
+            rows = [r for r in rows if not r.get("labels")]  # whole feature sets
         rows = [r for r in rows if r.get("noise_rate") in studio.rates]
         curves = figures.mean_spectra(rows) if rows else {}
         if not curves:

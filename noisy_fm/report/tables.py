@@ -31,9 +31,9 @@ METRICS = {
 SPECTRA = {"sve": "singular value entropy", "lsvr": "largest singular value ratio"}
 SHIFTS = {"id": "in-domain", "ood": "out-of-domain"}
 # What stays the same when two noise levels or two methods are compared.
-UNIT = ["model", "seed", "dataset", "task", "source", "target", "fraction", "label_noise"]
-TASK = ["dataset", "task"]  # a set of labels; it counts once, with all its artists and domains
-# F has neither task nor source: a feature set is the images of one domain of one dataset.
+UNIT = ["model", "seed", "dataset", "labels", "source", "target", "fraction", "label_noise"]
+TASK = ["dataset", "labels"]  # counts once, with all its artists and domains
+# F has neither labels nor source: a feature set is the images of one domain of one dataset.
 SPECTRUM_UNIT = ["model", "seed", "dataset", "target"]
 # Of runs or of tasks that a judgement needs. Two have one difference to tell their spread by: the
 # 95 % interval then reaches 12.7 standard errors to either side, and a test would find nothing.
@@ -43,7 +43,7 @@ FEWEST = 3
 def prepare(records: pd.DataFrame) -> pd.DataFrame:
     """Fill the fields a stage leaves null and give each (method, preset) its `label`."""
     frame = records.copy()
-    named = ["model", "dataset", "task", "source", "target"]
+    named = ["model", "dataset", "labels", "source", "target"]
     frame[named] = frame[named].astype(object).fillna("")
     frame["fraction"] = frame["fraction"].fillna(1.0)
     frame["label_noise"] = frame["label_noise"].fillna(0.0)
@@ -120,7 +120,7 @@ def feature_sets(records: pd.DataFrame, metric: str, shift: str) -> pd.DataFrame
     frame = spectra(records, metric, shift)
     frame = frame[(frame["label"] == METHODS["features"]) & (frame["source"] == "")]
     keys = ["model", "seed", "dataset", "target", "noise_rate", "label"]
-    frame = frame[frame["task"] == ""]
+    frame = frame[frame["labels"] == ""]
     return frame.groupby(keys, as_index=False)[["value", "low", "high", "n"]].mean()
 
 
@@ -131,7 +131,7 @@ def same_images(records: pd.DataFrame, metric: str, shift: str) -> pd.DataFrame:
     images, for every task and domain that Z was.
     """
     frame = spectra(records, metric, shift)
-    keys = ["model", "seed", "dataset", "task", "target", "noise_rate", "label"]
+    keys = ["model", "seed", "dataset", "labels", "target", "noise_rate", "label"]
     frame = frame.groupby(keys, as_index=False)[["value", "low", "high", "n"]].mean()
     of_features = frame["label"] == METHODS["features"]
     images = [*keys[:-1], "n"]
@@ -239,7 +239,7 @@ def cell_text(cell, scale: float, digits: int, change: bool) -> dict:
 
 def task_table(frame: pd.DataFrame, name_dataset: bool) -> list[dict]:
     """One row a (task, source → target, method): accuracy in % at each γ, in γ's order."""
-    keys = ["dataset", "task", "source", "target"]
+    keys = ["dataset", "labels", "source", "target"]
     rates = sorted(frame["noise_rate"].unique())
     rows = []
     for key, group in frame.groupby(keys, sort=True):
@@ -249,7 +249,7 @@ def task_table(frame: pd.DataFrame, name_dataset: bool) -> list[dict]:
             rows.append(
                 {
                     "task": task_name(dataset, task, name_dataset),
-                    "route": source if source == target else f"{source} → {target}",
+                    "route": target if source in ("", target) else f"{source} → {target}",
                     "method": label,
                     "values": [means.get(rate, np.nan) for rate in rates],
                 }

@@ -1,0 +1,132 @@
+"""From a study's stages to the plain rows that a report reads; every row says what made it."""
+
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from noisy_fm import checkpoint, files, record, statistics
+from noisy_fm import config as config_lib
+from noisy_fm.study import stages
+from noisy_fm.study.cells import Cell
+
+Outputs = dict[Cell, dict[str, dict]]
+STAGES = {"spectra": "spectrum", "probes": "probe"}  # what records call a stage
+
+
+def assemble(config: ConfigDict, workdir: Path, outputs: Outputs) -> None:
+    """Writes what the report reads: records, spectra, stages, manifests and examples."""
+    common = {"config_hash": config_lib.hash_of(config)}
+    records, curves, durations, manifests = [], [], [], []
+    for cell, out in outputs.items():
+        about = {
+            "model": cell.config.model.name,
+            "noise_kind": cell.config.noise.kind,
+            "noise_rate": cell.rate,
+            "seed": cell.seed,
+        }
+        manifest = out["pretrain"]["manifest"]
+        shared = {**about, "manifest_hash": manifest["hash"], **common}
+        records += list(cell_records(cell, out, shared))
+        records += change_record(cell, outputs, shared)
+        curves += list(cell_curves(out, about))
+        durations += [
+            {"stage": f"{name} {cell.name}", "duration_s": made["duration_s"]}
+            for name, made in out.items()
+        ]
+        manifests.append({"cell": cell.name, **manifest})
+    record.write(workdir / record.NAME, records)
+    record.write(workdir / "spectra.jsonl", curves)
+    record.write(workdir / "stages.jsonl", durations)
+    record.write(workdir / "manifests.jsonl", manifests)
+    noisiest = max(outputs, key=lambda cell: cell.rate)
+    files.write_json(workdir / "examples.json", outputs[noisiest]["pretrain"]["examples"])
+
+
+def cell_records(cell: Cell, out: dict, shared: dict) -> Iterable[dict]:
+    """One row a metric: pre-training, spectrum, probes."""
+
+    def rows(stage_name, metrics, **fields):
+        made = {name: out[stage_name][name] for name in ("versions", "commit", "duration_s")}
+        known = {**shared, **made, "stage": STAGES.get(stage_name, stage_name)}
+        for metric, numbers in metrics.items():
+            yield record.row(**{**known, **fields, "metric": metric, **numbers})
+
+    yield from rows("pretrain", with_chance(out["pretrain"]), **trained_on(cell))
+    kept = ("dataset", "labels", "source", "target", "shift", "n", *record.HEAD)
+    for row in out["spectra"]["rows"]:
+        yield from rows("spectra", row["metrics"], **{k: row[k] for k in kept if k in row})
+    for row in out["probes"]["rows"]:
+        yield from rows("probes", row["metrics"], **{k: row[k] for k in kept if k in row})
+    for row in out["probes"]["spectra"]:
+        fields = {k: row[k] for k in kept if k in row}
+        yield from rows("probes", row["metrics"], **fields, stage=STAGES["spectra"])
+
+
+def trained_on(cell: Cell) -> dict:
+    return {"dataset": cell.config.data.name, "labels": cell.config.data.labels}
+
+
+def with_chance(pretrained: dict) -> dict:
+    """The metrics of pre-training and, beside memorised labels, how many chance gives.
+
+    A model that misses a changed label's truth hits the given one of C − 1 others by chance.
+    """
+    metrics = pretrained["metrics"]
+    if "flipped_fits_true" not in metrics:
+        return metrics
+    truth = metrics["flipped_fits_true"]
+    others = pretrained["manifest"]["num_classes"] - 1
+    chance = {"value": (1 - truth["value"]) / others, "n": truth["n"]}
+    chance |= {"low": (1 - truth["high"]) / others, "high": (1 - truth["low"]) / others}
+    return {**metrics, "flipped_fits_chance": chance}
+
+
+def change_record(cell: Cell, outputs: Outputs, shared: dict) -> list[dict]:
+    """Pre-training accuracy against the clean model of the same seed, paired on the same images.
+
+    The interval resamples concepts, so what an image adds to both models cancels.
+    """
+    clean = next((c for c in outputs if c.rate == 0 and c.seed == cell.seed), None)
+    if clean is None or cell.rate == 0:
+        return []
+    ours, theirs = (stages.arrays(one, "pretrain") for one in (cell, clean))
+    correct = dict(zip(theirs["id"].tolist(), theirs["correct"].tolist(), strict=True))
+    both = np.isin(ours["id"], theirs["id"])
+    before = [correct[id_] for id_ in ours["id"][both].tolist()]
+    change = np.subtract(ours["correct"][both], before, dtype=float)
+    low, high = statistics.cluster_bootstrap(change, ours["group"][both])
+    made = {name: outputs[cell]["pretrain"][name] for name in ("versions", "commit", "duration_s")}
+    measured = {"value": float(change.mean()), "low": low, "high": high, "n": len(change)}
+    about = {**shared, **made, **trained_on(cell), "stage": "pretrain"}
+    return [record.row(**about, metric="accuracy_change", **measured)]
+
+
+def cell_curves(out: dict, about: dict) -> Iterable[dict]:
+    """Singular values of F on all images of a domain and, for tuned heads, of Z on their task's."""
+    whole = [row for row in out["spectra"]["rows"] if "singular_values" in row]
+    for row in (*whole, *out["probes"]["spectra"]):
+        known = {key: row[key] for key in record.CURVE if key in row}
+        yield record.curve(**about, domain=row["target"], **known)
+
+
+def environment() -> dict:
+    """The machine and the command, for the report."""
+    device = jax.devices()[0]
+    return {
+        **checkpoint.provenance(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "device": f"{len(jax.devices())} × {device.device_kind}",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m noisy_fm.study", *sys.argv[1:]]),
+    }

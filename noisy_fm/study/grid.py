@@ -1,0 +1,107 @@
+"""The whole study: which cells are missing, where they run, and the report of all there are."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from noisy_fm import checkpoint, features, files, hosts, lease, report, train
+from noisy_fm import config as config_lib
+from noisy_fm.messages import require_known, say
+from noisy_fm.study import cells, gather, settings, stages, transfers
+from noisy_fm.study.cells import Cell
+
+Place = Callable[[Sequence[Cell], ConfigDict], None]
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config with its shorthands spelled out; raises for whatever could not run.
+
+    All data are opened: a study fails before it trains, or not for want of them.
+    """
+    config = settings.completed(config)
+    settings.check(config)
+    first = cells.grid(config, Path())[0].config
+    made = train.setup(first)
+    features.check_names(
+        made.task, made.plan.shapes.variables, made.source, [config.feature], where="config.feature"
+    )
+    transfers.check(transfers.collect(config), first.data.size)
+    return config
+
+
+def here(grid: Sequence[Cell], config: ConfigDict) -> None:
+    """Runs the cells one after another in this process, or this run's processes."""
+    for cell in grid:
+        stages.run(cell, config)
+
+
+def run(config: ConfigDict, workdir: str, *, place: Place = here) -> Path | None:
+    """Runs what is missing of the study in `workdir`; returns the path of its report.
+
+    `place` sees to it that the cells it is given are done. Only the first of several processes
+    writes the report.
+    """
+    config_lib.cache_compilations()
+    config = resolve(config)
+    folder = begun(config, workdir)
+    with lease.held(folder):
+        if hosts.first():
+            files.write_json(folder / "config.json", config_lib.plain(config))
+            if not (folder / "environment.json").exists():  # each record says what made it since
+                files.write_json(folder / "environment.json", gather.environment())
+        place(cells.grid(config, folder), config)
+        return reported(config, folder) if hosts.first() else None
+
+
+def run_cell(config: ConfigDict, workdir: str, name: str) -> None:
+    """Runs what is missing of one cell, beside whoever runs the others."""
+    config_lib.cache_compilations()
+    config = resolve(config)
+    folder = begun(config, workdir)
+    grid = {cell.name: cell for cell in cells.grid(config, folder)}
+    # One that is not wanted any more may still be saving what it did of this cell.
+    stages.run(grid[require_known("--cell", name, grid)], config, patience=120.0)
+
+
+def dry_run(config: ConfigDict, workdir: str) -> list[tuple[Cell, str]]:
+    """The cells of the grid, and what is left to do of each; writes nothing."""
+    config = resolve(config)
+    found = []
+    for cell in cells.grid(config, Path(workdir).expanduser().absolute()):
+        left = [name for name, made in stages.outputs(cell, config).items() if made is None]
+        found.append((cell, f"left: {', '.join(left)}" if left else "done"))
+    return found
+
+
+def begun(config: ConfigDict, workdir: str) -> Path:
+    """The study's folder, marked as this training config's; ValueError if it is another's."""
+    if "://" in workdir:
+        raise ValueError(f"--workdir {workdir}: expected a folder that all machines of a study see")
+    folder = Path(workdir).expanduser().absolute()
+    checkpoint.claim(
+        folder,
+        "pretrain.json",
+        config_lib.plain(config.pretrain),
+        differences=config_lib.run_differences,
+    )
+    return folder
+
+
+def reported(config: ConfigDict, folder: Path) -> Path:
+    """Gathers the records of all cells, those of earlier grids too, and builds the report."""
+    found, left_out = {}, {}
+    earlier = cells.beside(config, folder)
+    for cell in (*cells.grid(config, folder), *earlier):
+        made = {name: out for name, out in stages.outputs(cell, config).items() if out is not None}
+        if lacking := [stage.name for stage in stages.STAGES if stage.name not in made]:
+            left_out[cell.name] = f"it lacks {', '.join(lacking)} as this config has them"
+        else:
+            found[cell] = made
+    if more := [cell.name for cell in earlier if cell in found]:
+        say(f"the report includes cells of an earlier grid in this workdir: {', '.join(more)}")
+    for name, why in left_out.items():
+        say(f"the report does not include {folder / 'cells' / name}: {why}")
+    gather.assemble(config, folder, found)
+    files.write_json(folder / "grid.json", {"cells": [c.name for c in found], "left_out": left_out})
+    return report.build(folder)

@@ -1,0 +1,129 @@
+"""A study's cells on Dask's workers, some of them killed, and on the processes of a pod."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import small_study as small
+from test_hosts import joined
+
+from noisy_fm import study
+from noisy_fm.study import cluster
+
+ROOT = Path(__file__).parent.parent
+ROUNDS = 4
+TINY = "--config=tests/small_study.py:tiny,seeds=2"
+
+
+def records(folder) -> pd.DataFrame:
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    rows = pd.DataFrame([json.loads(line) for line in lines])
+    return rows.drop(columns=["duration_s", "commit"])  # of the checkout, which may change
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """The tiny study's records, its cells run one after another in this process."""
+    folder = tmp_path_factory.mktemp("serial") / "run"
+    study.run(small.get_config("tiny,seeds=2"), str(folder))
+    return records(folder)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("local", "expected local:N"),
+        ("local:0", "expected local:N"),
+        ("host", "as tcp://host:8786"),
+    ],
+)
+def test_a_scheduler_that_is_none_is_one_line(scheduler, message):
+    with pytest.raises(ValueError, match=message):
+        cluster.check(scheduler)
+
+
+def test_without_dask_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ValueError, match=r"pip install 'noisy-fm\[cluster\]'"):
+        cluster.check("local:2")
+
+
+def workers_of(process: subprocess.Popen) -> list:
+    """Dask's workers among a study's processes."""
+    import psutil
+
+    return [
+        one
+        for one in psutil.Process(process.pid).children()
+        if "spawn_main" in " ".join(one.cmdline())
+    ]
+
+
+@pytest.mark.slow
+def test_workers_killed_at_random_change_nothing(serial, tmp_path):
+    pytest.importorskip("distributed")
+    folder, log = tmp_path / "run", tmp_path / "log"
+    line = [sys.executable, "-m", "noisy_fm.study", TINY, f"--workdir={folder}"]
+    rng, killed = random.Random(0), 0
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*line, "--scheduler=local:3"], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+        )
+        while process.poll() is None:
+            time.sleep(rng.uniform(3, 12))
+            if killed < ROUNDS and process.poll() is None and (found := workers_of(process)):
+                rng.choice(found).kill()
+                killed += 1
+    assert process.returncode == 0, log.read_text()[-3000:]
+    assert killed == ROUNDS
+    pd.testing.assert_frame_equal(records(folder), serial, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_has_three_tries_and_shows_its_log(tmp_path):
+    pytest.importorskip("distributed")
+    config = tmp_path / "broken.py"
+    config.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "import small_study\n"
+        "def get_config(arg=''):\n"
+        "    if any(a.startswith('--cell=noise0.3') for a in sys.argv):\n"
+        "        print('the disk is full')\n"
+        "        os._exit(7)\n"
+        "    return small_study.get_config('tiny')\n"
+    )
+    line = [sys.executable, "-m", "noisy_fm.study", f"--config={config}", "--scheduler=local:2"]
+    done = subprocess.run(
+        [*line, f"--workdir={tmp_path / 'run'}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "noise 0.0% seed 0: done in" in done.stdout  # the others go on
+    for number in (1, 2, 3):
+        assert f"failed (try {number} of 3: exit code 7)" in done.stdout
+    assert "\nthe disk is full\n" in done.stdout
+    assert "1 of 2 cells failed 3 times: noise0.3-seed0" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_pod_train_together_and_the_first_analyses(serial, tmp_path):
+    started = joined(["-m", "noisy_fm.study", TINY, f"--workdir={tmp_path / 'run'}"])
+    try:
+        said = [process.communicate(timeout=900) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, said, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    assert "report: " in said[0][0]
+    assert "report: " not in said[1][0]
+    found = records(tmp_path / "run")
+    names = ["stage", "noise_rate", "seed", "dataset", "target", "metric", "n"]
+    pd.testing.assert_frame_equal(found[names], serial[names])
+    accuracy = (found.metric == "accuracy") & (found.stage == "probe")
+    assert (found.value[accuracy] > 0.2).all()
