@@ -725,9 +725,9 @@ def test_damaged_and_wrong_files_get_one_line(tmp_path):
         assert os.path.basename(path) in str(bad.value)
     with pytest.raises(FileNotFoundError, match="no such features"):
         spectrum.load_features(tmp_path / "none.npy")
-    (tmp_path / "x.csv").write_text("1,2")
+    (tmp_path / "x.tsv").write_text("1\t2")
     with pytest.raises(ValueError, match=r"expected \.npy"):
-        spectrum.load_features(tmp_path / "x.csv")
+        spectrum.load_features(tmp_path / "x.tsv")
     np.savez(tmp_path / "two.npz", a=x, b=x)
     with pytest.raises(ValueError, match="a \\(400, 7\\), b \\(400, 7\\)"):
         spectrum.load_features(tmp_path / "two.npz")
