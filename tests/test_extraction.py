@@ -1,6 +1,7 @@
 """Features of a whole data set: streamed to a store that is the same however often it is killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from noisy_fm import data, features, model, spectrum
 from noisy_fm.data import decode
 from noisy_fm.features import __main__ as command
 from noisy_fm.features import extraction, store
+from noisy_fm.tasks.classify import classify
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,8 @@ def net():
     }
     variables = module.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
     preprocess = model.Preprocess(16, 0.95, 0.5, 0.5)
-    return model.Model(module, dict(variables), preprocess, "pre_logits", meta)
+    task = classify(module, 4, normalize=meta["config"]["task"]["normalize"])
+    return model.Model(module, dict(variables), preprocess, "pre_logits", meta, task)
 
 
 @pytest.fixture
@@ -74,34 +77,37 @@ def test_a_store_has_the_features_of_all_images_that_can_be_read(net, source, tm
 
 def test_interrupted_anywhere_it_ends_the_same(net, source, tmp_path, monkeypatch):
     whole = extract(net, source, tmp_path / "whole")
-    append, finish = store.GrowingStore.append, store.GrowingStore.finish
-    left = 0
+    append, replace, left = store.GrowingStore.append, os.replace, 0
 
     def stopped(self, *arguments, **options):
         nonlocal left
         append(self, *arguments, **options)
         left -= 1
         if left == 0:
-            self._file.write(b"torn")  # never made safe
+            shutil.copytree(self.folder, tmp_path / "left")
             raise KeyboardInterrupt
 
     monkeypatch.setattr(store.GrowingStore, "append", stopped)
-    monkeypatch.setattr(store.GrowingStore, "__exit__", lambda self, *_: self._file.close())
     for count, every in ((1, 0.0), (1, 1e9), (2, 0.0)):  # saved, lost, and all read
         left = count
         monkeypatch.setattr(store.GrowingStore, "SAVE_SECONDS", every)
         with pytest.raises(KeyboardInterrupt):
             extract(net, source, tmp_path / "killed")
+        # What a process that is killed leaves: the folder as it was, and bytes never made safe.
+        shutil.rmtree(tmp_path / "killed.part")
+        replace(tmp_path / "left", tmp_path / "killed.part")
+        with (tmp_path / "killed.part/features.npy").open("ab") as file:
+            file.write(b"torn")
     monkeypatch.setattr(store.GrowingStore, "append", None)  # there is nothing more to append
 
-    def at_the_end(self, **options):
-        monkeypatch.setattr(store.GrowingStore, "_move", lambda self: 1 / 0)
-        finish(self, **options)
+    def at_the_end(source, target, **options):
+        if Path(target) == tmp_path / "killed":
+            raise ZeroDivisionError
+        replace(source, target, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(store.GrowingStore, "finish", at_the_end)
-        with pytest.raises(ZeroDivisionError):
-            extract(net, source, tmp_path / "killed")
+    monkeypatch.setattr(os, "replace", at_the_end)
+    with pytest.raises(ZeroDivisionError):
+        extract(net, source, tmp_path / "killed")
     monkeypatch.undo()
     assert not (tmp_path / "killed").exists()
     assert extract(net, source, tmp_path / "killed") == whole

@@ -26,7 +26,7 @@ from noisy_fm.estimator.scores import METHODS, SCORINGS, Comparison, compare, sc
 from noisy_fm.estimator.tables import features_of, precisions_of
 from noisy_fm.messages import unknown
 from noisy_fm.probe.check import warn_constant
-from noisy_fm.probe.heads import Head
+from noisy_fm.probe.head import Head
 from noisy_fm.scalars import as_flag, as_whole
 from noisy_fm.spectrum.draw import COLOURS, FAINT, INK
 from noisy_fm.spectrum.metrics import as_labels

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from noisy_fm.estimator import rows, training, weighting
+from noisy_fm.models.heads import numpy_logits
 from noisy_fm.probe.fit import fit_plans
-from noisy_fm.probe.heads import Head
+from noisy_fm.probe.head import Head
 from noisy_fm.probe.plan import Plan
 
 
@@ -63,7 +64,7 @@ def predictions(
         fold, which = divmod(i, len(heads))
         f = (copies[fold] if standardize else X)[folds[fold][1]]
         with np.errstate(over="ignore", invalid="ignore"):
-            logits = training.logits(result.parameters, result.statistics, f)
+            logits = numpy_logits(result.parameters, result.statistics, f)
         sound = np.isfinite(logits).all(axis=1) & (
             not result.diverged
         )  # the last step may overshoot
