@@ -1,5 +1,6 @@
 # make study    one command from a bare checkout to the report (DEVICE=cuda13 or tpu for those)
 # make test     installs what the tests need and runs them (test-slow: the parity suites too)
+# make docs     an index of the API in docs/, from the docstrings
 PYTHON ?= python3
 DEVICE ?= cpu
 WORKDIR ?= runs/emoji
@@ -14,7 +15,7 @@ ifeq ($(filter $(DEVICE),cpu cuda13 tpu),)
 $(error DEVICE is '$(DEVICE)'; expected cpu, cuda13 or tpu)
 endif
 
-.PHONY: study test test-slow lint format bench clean
+.PHONY: study test test-slow lint format bench docs clean
 
 study: $(VENV)/.installed-$(DEVICE)
 	$(BIN)/python -m noisy_fm.study --config=configs/study/emoji.py --workdir=$(WORKDIR) $(ARGS)
@@ -37,6 +38,9 @@ format: $(VENV)/.installed-test
 bench: $(VENV)/.installed-bench
 	$(BIN)/python tools/bench.py $(NAME) $(ARGS)
 
+docs: $(VENV)/.installed-docs
+	JAX_PLATFORMS=cpu $(BIN)/python tools/docs.py
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: noisy_fm needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12"; exit 2; }
@@ -51,6 +55,10 @@ $(VENV)/.installed-cpu $(VENV)/.installed-cuda13 $(VENV)/.installed-tpu: pyproje
 $(VENV)/.installed-test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) $(call locked) -e '.[test]'
 	@touch $@ $(VENV)/.installed-cpu
+
+$(VENV)/.installed-docs: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) $(call locked) -e '.[docs]'
+	@touch $@
 
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[bench]'

@@ -17,6 +17,7 @@ _NAMES = {
     "NMTuneClassifierCV": "estimator",
     "NMTuneTransformer": "estimator",
     "diagnose": "estimator.diagnosis",
+    "load_model": "model",
 }
 __all__ = [*_MODULES, *_NAMES]
 

@@ -3,17 +3,25 @@
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from noisy_fm.config import OPEN_ENDED, loosened
+from noisy_fm.config import OPEN_ENDED, flatten, loosened
 from noisy_fm.messages import print_anywhere, say, settle
 
 
-def run_app(main: Callable, *, config_file: str | None = None, workdir: str | None = None) -> None:
+def run_app(
+    main: Callable,
+    *,
+    config_file: str | None = None,
+    workdir: str | None = None,
+    defaults: Callable | None = None,
+) -> None:
     """Parses `--config` and `--workdir`, runs `main(config, workdir)`, and words its failures.
 
+    `--help` lists the keys of the config that `defaults()` returns.
     A user's mistake is one line on stderr and exit code 2 (its traceback with `--traceback`);
     Ctrl-C ends with 130 and a signal of `signals.STOP` with 143, after what was running has been
     saved.
@@ -34,7 +42,7 @@ def run_app(main: Callable, *, config_file: str | None = None, workdir: str | No
     load = flags.FLAGS["config"].parser
     read = load.parse  # its values are made to fit before the overrides are read
     load.parse = lambda path: loosened(read(os.path.expanduser(path)))  # type: ignore
-    app.usage = lambda *args, **kwargs: _usage(main)  # type: ignore[assignment]
+    app.usage = lambda *args, **kwargs: _usage(main, defaults)  # type: ignore[assignment]
 
     def parse(argv):
         for path in (a.split("=", 1)[1].split(":")[0] for a in argv if a.startswith("--config=")):
@@ -127,10 +135,29 @@ def _cause(error: BaseException, argv: Sequence[str]) -> object:
     return error
 
 
-def _usage(main: Callable) -> None:
+def _usage(main: Callable, defaults: Callable | None) -> None:
     module = sys.modules[main.__module__]
     say(inspect.getdoc(module) or "")
     say("\nflags: --config=FILE[:ARG=VALUE,…] --config.KEY=VALUE … --workdir=DIR --traceback")
+    if defaults is not None:
+        say("\nkeys and their defaults, which a config file changes:")
+        say("\n".join(_keys(defaults)))
+
+
+def _keys(defaults: Callable) -> list[str]:
+    """`--config.KEY=DEFAULT`, a line a key, and what the defaults' source says on its line."""
+    words = dict(re.findall(r'^ *"(\w+)": .*?  # (.*)$', inspect.getsource(defaults), re.M))
+    lines = []
+    for key, value in flatten(defaults()).items():
+        if not key.startswith("pretrain."):
+            shown = repr(value) if len(repr(value)) < 50 else f"{repr(value)[:49]}…"
+            said = words.get(key.rpartition(".")[2], "")
+            lines.append(f"  {f'--config.{key}={shown}':<46} {said}".rstrip())
+    if "pretrain" in defaults():
+        lines.append(
+            "  --config.pretrain.KEY=…, the keys of a training run: python -m noisy_fm train --help"
+        )
+    return lines
 
 
 def fail(error: object, code: int = 2) -> None:

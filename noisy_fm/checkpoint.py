@@ -7,9 +7,9 @@ import importlib.metadata
 import json
 import math
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -92,24 +92,63 @@ class Checkpointer:
         Without `step` the newest readable checkpoint is taken; one that cannot be read is
         reported and passed over. Raises ValueError if there are some and none can be read.
         """
+
+        def read(number: int) -> tuple[Any, dict]:
+            found = self._manager.restore(
+                number,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+                ),
+            )
+            return found["state"], found["meta"]
+
+        found = self._newest_readable(read, step, "move the folder away to start afresh")
+        return found and found[:2]
+
+    def restore_parts(self, choose: Callable[[Mapping], Any], *, step: int | None = None):
+        """(parts, meta, step): some of a state, whole on this process' first device; or None.
+
+        `choose` gets the stored tree, descriptions in place of arrays, and returns a tree of those
+        that are wanted at the paths they have there; nothing else is read. Otherwise as `restore`.
+        """
+        handler = ocp.PyTreeCheckpointHandler()
+        where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def read(number: int) -> tuple[Any, dict]:
+            path = self.folder / str(number) / "state"
+            wanted = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+                choose(handler.metadata(path).tree),
+            )
+            arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+            parts = handler.restore(
+                path, args=ocp.args.PyTreeRestore(wanted, arguments, partial_restore=True)
+            )
+            meta = self._manager.restore(
+                number, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            )
+            return parts, meta["meta"]
+
+        return self._newest_readable(read, step, "there is nothing to load")
+
+    def _newest_readable(
+        self, read: Callable[[int], tuple[Any, dict]], step: int | None, advice: str
+    ) -> tuple[Any, dict, int] | None:
+        """What `read` gives of the newest whole checkpoint (or of `step`), and its number."""
         steps = self.steps if step is None else [step]
         for number in reversed(steps):
-            found: Any = None
+            found: tuple[Any, dict] | None = None
             reason = ""
             try:
-                found = self._manager.restore(
-                    number,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-                    ),
-                )
+                found = read(number)
             except Exception as error:
-                found, reason = None, " ".join(str(error).split())[:200]
+                reason = " ".join(str(error).split())[:200]
             # Digests are computed by all hosts together, so all must have something to compute on.
             if hosts.all_agree(found is not None):
-                reason = _damage(digests(found["state"]), found["meta"])
+                state, meta = cast(tuple[Any, dict], found)
+                reason = _damage(digests(state), meta)
                 if hosts.all_agree(not reason):
-                    return found["state"], found["meta"]
+                    return state, meta, number
             self._damaged.add(number)
             reason = reason or "another host cannot"
             logging.warning("checkpoint %s cannot be read: %s", self.folder / str(number), reason)
@@ -117,7 +156,7 @@ class Checkpointer:
             return None
         raise ValueError(
             f"no checkpoint in {self.folder} can be read (steps {steps}): damaged, or of another "
-            "model; move the folder away to start afresh"
+            f"model; {advice}"
         )
 
     def drop_unfinished(self) -> int | None:

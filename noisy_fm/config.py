@@ -46,7 +46,7 @@ def train() -> ConfigDict:
                 "canvas": 0,
             },
             # Reading: processes (0: none but this), threads in each (0: the cores), batches ready,
-            # and the share of unreadable images above which a run stops.
+            # and the share of unreadable images above which a run stops (0: at the first).
             "loader": {"workers": 0, "threads": 0, "buffer": 4, "max_bad": 0.001},
             "split": "pretrain",
             "eval_split": "test",
@@ -218,8 +218,8 @@ def check_train(config: ConfigDict) -> None:
     if config.schedule.warmup_epochs >= config.epochs:
         raise ValueError(
             f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs}, training is "
-            f"{config.epochs} epochs; expected the warm-up to be shorter (as "
-            f"--config.schedule.warmup_epochs={config.epochs / 10:g})"
+            f"{config.epochs} epochs; expected the warm-up to be shorter "
+            "(--config.schedule.warmup_epochs=… less, or --config.epochs=… more)"
         )
 
 
@@ -309,6 +309,13 @@ def plain(config) -> Any:
     if isinstance(config, Sequence) and not isinstance(config, str):
         return [plain(item) for item in config]
     return config
+
+
+def from_plain(value) -> Any:
+    """What `plain` was given, a ConfigDict; lists are tuples."""
+    if isinstance(value, Mapping):
+        return ConfigDict({key: from_plain(one) for key, one in value.items()})
+    return tuple(map(from_plain, value)) if isinstance(value, list) else value
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:

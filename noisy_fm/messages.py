@@ -42,8 +42,12 @@ def settle() -> None:
 def unknown(what: str, name: object, known: Iterable) -> str:
     """One line for a name that does not exist: the closest one, and all there are."""
     names = [str(one) for one in known]
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    group = str(name)[: str(name).rfind(".") + 1]  # "config.optimizer." makes all look alike
+    group = group if all(n.startswith(group) for n in names) else ""
+    close = difflib.get_close_matches(
+        str(name).removeprefix(group), [n.removeprefix(group) for n in names], n=1, cutoff=0.4
+    )
+    hint = f"did you mean {group + close[0]!r}? " if close else ""
     return f"unknown {what} {name!r}; {hint}known: {', '.join(names)}"
 
 

@@ -10,161 +10,34 @@ all ids: `manifest.apply(labels, ids)`.
 ⌊γN⌉ rounds half up, with γ read as the decimal it prints as (0.29 of 50 is 14.5, hence 15).
 """
 
-import dataclasses
-import functools
-import hashlib
-import io
-import json
 import math
-import os
-import zipfile
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from etils import epath
 
+from noisy_fm.manifest import (
+    Manifest,
+    classes_of,
+    names_of,
+    numbers_of,
+    plain_array,
+    text_ids,
+    unique_ids,
+    whole,
+)
 from noisy_fm.messages import unknown
 
 KINDS = ("symmetric", "subset", "transition")
+__all__ = ["KINDS", "Manifest", "flip_labels", "splitmix64", "swap_captions", "text_ids"]
 _SELECT, _REPLACE, _PARTNER = 1, 2, 3  # streams of the hash: who, what with, and with whom
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Manifest:
-    """What was corrupted: enough to do it again, to undo it and to cite it.
-
-    ids, old, new: int64 [k], ascending ids of the corrupted examples with their true and their
-    wrong supervision (classes; for captions, the ids of the images they belong to). `rate` is what
-    was asked, a fraction of `base` examples: all `n`, or those of the class subset. `num_classes`
-    is None for captions. `options` are the kind's own arguments.
-    """
-
-    kind: str
-    seed: int
-    rate: float | None
-    n: int
-    base: int
-    num_classes: int | None
-    ids: np.ndarray
-    old: np.ndarray
-    new: np.ndarray
-    options: dict = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        for name in ("ids", "old", "new"):
-            # A copy, so that no caller holds a writable view of what the hash vouches for.
-            value = np.array(getattr(self, name), np.int64)
-            value.flags.writeable = False
-            object.__setattr__(self, name, value)
-
-    @property
-    def realised(self) -> float:
-        """The fraction of `base` examples whose supervision differs from the truth."""
-        return len(self.ids) / self.base if self.base else 0.0
-
-    @functools.cached_property
-    def hash(self) -> str:
-        """Sixteen hex digits of the SHA-256 of everything in the manifest."""
-        digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())
-        for _, array in sorted(self._arrays().items()):
-            digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
-
-    def summary(self) -> dict:
-        """The manifest without its arrays, as JSON types."""
-        header = self._header()
-        return {**header, "realised": self.realised, "changed": len(self.ids), "hash": self.hash}
-
-    def mask(self, ids) -> np.ndarray:
-        """bool [m]: which of these ids [m] are corrupted."""
-        return self._find(_unique_ids(ids))[1]
-
-    def apply(self, labels, ids=None) -> np.ndarray:
-        """The labels [m] of examples `ids` [m] (default 0 … n − 1), corrupted as recorded.
-
-        Any shard, order or subset will do. Raises ValueError if a label to be corrupted is not
-        the one that the manifest was made from.
-        """
-        labels = _checked_labels(labels, self.num_classes)
-        if ids is None and len(labels) != self.n:
-            raise ValueError(
-                f"got {len(labels)} labels without ids, the manifest is of {self.n} examples; "
-                "expected ids= for a part of them"
-            )
-        where, hit = self._find(_unique_ids(len(labels) if ids is None else ids, like=labels))
-        if not np.array_equal(labels[hit], self.old[where[hit]]):
-            bad = int(np.flatnonzero(labels[hit] != self.old[where[hit]])[0])
-            raise ValueError(
-                f"id {self.ids[where[hit]][bad]} has label {labels[hit][bad]}, the manifest "
-                f"{self.hash} was made from {self.old[where[hit]][bad]}; expected the same data"
-            )
-        labels[hit] = self.new[where[hit]]
-        return labels
-
-    def save(self, path) -> None:
-        """Writes one .npz file (a JSON header and plain arrays), whole or not at all."""
-        path = epath.Path(path)
-        header = json.dumps({**self._header(), "hash": self.hash}).encode()
-        file = io.BytesIO()
-        np.savez_compressed(file, header=np.frombuffer(header, np.uint8), **self._arrays())
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            part.write_bytes(file.getvalue())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path) -> "Manifest":
-        """Reads what `save` wrote. Raises ValueError for a file that is not whole."""
-        try:
-            content = io.BytesIO(epath.Path(path).read_bytes())
-            with np.load(content, allow_pickle=False) as file:
-                arrays = dict(file)
-            header = json.loads(bytes(arrays.pop("header")))
-            digest = header.pop("hash")
-            fields = {name: arrays.pop(name) for name in ("ids", "old", "new")}
-            fields["options"] = {**header.pop("options"), **arrays}
-            manifest = cls(**header, **fields)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no noise manifest at {path}") from None
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is not a readable noise manifest ({type(error).__name__}); expected a "
-                "file written by Manifest.save"
-            ) from None
-        if manifest.hash != digest:
-            raise ValueError(
-                f"{path} has changed since it was written: its content hashes to {manifest.hash}, "
-                f"its header says {digest}"
-            )
-        return manifest
-
-    def _header(self) -> dict:
-        names = ("kind", "seed", "rate", "n", "base", "num_classes")
-        header = {name: getattr(self, name) for name in names}
-        plain = {k: v for k, v in self.options.items() if not isinstance(v, np.ndarray)}
-        return {**header, "options": plain}
-
-    def _arrays(self) -> dict[str, Any]:
-        own = {k: v for k, v in self.options.items() if isinstance(v, np.ndarray)}
-        return {"ids": self.ids, "old": self.old, "new": self.new, **own}
-
-    def _find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each id its place in `self.ids`, and whether it really is there."""
-        if not len(self.ids):
-            return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
-        where = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        return where, self.ids[where] == ids
 
 
 def flip_labels(
     labels,
-    num_classes: int,
-    rate: float | None,
+    num_classes: int | None = None,
+    rate: float | None = None,
     *,
     ids=None,
     seed: int = 0,
@@ -176,7 +49,10 @@ def flip_labels(
 ) -> tuple[np.ndarray, Manifest]:
     """Gives exactly ⌊γN⌉ of the labels a wrong class; returns (noisy labels [n], manifest).
 
-    labels: integers [n] in 0 … num_classes − 1; ids: unique integers [n], by default 0 … n − 1.
+    labels: integers [n] in 0 … num_classes − 1; or, without `num_classes`, texts or any integers.
+    Their classes are then those that occur, sorted (as the rows of `matrix` are), and the noisy
+    labels and `classes` are of their kind. ids: unique integers or texts [n], by default
+    0 … n − 1; a text counts as its `text_ids`.
     The true class is never redrawn, so γ is the fraction of labels that are wrong (arXiv
     2403.06869, §2.1). Kinds:
 
@@ -191,17 +67,21 @@ def flip_labels(
 
     Raises ValueError or TypeError, one line, for arguments outside these.
     """
-    num_classes = _integer("num_classes", num_classes, least=2)
-    labels = _checked_labels(labels, num_classes)
+    if isinstance(num_classes, float) and rate is None:
+        raise TypeError(f"num_classes is {num_classes}; a rate is given as rate={num_classes}")
+    given = plain_array(labels, "labels")
+    num_classes, label_names = classes_of(given, num_classes)
+    labels = numbers_of(given, num_classes, label_names)
     if np.iinfo(labels.dtype).max < num_classes - 1:
         raise ValueError(f"labels are {labels.dtype}, which cannot hold class {num_classes - 1}")
-    ids = _unique_ids(len(labels) if ids is None else ids, like=labels)
-    seed = _integer("seed", seed, least=0)
+    names = len(labels) if ids is None else ids
+    ids = unique_ids(names, like=labels)
+    seed = whole("seed", seed, least=0)
     _check_kind(kind, classes=classes, within=within, of=of, matrix=matrix)
     if rate is not None:
         rate = _checked_rate(rate)
 
-    options: dict = {}
+    options: dict = {} if label_names is None else {"label_names": label_names}
     base = len(labels)
     keys = _hash(seed, _SELECT, ids)
     if kind == "transition":
@@ -213,7 +93,7 @@ def flip_labels(
         targets = np.arange(num_classes)
         eligible = np.arange(len(labels))
         if kind == "subset":
-            subset = _checked_classes(classes, num_classes, within)
+            subset = _checked_classes(classes, num_classes, label_names, within)
             options |= {"classes": subset.tolist(), "within": bool(within), "of": of}
             eligible = np.flatnonzero(np.isin(labels, subset))
             base = base if of == "all" else len(eligible)
@@ -228,11 +108,12 @@ def flip_labels(
         new = _draw_other(_hash(seed, _REPLACE, ids[chosen]), labels[chosen], targets)
 
     chosen, new = _by_id(chosen, new, ids)
+    options |= names_of(names, chosen)
     manifest = Manifest(
         kind, seed, rate, len(labels), base, num_classes, ids[chosen], labels[chosen], new, options
     )
     labels[chosen] = new
-    return labels, manifest
+    return labels if label_names is None else label_names[labels].astype(given.dtype), manifest
 
 
 def swap_captions(
@@ -252,9 +133,9 @@ def swap_captions(
     many. Raises ValueError or TypeError, one line, for a rate outside [0, 1) or repeated ids.
     """
     if isinstance(n_or_ids, int | np.integer):
-        n_or_ids = _integer("n", n_or_ids, least=0)
-    ids = _unique_ids(n_or_ids)
-    seed = _integer("seed", seed, least=0)
+        n_or_ids = whole("n", n_or_ids, least=0)
+    ids = unique_ids(n_or_ids)  # texts too, as in `flip_labels`
+    seed = whole("seed", seed, least=0)
     rate = _checked_rate(rate)
     n = len(ids)
     permutation = np.arange(n)
@@ -273,7 +154,7 @@ def swap_captions(
         permutation[cycle] = np.roll(cycle, -1)
     moved = np.flatnonzero(permutation != np.arange(n))
     moved, source = _by_id(moved, permutation[moved], ids)
-    options = {"pair_swaps": bool(pair_swaps)}
+    options = {"pair_swaps": bool(pair_swaps), **names_of(n_or_ids, moved)}
     return permutation, Manifest(
         "captions", seed, rate, n, n, None, ids[moved], ids[moved], ids[source], options
     )
@@ -392,56 +273,6 @@ def _checked_rate(rate: Any) -> float:
     return float(rate)
 
 
-def _integer(name: str, value: Any, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} is {value!r}; expected a whole number")
-    if not least <= value < 2**63:
-        raise ValueError(f"{name} is {value}; expected at least {least} and below 2^63")
-    return int(value)
-
-
-def _checked_labels(labels, num_classes: int | None) -> np.ndarray:
-    """A copy of the labels, checked to be classes."""
-    if np.ma.is_masked(labels):
-        hidden = np.ma.getmaskarray(labels)
-        raise ValueError(
-            f"labels are masked in {hidden.sum()} of {len(labels)} examples, the first at "
-            f"{hidden.argmax()}: leave those out"
-        )
-    labels = np.array(labels)
-    if labels.ndim != 1:
-        raise ValueError(f"labels have shape {labels.shape}; expected one axis, [n]")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(
-            f"labels are {labels.dtype}; expected integers, such as the second value of "
-            "np.unique(labels, return_inverse=True)"
-        )
-    if num_classes is not None and len(labels):
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"labels span {low} to {high}; expected 0 to {num_classes - 1} "
-                f"({num_classes} classes)"
-            )
-    return labels
-
-
-def _unique_ids(ids, like: np.ndarray | None = None) -> np.ndarray:
-    if isinstance(ids, int | np.integer):
-        return np.arange(int(ids))
-    ids = np.asarray(ids) if len(ids) else np.zeros(0, np.int64)
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise TypeError(f"ids are {ids.dtype} of shape {ids.shape}; expected integers [n]")
-    if like is not None and len(ids) != len(like):
-        raise ValueError(f"got {len(ids)} ids for {len(like)} labels; expected one each")
-    ids = ids.astype(np.int64)
-    ordered = np.sort(ids)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeated):
-        raise ValueError(f"id {repeated[0]} is given more than once; expected unique ids")
-    return ids
-
-
 def _check_kind(kind, *, classes, within, of, matrix) -> None:
     if kind not in KINDS:
         raise ValueError(unknown("noise kind", kind, KINDS))
@@ -459,9 +290,12 @@ def _check_kind(kind, *, classes, within, of, matrix) -> None:
             raise ValueError(f"kind={kind!r} needs {name}=")
 
 
-def _checked_classes(classes, num_classes: int, within: bool) -> np.ndarray:
-    if np.ndim(classes := list(classes) if isinstance(classes, Iterable) else classes) != 1:
+def _checked_classes(classes, num_classes: int, label_names, within: bool) -> np.ndarray:
+    several = isinstance(classes, Iterable) and not isinstance(classes, str | bytes)
+    if np.ndim(classes := list(classes) if several else classes) != 1:
         raise ValueError(f"classes are {classes!r}; expected a sequence of classes")
+    if label_names is not None:
+        classes = numbers_of(plain_array(classes, "classes"), num_classes, label_names)
     classes = np.unique(classes)
     if not len(classes) or not np.issubdtype(classes.dtype, np.integer):
         raise ValueError(f"classes are {classes.tolist()}; expected at least one integer")

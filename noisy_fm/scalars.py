@@ -19,7 +19,7 @@ def plain(value):
         return [plain(entry) for entry in value]
     if not isinstance(value, (np.generic, np.ndarray)):
         return value
-    scalar = value[()]
+    scalar = value[()] if isinstance(value, np.ndarray) else value  # a text has no [()]
     if isinstance(scalar, np.generic) and "float" in scalar.dtype.name:  # bfloat16 among them
         return float(str(scalar))
     return scalar.item() if isinstance(scalar, np.generic) else scalar

@@ -20,7 +20,7 @@ import scipy.ndimage
 import sklearn.datasets
 
 from noisy_fm import models
-from noisy_fm.models import efficientnet, torch_file
+from noisy_fm.models import efficientnet, fast, torch_file
 from noisy_fm.models.efficientnet import EfficientNetLite, StageSpec
 
 HERE = Path(__file__).parent
@@ -126,7 +126,7 @@ def test_both_depthwise_forms_are_tensorflow_padded_correlation(kernel, stride, 
     full = [scipy.ndimage.correlate(x[0, :, :, c], w[:, :, 0, c], mode="constant") for c in (0, 1)]
     expected = np.stack(full, -1)[first[0] :: stride, first[1] :: stride]
     x, w = jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
-    for form in (efficientnet.sum_of_taps, efficientnet.grouped_conv):
+    for form in (fast.sum_of_taps, fast.grouped_conv):
         np.testing.assert_allclose(form(x, w, stride=stride)[0], expected, atol=1e-5)
 
 
@@ -137,9 +137,7 @@ def test_both_depthwise_forms_have_the_same_gradient():
     def gradient(form):
         return jax.grad(lambda x, w: (form(x, w, stride=2) ** 2).sum(), (0, 1))(x, w)
 
-    for one, other in zip(
-        gradient(efficientnet.sum_of_taps), gradient(efficientnet.grouped_conv), strict=True
-    ):
+    for one, other in zip(gradient(fast.sum_of_taps), gradient(fast.grouped_conv), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 

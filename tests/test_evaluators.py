@@ -82,7 +82,7 @@ def test_entries_may_be_on_data_of_their_own(tmp_path):
     expected = evaluators.validation(given).measure(state.variables)
     assert found["unseen"].measure(state.variables) == pytest.approx(expected)
     assert evaluators.title("unseen", "accuracy") == "unseen/accuracy"
-    cfg.evaluators.unseen.data = digits
+    cfg.evaluators.unseen = {"kind": "validation", "data": digits, "split": "train"}
     with pytest.raises(ValueError, match="other classes than the run's"):
         job.make_evaluators(cfg, made)
     cfg.evaluators.unseen = {"kind": "validation", "examples": 3}

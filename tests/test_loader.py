@@ -237,6 +237,8 @@ def test_too_many_unreadable_images_stop_the_run(own):
     batches = loader.train_batches(source, batch_size=4, seed=0, stop=10)
     assert len(list(batches)) == 10  # a few are never too many
     assert batches.damage.count == 3
+    with pytest.raises(ValueError, match=r"1 of \d+ examples .* max_bad = 0 "):
+        train(source, damage=loader.Damage(max_bad=0))  # unless none was allowed
     harm(paths, [16])
     with pytest.raises(
         ValueError, match=r"4 of \d+ examples .* max_bad = 0\.001 .*; the last: .*/n0"
@@ -255,7 +257,7 @@ def test_too_many_unreadable_images_stop_the_run(own):
         train(source)
 
 
-def test_an_unreadable_image_is_masked_in_evaluation(own):
+def test_an_unreadable_image_is_masked_in_evaluation(own, caplog):
     source, paths = own
     harm(paths, [5])
     batches = loader.eval_batches(source, batch_size=8)
@@ -263,6 +265,7 @@ def test_an_unreadable_image_is_masked_in_evaluation(own):
     assert batch["mask"].tolist() == [1, 1, 1, 1, 1, 0, 1, 1]
     assert batch["id"][5] == source.ids[6]
     assert batches.damage.ids == [int(source.ids[5])]
+    assert "cannot be read, left out of evaluation: " in caplog.text
 
 
 def test_an_example_is_had_from_any_source_whose_first_is_damaged(own):

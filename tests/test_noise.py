@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import math
 import subprocess
@@ -5,6 +6,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from hypothesis import given, settings
@@ -374,7 +376,13 @@ def call(**changes):
         ({"labels": np.zeros(3, np.uint8), "num_classes": 999}, "uint8, which cannot hold"),
         ({"ids": [1, 2, 2, 3]}, "id 2 is given more than once"),
         ({"ids": [1, 2]}, "got 2 ids for 4 labels"),
-        ({"ids": list("abcd")}, "expected integers"),
+        ({"ids": [0.0, 1.0, 2.0, 3.0]}, "ids are float64; expected integers, or texts"),
+        ({"ids": list("abca")}, "id a is given more than once"),
+        ({"ids": ["a", "b", None, "d"]}, "ids are str, but at 2 None; expected one type"),
+        ({"labels": ["a", "b", math.nan]}, "labels are str, but at 2 nan; expected one type"),
+        ({"labels": ["a", "b"], "num_classes": 3}, "num_classes is 3, the labels are of 2 classes"),
+        ({"labels": ["a", "a"], "num_classes": None}, r"hold the classes \['a'\]; expected two or"),
+        ({"num_classes": 0.1, "rate": None}, r"num_classes is 0\.1; a rate is given as rate=0\.1"),
         ({"num_classes": 1}, "num_classes is 1; expected at least 2"),
         ({"num_classes": 4.0}, "num_classes is 4.0; expected a whole number"),
         ({"seed": -1}, "seed is -1; expected at least 0"),
@@ -432,3 +440,95 @@ def test_masked_labels_are_refused():
     hidden = np.ma.masked_equal(some_labels(100), 3)
     with pytest.raises(ValueError, match=r"labels are masked in [0-9]+ of 100 examples"):
         noise.flip_labels(hidden, 4, 0.2)
+
+
+WORDS = np.array(["ant", "bee", "cat", "dog"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_in_words_are_flipped_as_their_numbers_are(kind, tmp_path):
+    labels, options = some_labels(300), dict(KINDS[kind])
+    numbers, manifest = noise.flip_labels(labels, 4, 0.2, **options)
+    if kind == "subset":
+        options["classes"] = [str(WORDS[c]) for c in options["classes"]]
+    given = WORDS[labels].tolist()
+    for each in (given, pd.Series(given), pd.Series(given, dtype="category"), WORDS[labels]):
+        noisy, named = noise.flip_labels(each, rate=0.2, **options)
+        assert noisy.tolist() == WORDS[numbers].tolist()
+        np.testing.assert_array_equal(named.old, manifest.old)
+        assert named.options["label_names"].tolist() == WORDS.tolist()
+    named.save(tmp_path / "noise.npz")
+    loaded = noise.Manifest.load(tmp_path / "noise.npz")
+    assert loaded.hash == named.hash
+    np.testing.assert_array_equal(loaded.apply(given), noisy)
+    np.testing.assert_array_equal(loaded.apply(given[7:90], range(7, 90)), noisy[7:90])
+    with pytest.raises(ValueError, match="label 'eel' is none of the 4 classes, 'ant' to 'dog'"):
+        loaded.apply(["eel"], [3])
+    wrong = str(WORDS[(loaded.old[0] + 1) % 4])
+    with pytest.raises(
+        ValueError, match=f"has label {wrong}, the manifest .* from {WORDS[loaded.old[0]]}"
+    ):
+        loaded.apply([wrong], loaded.ids[:1])
+
+
+def test_classes_that_are_not_numbered_from_0_are_those_that_occur():
+    labels = some_labels(200)
+    numbers, manifest = noise.flip_labels(labels, 4, 0.3)
+    same, inferred = noise.flip_labels(labels, rate=0.3)
+    np.testing.assert_array_equal(same, numbers)
+    assert inferred.hash == manifest.hash
+    odd = np.array([3, 10, 20, 1000], np.int32)
+    noisy, sparse = noise.flip_labels(odd[labels], rate=0.3)
+    np.testing.assert_array_equal(noisy, odd[numbers])
+    assert (noisy.dtype, sparse.num_classes) == (np.int32, 4)
+    truth, _ = noise.flip_labels(labels > 1, rate=0.3)
+    assert (truth != (labels > 1)).sum() == 60
+
+
+def test_the_width_of_an_array_of_texts_is_no_part_of_the_hash():
+    narrow, wide = WORDS[some_labels(50)], WORDS[some_labels(50)].astype("U40")
+    a, b = (
+        noise.flip_labels(each, rate=0.2, ids=each + np.arange(50).astype(str))[1]
+        for each in (narrow, wide)
+    )
+    assert a.hash == b.hash
+
+
+def test_ids_in_words_are_hashed_and_kept():
+    labels, ids = some_labels(400), [f"image{i}" for i in range(400)]
+    hashed = [
+        int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+        for text in ids
+    ]
+    np.testing.assert_array_equal(noise.text_ids(ids), hashed)
+    noisy, manifest = noise.flip_labels(labels, 4, 0.1, ids=ids)
+    np.testing.assert_array_equal(noisy, noise.flip_labels(labels, 4, 0.1, ids=hashed)[0])
+    np.testing.assert_array_equal(manifest.apply(labels[::3], ids[::3]), noisy[::3])
+    np.testing.assert_array_equal(manifest.mask(ids), noisy != labels)
+    table = manifest.to_frame()
+    changed = np.flatnonzero(noisy != labels)
+    assert dict(zip(table["name"], table["new"], strict=True)) == {
+        ids[i]: noisy[i] for i in changed
+    }
+
+    permutation, captions = noise.swap_captions(ids, 0.1)
+    moved = dict(captions.to_frame()[["name", "new"]].to_numpy().tolist())
+    assert moved == {ids[i]: ids[p] for i, p in enumerate(permutation) if i != p}
+
+
+def test_a_table_traces_ids_to_files_and_numbers_to_classes():
+    labels, ids = some_labels(100), np.arange(100) + 5
+    noisy, manifest = noise.flip_labels(labels, 4, 0.1, ids=ids)
+    assert list(manifest.to_frame()) == ["id", "old", "new"]
+    files = {i: f"{i}.jpg" for i in ids.tolist()}
+    table = manifest.to_frame(names=files, label_names=WORDS.tolist())
+    rows = np.flatnonzero(noisy != labels)
+    assert table["name"].tolist() == [f"{i + 5}.jpg" for i in rows]
+    assert table["old"].tolist() == WORDS[labels[rows]].tolist()
+    assert table["new"].tolist() == WORDS[noisy[rows]].tolist()
+    with pytest.raises(ValueError, match=f"names lack {manifest.ids[0]}"):
+        manifest.to_frame(names={})
+    assert repr(manifest) == (
+        f"Manifest(symmetric, rate 0.1, 10 of 100 changed (10.00% of 100), seed 0, hash "
+        f"{manifest.hash})"
+    )

@@ -1,6 +1,7 @@
 """Sharded array_record: complete, the same bytes after any interruption, verified, clear errors."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -179,6 +180,15 @@ def test_splits_are_prepared_side_by_side_and_one_split_by_one_process(folder, t
     assert prepare.verify(tmp_path / "one") == []
 
 
+def test_a_verification_at_the_same_moment_refuses_no_preparation(folder, tmp_path, monkeypatch):
+    storage = open_storage("folder", str(folder), "train")
+    with (tmp_path / ".train.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        unlock = lambda seconds: fcntl.flock(held, fcntl.LOCK_UN)  # noqa: E731
+        monkeypatch.setattr(prepare.time, "sleep", unlock)
+        assert prepare.prepare(storage, tmp_path, "train") == {}
+
+
 def test_verification_names_what_is_listed_nowhere_and_what_is_left(folder, tmp_path):
     storage = open_storage("folder", str(folder), "train")
     prepare.prepare(storage, tmp_path, "train", shard_size=16)
@@ -252,6 +262,8 @@ def test_what_cannot_be_read_keeps_its_place_and_is_replaced_in_training(tmp_pat
     assert json.loads((out / "train.unreadable.json").read_text()) == bad
     assert "row 5 holds no image" in caplog.text
     assert prepare.verify(out) == []
+    with pytest.raises(ValueError, match=r"2 of 24 images .* max_bad = 0 .*row 9 holds no image"):
+        prepare.prepare(before.storage, out, "train", shard_size=6, max_bad=0)
     after = data.load("array_record", path=str(out), split="train", size=24)
     assert np.array_equal(after.ids, before.ids)
     assert np.array_equal(after.labels, before.labels)
@@ -290,6 +302,8 @@ def test_too_many_unreadable_images_and_a_lost_disk_stop_it(folder, tmp_path):
     storage = open_storage("folder", str(folder), "train")
     with pytest.raises(ValueError, match=r"4 of 40 images .* max_bad = 0\.001 \(--max-bad\); the"):
         prepare.prepare(Failing(storage, 9, errno.ENOENT), tmp_path, "train", shard_size=5)
+    with pytest.raises(ValueError, match=r"1 of 40 images .* max_bad = 0 \(--max-bad\)"):
+        prepare.prepare(Failing(storage, 9, errno.ENOENT), tmp_path / "0", "train", max_bad=0)
     with pytest.raises(ValueError, match=r"n0\w+/n0.* cannot be read .*the same line goes on"):
         prepare.prepare(Failing(storage, 2, errno.EIO), tmp_path, "train", shard_size=5)
     assert prepare.prepare(storage, tmp_path, "train", shard_size=5) == {}

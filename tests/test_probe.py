@@ -6,9 +6,10 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
 from noisy_fm import probe
+from noisy_fm.models.heads import initialize
 from noisy_fm.probe import fit as engine
-from noisy_fm.probe import heads as recipes
-from noisy_fm.probe import plan
+from noisy_fm.probe import plan, step
+from noisy_fm.probe.fast import cross_entropy
 
 CLASSES, WIDTH = 4, 12
 
@@ -94,7 +95,7 @@ def test_linear_probe_reaches_the_convex_optimum():
 def test_two_linear_steps_against_numpy_in_float64():
     head = probe.Head("lp", preset="release", epochs=2, batch_size=200, weight_decay=0.3)
     (ours,) = fit([head])
-    start, _ = recipes.initialize("linear", 0, WIDTH, CLASSES)
+    start, _ = initialize("linear", 0, WIDTH, CLASSES)
     x = np.hstack([TRAIN[0], np.ones((150, 1))]).astype(np.float64)
     w = np.vstack([start["kernel"], start["bias"]]).astype(np.float64)
     mean, square, losses = 0, 0, []
@@ -118,7 +119,7 @@ def test_cross_entropy_and_its_gradient_against_float64(size):
     scores = (size * rng.normal(size=(9, 5))).astype(np.float32)
     labels, mask = rng.integers(0, 5, 9), rng.uniform(0.5, 2, 9).astype(np.float32)
     mask[4:6] = 0  # padding
-    value, gradient = jax.value_and_grad(recipes.cross_entropy)(scores, labels, mask)
+    value, gradient = jax.value_and_grad(cross_entropy)(scores, labels, mask)
     exact, weights = scores.astype(np.float64), mask / mask.sum(dtype=np.float64)
     log_p = exact - np.logaddexp.reduce(exact, axis=1, keepdims=True)
     one_hot = np.eye(5)[labels]
@@ -138,7 +139,7 @@ def test_decay_spares_vectors_in_the_paper_preset_only():
 
 
 def test_cosine_goes_from_the_peak_to_zero():
-    np.testing.assert_allclose(recipes.cosine(0.2, 4), [0.2, 0.17071068, 0.1, 0.02928932])
+    np.testing.assert_allclose(step.cosine(0.2, 4), [0.2, 0.17071068, 0.1, 0.02928932])
 
 
 def test_nmtune_without_weights_is_mlp_tuning():

@@ -25,6 +25,7 @@ def small(**changes):
     cfg.model = {"name": "resnet10_narrow", "width": 4}
     cfg.epochs = 1.0
     cfg.noise.rate = 0.3
+    cfg.eval_every = -1
     cfg.mesh.data = 1
     cfg.mesh.fsdp = -1
     return config.updated(cfg, {key.replace("__", "."): value for key, value in changes.items()})
@@ -223,7 +224,7 @@ def test_a_run_moves_to_another_topology(done, tmp_path):
 
 
 def test_a_run_says_where_it_begins_and_a_constant_rate_can_go_on(tmp_path, capsys):
-    cfg = small(batch_size=256, schedule__name="constant")
+    cfg = small(batch_size=512, schedule__name="constant")
     _, made, _ = train.run(cfg, str(tmp_path / "long"))
     train.run(cfg, str(tmp_path / "long"))
     cfg.epochs = 2.0
@@ -243,7 +244,7 @@ def test_a_run_says_where_it_begins_and_a_constant_rate_can_go_on(tmp_path, caps
 
 
 def test_a_run_made_before_tasks_had_their_keys_goes_on(tmp_path):
-    cfg = small(batch_size=256)
+    cfg = small(batch_size=512)
     train.run(cfg, str(tmp_path / "run"))
     file = tmp_path / "run/config.json"
     old = json.loads(file.read_text())
@@ -348,7 +349,7 @@ def on_disk(path, **changes):
     return cfg
 
 
-def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_path):
+def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_path, caplog):
     classes = ("cat", "dog")
     folder_of_images(tmp_path / "data", {"train": classes, "val": classes})
     (tmp_path / "data/train/cat/train_cat_3.png").write_bytes(b"no image")
@@ -357,13 +358,17 @@ def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_pa
     _, _, result = train.run(cfg, str(tmp_path / "run"))
     (file,) = result["unreadable"].values()
     assert "train_cat_3.png" in file
+    (file,) = result["unreadable_eval"].values()
+    assert "val_cat_0.png" in file
+    assert caplog.text.count(f"cannot be read, left out of evaluation: {file}") == 1
     before = (tmp_path / "run/result.json").read_bytes()
     _, _, again = train.run(cfg, str(tmp_path / "run"))
     assert again == result
     assert (tmp_path / "run/result.json").read_bytes() == before
     (tmp_path / "run/result.json").unlink()  # killed just before it was written
     _, _, resumed = train.run(cfg, str(tmp_path / "run"))
-    assert resumed["unreadable"] == result["unreadable"]
+    for key in ("unreadable", "unreadable_eval"):
+        assert resumed[key] == result[key]
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,14 @@ def test_what_is_missing_or_ambiguous_is_one_line(roots, tmp_path):
             {"path": roots["folder"], "split": "val"},
             path + "folder has no folder val/ .* has train/; expected val/CLASS",
         ),
+        *(
+            (
+                name,
+                {"path": roots[name], "split": "train[:50%]"},
+                f"^{name}: .* slices are of tfds:NAME only; expected a whole split, as 'train'",
+            )
+            for name in ("folder", "tar", "array_record", "parquet")
+        ),
         ("folder", {"path": tmp_path / "flat"}, "no classes; it has one.jpg; expected a folder"),
         (
             "folder",

@@ -176,3 +176,91 @@ def test_a_full_disk_costs_one_line_and_not_the_page(tmp_path):
     assert done.returncode == 1
     assert done.stderr == "error: [Errno 28] No space left on device\n"
     assert (tmp_path / "r.html").stat().st_size > 1000
+
+
+F = [f"f{i}" for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "taken"),
+    [
+        (pd.DataFrame(X, columns=F), {}, "all 8 columns of numbers (f0 … f7); left out: the index"),
+        (pd.DataFrame(X, columns=F), {"index": False}, "a header; features are all 8 columns"),
+        (
+            pd.DataFrame(X),
+            {"index": False},
+            "a header; features are all 8 columns of numbers (0 … 7)",
+        ),
+        (pd.DataFrame(X), {}, "(0 … 7); left out: the index ('')"),
+        (pd.DataFrame(X), {"index": False, "header": False}, "no header; features are all 8"),
+        (
+            pd.DataFrame(X, pd.MultiIndex.from_product([list("abcd"), range(10)]), F),
+            {},
+            "left out: the index ('', '')",
+        ),
+        (
+            pd.DataFrame(X, columns=F).reset_index(names="Unnamed: 0"),
+            {},
+            "left out: the index ('', 'Unnamed: 0')",
+        ),
+    ],
+    ids=["index", "header", "counted", "counted, index", "bare", "two levels", "saved twice"],
+)
+def test_columns_of_numbers_in_a_csv_are_the_features_to_the_last_bit(
+    table, options, taken, tmp_path, capsys
+):
+    table.to_csv(tmp_path / "x.csv", **options)
+    np.testing.assert_array_equal(spectrum.load_features(tmp_path / "x.csv"), X)
+    assert main([str(tmp_path / "x.csv"), "--no-intervals"]) == 0
+    said = capsys.readouterr().err
+    assert taken in said
+    assert said.count("\n") == 1
+
+
+def test_columns_of_a_csv_are_picked_by_name_or_pattern(tmp_path):
+    table = pd.DataFrame(X, columns=F)
+    table.insert(0, "label", ["cat"] * 40)
+    table.to_csv(tmp_path / "x.csv", index=False)
+    for key, columns in (("f*", range(8)), ("f3", [3]), ("f3,f0", [3, 0])):
+        found = spectrum.load_features(f"{tmp_path / 'x.csv'}:{key}")
+        np.testing.assert_array_equal(found, X[:, columns])
+    assert columns_taken(f"{tmp_path / 'x.csv'}:f*") == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "message"),
+    [
+        (
+            "a,b\n1,2\n3,x\n",
+            "",
+            r"not of numbers: column 'b' \('x' at row 1\): name the features as",
+        ),
+        ("a,b\n1,2\n3,x\n", ":b", r"not of numbers: column 'b' \('x' at row 1\)$"),
+        ("a,b\n1,True\n3,False\n", "", r"not of numbers: column 'b' \('True' at row 0\)"),
+        (
+            "a,b\n1,2\n3,\n",
+            "",
+            "1 of 2 rows have missing values, the first is at row 1, column 'b'",
+        ),
+        (
+            "1,2\n3,\n5,NA\n",
+            "",
+            "2 of 3 rows have missing values, the first is at row 1, column '1'",
+        ),
+        ("a,b\n1,\n3,\n", "", "2 of 2 rows have missing values, the first is at row 0, column 'b'"),
+        ("a,b\n1,2\n3\n", "", "Expected 2 columns, got 1: 3"),
+        ("a,b\n1,2\n3,4,5\n", "", "Expected 2 columns, got 3: 3,4,5"),
+        ("a,b\n1,2,3\n4,5,6\n", "", "3 columns under a header of 2"),
+        ("a,b\n1,2\n", ":c", "no column 'c': it has a, b"),
+        ("a,b\n", "", "Empty CSV file"),
+        ("", "", "no first row"),
+        ("a;b\n1;2\n", "", "one column, 'a;b'; expected commas between columns"),
+    ],
+)
+def test_what_is_no_table_of_numbers_is_told_by_row_and_column(content, key, message, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as bad:
+        spectrum.load_features(f"{path}{key}")
+    assert str(bad.value).startswith(f"{path}: ")
+    assert "\n" not in str(bad.value)

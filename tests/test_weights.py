@@ -23,8 +23,9 @@ from noisy_fm import (
     nmtune,
 )
 from noisy_fm.estimator import weighting
-from noisy_fm.probe import Head, fit, heads
+from noisy_fm.probe import Head, fit
 from noisy_fm.probe.plan import Plan
+from noisy_fm.probe.step import loss
 
 CLASSIFIERS = (LinearProbe, MLPTuneClassifier, NMTuneClassifier)
 
@@ -91,7 +92,7 @@ def test_the_batches_of_an_epoch_add_up_to_the_weighted_gradient():
     relative = w / w.mean()
     total = 0
     for step in range(p.steps):
-        gradient, (_, value) = jax.grad(heads.loss, has_aux=True)(
+        gradient, (_, value) = jax.grad(loss, has_aux=True)(
             params, {}, x[rows[step]][:, None], labels[step], weighing["masks"][step],
             weighing["shares"][step], weighing["momenta"][step], np.zeros(3), preset=None,
         )  # fmt: skip

@@ -9,8 +9,8 @@ Train on it with data.name=array_record, data.path=prepared (or, without --out, 
 path). Killed anywhere, the same line goes on and ends with the same bytes; --verify reads all back
 and compares it with SPLIT.SHA256SUMS. Splits may be prepared side by side, a process each. An
 image that cannot be read keeps its place as an empty record, which training replaces, and is named
-in SPLIT.unreadable.json; --max-bad bounds them as config.loader.max_bad does. Preparing a TFDS
-data set needs TensorFlow (the `prepare` extra).
+in SPLIT.unreadable.json; --max-bad bounds them as config.loader.max_bad does (0: none). Preparing
+a TFDS data set needs TensorFlow (the `prepare` extra).
 """
 
 import argparse

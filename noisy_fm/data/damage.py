@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from absl import logging
 
 FEW = 3  # damaged examples that stop nothing, however small the data, unless none is allowed
+LEFT_OUT = "left out of evaluation"
 LISTED = 20  # damaged examples that are named as they are met
 
 

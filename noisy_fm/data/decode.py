@@ -133,21 +133,31 @@ def random_crop(
     return height, width
 
 
-def evaluation_view(data: bytes, size: int, crop_fraction: float = 0.95) -> np.ndarray:
-    """The image's centre, uint8 [size size 3], as timm's evaluation transform.
+def evaluation_view(data: bytes, size: int, crop_fraction: float | None = 0.95) -> np.ndarray:
+    """The `view` of an encoded image for evaluation, uint8 [size size 3]."""
+    frame = frame_of(data)
+    pixels = decode_jpeg(data, frame, frame.height, 1) if frame else None
+    return view(_open_other(data) if pixels is None else pixels, size, crop_fraction)
+
+
+def view(
+    pixels: np.ndarray | Image.Image, size: int, crop_fraction: float | None = 0.95
+) -> np.ndarray:
+    """An image's centre, uint8 [size size 3], as timm's evaluation transform.
 
     The shorter side is resized to ⌊size / crop_fraction⌋ (PIL's antialiased bicubic), the longer
     in proportion and rounded down, and the centre of that cropped. Of an image more than 16 times
     as long as wide only what the crop needs is resized, so that memory does not grow with the
     length; its pixels are then those but for what PIL rounds and clips between its two passes,
-    whose order it chooses by the shape: one level in smooth images.
+    whose order it chooses by the shape: one level in smooth images. Without a crop fraction the
+    whole image is resized, whatever its shape.
     """
-    frame = frame_of(data)
-    pixels = decode_jpeg(data, frame, frame.height, 1) if frame else None
-    image = _open_other(data) if pixels is None else Image.fromarray(pixels)
-    shorter = math.floor(size / crop_fraction)
+    image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
     width, height = image.size
-    if width <= height:
+    shorter = size if crop_fraction is None else math.floor(size / crop_fraction)
+    if crop_fraction is None:
+        width = height = size
+    elif width <= height:
         width, height = shorter, int(shorter * height / width)
     else:
         width, height = int(shorter * width / height), shorter

@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from noisy_fm.data.damage import Damage
+from noisy_fm.data.damage import LEFT_OUT, Damage
 from noisy_fm.data.images import Canvases
 from noisy_fm.data.order import shuffled
 from noisy_fm.data.source import EVALUATION, Source, View
@@ -114,6 +114,7 @@ def eval_batches(
     fetch = _FetchInOrder(
         source, batch_size, _rows(batch_size, rows), columns, _threads(source, threads, workers)
     )
+    damage = Damage(fate=LEFT_OUT) if damage is None else damage
     if not source.encoded:
         return Batches((fetch(step) for step in range(steps)), source, damage)
     dataset = grain.MapDataset.range(steps).map(fetch)

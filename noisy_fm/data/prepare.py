@@ -55,8 +55,8 @@ def prepare(
 
     A shard is made again if it is gone or if an image of it that could not be read now can.
     Returns the images that cannot be read, {id: "file: reason"}. Raises ValueError if they are more
-    than `damage.tolerated` says, if `out` holds, or has begun, other images or shards under
-    that name, or if another process is preparing it; OSError, naming the file, if it cannot write.
+    than `damage.tolerated` says, if `out` holds, or has begun, other images or shards under that
+    name, or if another process is preparing it; OSError, naming the file, if it cannot write.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; expected at least 1 image")
@@ -100,6 +100,7 @@ def prepare(
                     sums[shard] = _sha256(folder / shard)
                     _write_sums(folder, split, sums)
                 bar.update(len(rows), shard)
+        _check_few(bad, max_bad, count)  # those that an earlier call let pass too
         sums[finished.name] = _sha256(plan if plan.exists() else finished)
         _write_sums(folder, split, sums | ({listed.name: _sha256(listed)} if bad else {}))
         if plan.exists():
@@ -209,21 +210,20 @@ def _alone(folder: Path, split: str) -> Iterator[None]:
 
 
 def _locked(file: Path) -> TextIO:
-    """The file, opened and locked; raises ValueError if another process has it."""
+    """The file, opened and locked; raises ValueError if another process has it, and keeps it."""
     patient = True
     while True:
         lock = file.open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if patient:  # `verify` holds it for a moment, to see whether anybody does
-                patient = False
-                lock.close()
-                time.sleep(0.1)
-                continue
             lock.seek(0)
             holder = lock.read() or "another process"
             lock.close()
+            if patient:  # a verification has it for a moment, to see whether it is held
+                patient = False
+                time.sleep(0.1)
+                continue
             raise ValueError(
                 f"{file.parent}: {_split_of(file.name)!r} is being prepared by {holder}; wait for "
                 "it, or write to another folder"
@@ -330,14 +330,19 @@ def _read(storage: Storage, row: int) -> tuple[bytes, str | None]:
 
 
 def _note(bad: dict[str, str], id_: str, fault: str, max_bad: float, count: int) -> None:
-    """Lists an unreadable image in `bad`; raises ValueError if those are too many."""
+    """Lists an unreadable image in `bad`, and checks how many those are."""
     bad[id_] = fault
     if len(bad) <= LISTED:
         logging.warning("cannot be read, an empty record: %s", fault)
+    _check_few(bad, max_bad, count)
+
+
+def _check_few(bad: dict[str, str], max_bad: float, count: int) -> None:
+    """Raises ValueError for more than are `tolerated`."""
     if len(bad) > tolerated(max_bad, count):
         raise ValueError(
             f"{len(bad)} of {count} images cannot be read, more than max_bad = {max_bad:g} "
-            f"(--max-bad); the last: {fault}"
+            f"(--max-bad); the last: {list(bad.values())[-1]}"
         )
 
 

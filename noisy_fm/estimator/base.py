@@ -19,9 +19,11 @@ from noisy_fm.estimator.check import (
     warn_scale,
 )
 from noisy_fm.estimator.tables import features_of, precisions_of, require_real
+from noisy_fm.models import heads
 from noisy_fm.probe.check import warn_constant
-from noisy_fm.probe.heads import Head, cosine
+from noisy_fm.probe.head import Head
 from noisy_fm.probe.plan import subset
+from noisy_fm.probe.step import cosine
 from noisy_fm.progress import Progress
 from noisy_fm.scalars import as_flag, as_share, as_whole, plain
 from noisy_fm.spectrum.arrays import refuse_masked
@@ -204,7 +206,7 @@ class HeadEstimator(BaseEstimator):
         return X if self.mean_ is None else rows.scaled(X, self.mean_, self.scale_)
 
     def _logits(self, X):
-        return training.logits(self._parameters, self._statistics, X)
+        return heads.numpy_logits(self._parameters, self._statistics, X)
 
     def _checked(self, X):
         """X as the trained head takes it, in float32 or float64 as it came."""

@@ -10,8 +10,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from sklearn.model_selection import RepeatedStratifiedKFold
+from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedGroupKFold
 from sklearn.utils import check_X_y
 from sklearn.utils.multiclass import check_classification_targets
 
@@ -23,63 +22,36 @@ from noisy_fm.estimator.check import (
     single,
     warn_scale,
 )
+from noisy_fm.estimator.scores import METHODS, SCORINGS, Comparison, compare, score
 from noisy_fm.estimator.tables import features_of, precisions_of
+from noisy_fm.messages import unknown
 from noisy_fm.probe.check import warn_constant
-from noisy_fm.probe.heads import Head
+from noisy_fm.probe.head import Head
 from noisy_fm.scalars import as_flag, as_whole
 from noisy_fm.spectrum.draw import COLOURS, FAINT, INK
-
-METHODS = {"lp": "linear probe", "mlp": "MLP tuning", "nmtune": "NMTune"}
+from noisy_fm.spectrum.metrics import as_labels
 
 
 @dataclasses.dataclass
-class Diagnosis:
-    """What `diagnose` found.
+class Diagnosis(Comparison):
+    """What `diagnose` found: a `Comparison` by cross-validation, and
 
-    table         accuracy, low, high (95 %) of each method, a row a method
-    comparisons   difference of accuracy, low, high, p of each pair of methods
-    scores        accuracies of every fold, {method: [repeats · cv]}
     spectrum      `spectrum.summary` of X with labels; singular_values [min(n, d)]
-    worthwhile    True: NMTune beats both the linear probe and MLP tuning beyond chance
-    chance        accuracy of always naming the largest class
+    chance        score of always naming the largest class
+    test          `Comparison` of the same fits on X_test, or None
     """
 
-    table: pd.DataFrame
-    comparisons: pd.DataFrame
-    scores: dict[str, np.ndarray]
     spectrum: dict[str, float]
     singular_values: np.ndarray
     chance: float
     shape: tuple[int, int, int]
     repeats: int
     cv: int
+    grouped: bool
+    test: Comparison | None
+    test_rows: int
 
-    @property
-    def worthwhile(self) -> bool:
-        over = ("NMTune - linear probe", "NMTune - MLP tuning")
-        return bool((self.comparisons.loc[list(over), "low"] > 0).all())
-
-    @property
-    def verdict(self) -> str:
-        """One sentence on NMTune against the linear probe, one on its terms."""
-        over_lp = self.comparisons.loc["NMTune - linear probe"]
-        over_mlp = self.comparisons.loc["NMTune - MLP tuning"]
-        if self.worthwhile:
-            first = f"NMTune is worth it here: {_points(over_lp)} over a linear probe."
-        elif over_lp["low"] > 0:
-            first = f"A nonlinear head is worth it here: NMTune has {_points(over_lp)} over LP."
-        elif over_lp["high"] < 0:
-            first = f"NMTune is not worth it here: {_points(over_lp)} against a linear probe."
-        else:
-            first = (
-                f"No clear gain of NMTune here: {_points(over_lp)} over a linear probe, "
-                "which is the cheaper choice."
-            )
-        if over_mlp["low"] > 0:
-            return f"{first} Its three terms account for {_points(over_mlp)} over MLP tuning."
-        if over_mlp["high"] < 0:
-            return f"{first} Its three terms cost {_points(over_mlp)} against MLP tuning."
-        return f"{first} Its three terms change nothing clear: {_points(over_mlp)} over MLP tuning."
+    where = "here"
 
     def __str__(self) -> str:
         n, d, c = self.shape
@@ -87,11 +59,15 @@ class Diagnosis:
         say = self.spectrum
         # From 1 equal direction (nothing spread) to all of them, so that few features do both.
         share = (say["effective_rank"] - 1) / max(most - 1, 1)
+        name = SCORINGS[self.scoring][0].upper() + SCORINGS[self.scoring][1:]
+        largest = "the largest class holds"
+        if self.scoring != "accuracy":
+            largest = f"always naming the largest has {SCORINGS[self.scoring]}"
+        kept = ", groups kept together" * self.grouped
         spread = "concentrated" if share < 0.25 else "spread out" if share > 0.75 else "moderate"
         directions = "direction" if round(say["effective_rank"]) == 1 else "equal directions"
         lines = [
-            f"{n:,} examples, {d:,} features, {c} classes; the largest class holds "
-            f"{self.chance:.1%}",
+            f"{n:,} examples, {d:,} features, {c} classes; {largest} {self.chance:.1%}",
             "",
             "Spectrum (uncentred)",
             f"  SVE {say['sve']:.3f} of at most {np.log(most):.3f}: {spread}, the energy of "
@@ -101,11 +77,16 @@ class Diagnosis:
             f"  class alignment {say['class_alignment']:.2f}: share of the {c} leading directions' "
             "variance between classes, adjusted for chance",
             "",
-            f"Accuracy, {self.repeats} x {self.cv}-fold cross-validation (95 % intervals)",
+            f"{name}, {self.repeats} x {self.cv}-fold cross-validation{kept} (95 % intervals)",
+            *self.lines(),
+            "",
+            self.verdict,
         ]
-        for name, row in self.table.iterrows():
-            lines.append(f"  {name:<13} {row.accuracy:6.1%}   {row.low:.1%} to {row.high:.1%}")
-        return "\n".join([*lines, "", self.verdict])
+        if self.test is not None:
+            fits = f"by the same {self.repeats * self.cv} fits of each method"
+            title = f"{name} on the {self.test_rows:,} rows of X_test, {fits} (95 % intervals)"
+            lines += ["", title, *self.test.lines(), "", self.test.verdict]
+        return "\n".join(lines)
 
     def print(self) -> None:
         print(self)
@@ -131,18 +112,20 @@ class Diagnosis:
         )
         text = f"SVE {self.spectrum['sve']:.2f}, LSVR {self.spectrum['lsvr']:.2f}"
         left.set_title(f"Normalised singular values: {text}", loc="left", fontsize=11)
-        for y, (_, row) in enumerate(self.table.iterrows()):
-            percent = 100 * row
-            colour = COLOURS[y]
-            right.plot([percent.low, percent.high], [y, y], color=colour, linewidth=2.5)
-            right.plot(percent.accuracy, y, "o", color=colour, markersize=7)
-            right.annotate(
-                f"{percent.accuracy:.1f}", (percent.accuracy, y), xytext=(0, 7),
-                textcoords="offset points", ha="center", fontsize=9, color=INK,
-            )  # fmt: skip
+        drawn = [self, *filter(None, [self.test])]
+        for each, lower, face in zip(drawn, (0, 0.35), (None, "white"), strict=False):
+            for place, row in enumerate((100 * each.table).to_numpy()):
+                y, colour = place + lower, COLOURS[place]
+                right.plot(row[1:], [y, y], color=colour, linewidth=2.5)
+                right.plot(row[0], y, "o", color=colour, markersize=7, markerfacecolor=face)
+                right.annotate(
+                    f"{row[0]:.1f}", (row[0], y), xytext=(0, 7),
+                    textcoords="offset points", ha="center", fontsize=9, color=INK,
+                )  # fmt: skip
         right.set_yticks(range(len(self.table)), self.table.index)
-        right.set(ylim=(len(self.table) - 0.5, -0.6), xlabel="accuracy, %")
-        right.set_title("Cross-validated accuracy, 95 % intervals", loc="left", fontsize=11)
+        right.set(ylim=(len(self.table) - 0.5, -0.6), xlabel=f"{SCORINGS[self.scoring]}, %")
+        beside = "" if self.test is None else "; hollow: X_test"
+        right.set_title(f"Cross-validated, 95 % intervals{beside}", loc="left", fontsize=11)
         for axes in (left, right):
             axes.grid(color=FAINT, linewidth=0.6)
             axes.set_axisbelow(True)
@@ -154,6 +137,10 @@ def diagnose(
     X,
     y,
     *,
+    scoring="accuracy",
+    X_test=None,
+    y_test=None,
+    groups=None,
     cv=5,
     repeats=2,
     preset="paper",
@@ -173,60 +160,135 @@ def diagnose(
     the folds share training rows.
 
     Args:
+      scoring: "accuracy", "balanced_accuracy" or "f1_macro".
+      X_test, y_test: rows of another domain, say. The folds' fits are compared on them too; to the
+        variance comes that of these rows, taken to be independent, by a bootstrap.
+      groups: [n], rows of one group (one patient, one concept) stay in one fold.
       preset, weights: NMTune's (and the MLP's) preset, and λ; None for the preset's.
       epochs, batch_size, min_steps, standardize: as in the estimators.
       random_state: seed of the folds and of the heads.
       progress: show a progress bar.
 
     Raises:
-      ValueError: NaN or infinity (or beyond float32), lengths that differ, one class, or a class
-        with fewer rows than `cv`.
+      ValueError: NaN or infinity (or beyond float32), lengths that differ, one class, a class
+        with fewer rows than `cv` or in one group alone, or a class of y_test that y lacks.
     """
-    require_labels(y)
-    X = features_of(X)
-    X, y = check_X_y(X, y, dtype=precisions_of(X), ensure_all_finite=False)
-    check_classification_targets(y)
+    if scoring not in SCORINGS:
+        raise ValueError(unknown("scoring", scoring, SCORINGS))
     as_flag("standardize", standardize)
+    given, (X, y) = X, _examples(X, y, "y")
     classes, labels, counts = np.unique(y, return_inverse=True, return_counts=True)
     rows = single(X, exact=bool(standardize))
     _check_counts(classes, counts, cv, repeats)
+    seed = seed_of(random_state)
+    splits = _splits(labels, classes, groups, cv, repeats, seed)
+    unseen, truth = _test_set(X_test, y_test, given, rows, classes)
     warn_constant(X, "features", stacklevel=3)
     warn_scale(X, linear=True, standardize=standardize, stacklevel=3)
-    values = spectrum.singular_values(X)
-    summary = spectrum.summary(X, labels=labels)
-    seed = seed_of(random_state)
     shared = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     heads = [
         Head("lp", **shared),
         Head("mlp", preset, **shared),
         Head("nmtune", preset, weights=weights, **shared),
     ]
-    splitter = RepeatedStratifiedKFold(n_splits=cv, n_repeats=repeats, random_state=seed)
-    found = folds.accuracies(
-        rows, labels, np.ones(len(rows)), list(splitter.split(rows, labels)), heads,
+    crossed, tested = _predictions(
+        rows, labels, splits, heads, unseen, truth,
         classes=classes, standardize=standardize, min_steps=min_steps, progress=progress,
     )  # fmt: skip
-    if (diverged := np.isnan(found)).any():
-        names = [name for name, bad in zip(METHODS.values(), diverged, strict=True) if bad.any()]
-        warnings.warn(
-            f"training diverged in {diverged.sum()} of {found.size} fits, which count as accuracy "
-            f"0: {', '.join(names)}; set standardize=True",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    scores = dict(zip(METHODS.values(), np.nan_to_num(found), strict=True))
-    table, comparisons = _tables(scores, ratio=1 / (cv - 1))
+    ratio, test = 1 / (cv - 1), None
+    if len(unseen):
+        truths = [truth] * len(splits)
+        test = Comparison(**compare(scoring, truths, tested, ratio=ratio, fixed=True))
     return Diagnosis(
-        table=table,
-        comparisons=comparisons,
-        scores=scores,
-        spectrum=summary,
-        singular_values=values,
-        chance=float(counts.max() / len(y)),
+        **compare(scoring, [labels[rest] for _, rest in splits], crossed, ratio=ratio),
+        spectrum=spectrum.summary(X, labels=labels),
+        singular_values=spectrum.singular_values(X),
+        chance=score(scoring, labels, np.full_like(labels, counts.argmax())),
         shape=(*X.shape, len(classes)),
         repeats=repeats,
         cv=cv,
+        grouped=groups is not None,
+        test=test,
+        test_rows=len(unseen),
     )
+
+
+def _examples(X, y, name: str):
+    """X [n d] and y [n] as arrays of the same length, y of classes."""
+    require_labels(y, name=name)
+    X = features_of(X)
+    X, y = check_X_y(X, y, dtype=precisions_of(X), ensure_all_finite=False)
+    check_classification_targets(y)
+    return X, y
+
+
+def _test_set(X_test, y_test, given, rows, classes) -> tuple[np.ndarray, np.ndarray]:
+    """X_test [m d] in the precision of the rows, and the numbers [m] of its classes."""
+    if X_test is None and y_test is None:
+        return rows[:0], np.zeros(0, int)
+    if X_test is None or y_test is None:
+        raise ValueError("X_test and y_test are given together, one of them is missing")
+    names = [list(getattr(table, "columns", [])) for table in (given, X_test)]
+    if all(names) and names[0] != names[1]:
+        raise ValueError("X_test must have the columns of X, in their order")
+    X_test, y_test = _examples(X_test, y_test, "y_test")
+    if X_test.shape[1] != rows.shape[1]:
+        raise ValueError(f"X_test has {X_test.shape[1]} features, X has {rows.shape[1]}")
+    truth = pd.Index(classes).get_indexer(y_test)
+    if len(other := np.flatnonzero(truth < 0)):
+        raise ValueError(
+            f"y_test has {len(other)} rows of classes that y lacks, the first is "
+            f"{y_test.tolist()[other[0]]!r} at row {other[0]}: leave them out"
+        )
+    return single(X_test, name="X_test", exact=rows.dtype == np.float64).astype(rows.dtype), truth
+
+
+def _splits(labels, classes, groups, cv, repeats, seed) -> list:
+    """(training rows, validation rows) of every fold."""
+    if groups is None:
+        splitter = RepeatedStratifiedKFold(n_splits=cv, n_repeats=repeats, random_state=seed)
+        return list(splitter.split(labels, labels))
+    groups = as_labels(groups, where="groups")
+    if groups.shape != labels.shape:
+        raise ValueError(f"groups must be [{len(labels)}], one a row, got shape {groups.shape}")
+    _, groups = np.unique(groups, return_inverse=True)
+    if groups.max() + 1 < cv:
+        raise ValueError(f"cv={cv} folds need {cv} groups at least, got {groups.max() + 1}")
+    spread = np.bincount(np.unique(np.stack([labels, groups]), axis=1)[0])
+    if spread.min() < 2:
+        raise ValueError(
+            f"class {classes.tolist()[spread.argmin()]!r} lies in 1 group, so that no fold can "
+            "train on it and test on it: leave the class out"
+        )
+    folded = (
+        StratifiedGroupKFold(cv, shuffle=True, random_state=(seed + repeat) % 2**32)
+        for repeat in range(repeats)
+    )
+    return [pair for splitter in folded for pair in splitter.split(labels, labels, groups)]
+
+
+def _predictions(rows, labels, splits, heads, unseen, truth, **settings):
+    """Predictions [methods][folds] of the folds' validation rows, and of the unseen rows."""
+    beyond = np.arange(len(rows), len(rows) + len(unseen))
+    if len(unseen):
+        rows, labels = np.concatenate([rows, unseen]), np.concatenate([labels, truth])
+    pairs = [(train, np.concatenate([test, beyond])) for train, test in splits]
+    found = folds.predictions(rows, labels, np.ones(len(rows)), pairs, heads, **settings)
+    bad = {
+        name: sum(fit.min() < 0 for fit in fits)
+        for name, fits in zip(METHODS.values(), found, strict=True)
+    }
+    if any(bad.values()):
+        names = [name for name, count in bad.items() if count]
+        warnings.warn(
+            f"training diverged in {sum(bad.values())} of {len(heads) * len(splits)} fits, which "
+            f"score 0: {', '.join(names)}; set standardize=True",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    sizes = [len(test) for _, test in splits]
+    crossed = [[f[:k] for f, k in zip(fits, sizes, strict=True)] for fits in found]
+    return crossed, [[f[k:] for f, k in zip(fits, sizes, strict=True)] for fits in found]
 
 
 def _check_counts(classes, counts, cv, repeats) -> None:
@@ -242,37 +304,3 @@ def _check_counts(classes, counts, cv, repeats) -> None:
         raise ValueError(
             f"class {rare!r} has {least} rows, fewer than cv={cv}: lower cv or leave it out"
         )
-
-
-def _tables(scores: dict[str, np.ndarray], ratio: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Each method's accuracy, and the difference of each pair, with intervals (and p)."""
-    columns = ["low", "high", "p"]
-    table = {name: np.clip(_interval(values, ratio), 0, 1) for name, values in scores.items()}
-    lp, mlp, nmtune = scores
-    compared = {
-        f"{a} - {b}": _interval(scores[a] - scores[b], ratio)
-        for a, b in ((nmtune, lp), (nmtune, mlp), (mlp, lp))
-    }
-    made = [
-        pd.DataFrame.from_dict(rows, orient="index", columns=[first, *columns])
-        for rows, first in ((table, "accuracy"), (compared, "difference"))
-    ]
-    return made[0].drop(columns="p"), made[1]
-
-
-def _interval(values: np.ndarray, ratio: float) -> tuple[float, float, float, float]:
-    """Mean, low, high and p (two-sided, mean 0) by the corrected resampled t-test."""
-    count = len(values)
-    mean = values.mean()
-    error = np.sqrt(values.var(ddof=1) * (1 / count + ratio))
-    if error == 0:
-        return mean, mean, mean, float(mean == 0)
-    half = error * stats.t.ppf(0.975, count - 1)
-    return mean, mean - half, mean + half, 2 * stats.t.sf(abs(mean) / error, count - 1)
-
-
-def _points(row) -> str:
-    return (
-        f"{100 * row['difference']:+.1f} points "
-        f"(95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
-    )

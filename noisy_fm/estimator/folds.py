@@ -5,18 +5,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from noisy_fm.estimator import rows, training, weighting
+from noisy_fm.models.heads import numpy_logits
 from noisy_fm.probe.fit import fit_plans
-from noisy_fm.probe.heads import Head
+from noisy_fm.probe.head import Head
 from noisy_fm.probe.plan import Plan
 
 
-def accuracies(
+def accuracies(X, labels, weights, folds, heads: Sequence[Head], **settings) -> np.ndarray:
+    """Weighted validation accuracy [heads, folds] of `predictions`; NaN where training diverges."""
+    scores = np.empty((len(heads), len(folds)))
+    for which, fits in enumerate(predictions(X, labels, weights, folds, heads, **settings)):
+        for fold, ((_, test), found) in enumerate(zip(folds, fits, strict=True)):
+            accuracy = np.average(found == labels[test], weights=weights[test])
+            scores[which, fold] = np.nan if found.min() < 0 else accuracy
+    return scores
+
+
+def predictions(
     X, labels, weights, folds, heads: Sequence[Head], *, classes, class_weight=None, standardize,
     min_steps=0, progress=False,
-) -> np.ndarray:  # fmt: skip
-    """Weighted validation accuracy [heads, folds]; each as if the head were fitted on that fold.
+) -> list[list[np.ndarray]]:  # fmt: skip
+    """[heads][folds]: int [k], the classes of a fold's validation rows, by a head fitted on it.
 
-    NaN where training diverges.
+    −1 where training diverges, or the scores of a row do.
 
     X [n d] as given, labels 0…C−1 [n], weights [n]; folds: (training rows, validation rows) pairs.
     `class_weight` of `classes` [c] is found on each fold's training rows, and weighs them alone.
@@ -48,14 +59,14 @@ def accuracies(
     features = np.concatenate(copies) if standardize else X
     resident = training.resident(features, np.arange(len(features)))
     fitted = fit_plans(resident, plans, num_classes=len(classes), progress=progress)
-    scores = np.empty((len(heads), len(folds)))
+    made: list[list[np.ndarray]] = [[] for _ in heads]
     for i, result in enumerate(fitted):
         fold, which = divmod(i, len(heads))
-        test = folds[fold][1]
-        f = (copies[fold] if standardize else X)[test]
+        f = (copies[fold] if standardize else X)[folds[fold][1]]
         with np.errstate(over="ignore", invalid="ignore"):
-            logits = training.logits(result.parameters, result.statistics, f)
-        failed = result.diverged or not np.isfinite(logits).all()  # or the last step overshot
-        accuracy = np.average(logits.argmax(axis=1) == labels[test], weights=weights[test])
-        scores[which, fold] = np.nan if failed else accuracy
-    return scores
+            logits = numpy_logits(result.parameters, result.statistics, f)
+        sound = np.isfinite(logits).all(axis=1) & (
+            not result.diverged
+        )  # the last step may overshoot
+        made[which].append(np.where(sound, logits.argmax(axis=1), -1))
+    return made

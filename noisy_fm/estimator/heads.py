@@ -4,8 +4,8 @@ import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from noisy_fm.estimator import training
 from noisy_fm.estimator.base import HeadEstimator, OnlineClassifier
+from noisy_fm.models.heads import numpy_transform
 
 
 class LinearProbe(OnlineClassifier):
@@ -188,7 +188,7 @@ class NMTuneTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _NMTu
 
     def transform(self, X):
         """Z [n d] of features X [n d]."""
-        return training.transform(self._parameters, self._statistics, self._checked(X))
+        return numpy_transform(self._parameters, self._statistics, self._checked(X))
 
     @property
     def _n_features_out(self) -> int:

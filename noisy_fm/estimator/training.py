@@ -1,4 +1,4 @@
-"""Fits one head step by step (early stopping, warm state) and applies it in NumPy."""
+"""Fits one head step by step: early stopping, a warm state."""
 
 import dataclasses
 import functools
@@ -10,9 +10,10 @@ import numpy as np
 from noisy_fm.config import cache_compilations
 from noisy_fm.estimator.rows import bucket, gathered
 from noisy_fm.probe import forks
-from noisy_fm.probe.heads import NORM_EPSILON, Head, start_state
+from noisy_fm.probe.head import Head
 from noisy_fm.probe.lanes import CHUNK, advance
 from noisy_fm.probe.plan import Plan
+from noisy_fm.probe.step import start_state
 from noisy_fm.scalars import plain
 
 
@@ -147,27 +148,6 @@ def _arrays(plan: Plan, first: int, rates, taken: int) -> dict:
 @functools.partial(jax.jit, static_argnames=("layout", "width", "num_classes"))
 def _start(layout: str, seed, width: int, num_classes: int):
     return start_state(layout, seed, width, num_classes)
-
-
-def transform(parameters: dict, statistics: dict, f: np.ndarray) -> np.ndarray:
-    """Z [n d] of F [n d] in F's precision: nothing to compile, and rows do not depend on others."""
-    if "mlp" not in parameters:
-        return f
-    p = {name: np.asarray(value, f.dtype) for name, value in parameters["mlp"].items()}
-    scale = p["norm_scale"] / np.sqrt(np.asarray(statistics["var"], f.dtype) + NORM_EPSILON)
-    shift = (p["bias_in"] - statistics["mean"]) * scale + p["norm_bias"]
-    scale, shift = scale.astype(f.dtype), shift.astype(f.dtype)
-    z = np.empty_like(f)
-    for i in range(0, len(f), 4096):
-        hidden = np.maximum(f[i : i + 4096] @ p["kernel_in"] * scale + shift, 0)
-        z[i : i + 4096] = hidden @ p["kernel_out"] + p["bias_out"]
-    return f + p["scale"] * z if "scale" in p else z
-
-
-def logits(parameters: dict, statistics: dict, f: np.ndarray) -> np.ndarray:
-    """Class scores [n c] of F [n d], in F's precision."""
-    kernel, bias = (np.asarray(parameters[name], f.dtype) for name in ("kernel", "bias"))
-    return transform(parameters, statistics, f) @ kernel + bias
 
 
 def copy(tree):

@@ -17,69 +17,10 @@ REMAT: dict[str, Callable | None] = {
 }
 
 
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [… d] @ kernel [d e], whose gradient for the kernel is faster on a CPU than by JAX's rule.
-
-    XLA copies there the left operand of a product over several axes, and computes in the copy what
-    it is made of. By JAX's rule that is the output's gradient: in a residual network a sum over all
-    later blocks, anew for each kernel. Here it is x. On a TPU nothing changes.
-    """
-    return x @ kernel
-
-
-def _product_fwd(x, kernel):
-    return x @ kernel, (x, kernel)
-
-
-def _product_bwd(residuals, g):
-    x, kernel = residuals
-    leading = tuple(range(x.ndim - 1))
-    return g @ kernel.T, jax.lax.dot_general(x, g, ((leading, leading), ((), ())))
-
-
-product.defvjp(_product_fwd, _product_bwd)
-
-
-def dot_general(x, kernel, dimension_numbers, precision=None):
-    """`product` as `nn.Dense` calls it."""
-    return product(x, kernel)
-
-
-@jax.custom_vjp
-def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [n h w c] convolved with kernel [1 1 c f]; its gradient on a CPU is that of a product.
-
-    There that is faster; on a TPU it is slower, by its compiler's estimate.
-    """
-    return _by_convolution(x, kernel)
-
-
-def _by_product(x, kernel):
-    rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-    return rows.reshape(*x.shape[:-1], -1)
-
-
-def _by_convolution(x, kernel):
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _pointwise_fwd(x, kernel):
-    return _by_convolution(x, kernel), (x, kernel)
-
-
-def _pointwise_bwd(residuals, g):
-    def gradients(function):
-        return lambda x, kernel, g: jax.vjp(function, x, kernel)[1](g)
-
-    return jax.lax.platform_dependent(
-        *residuals, g, cpu=gradients(_by_product), default=gradients(_by_convolution)
-    )
-
-
-pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)
+def pooled(x: jax.Array) -> jax.Array:
+    """Features [n … d] (maps, tokens) averaged over the middle axes, [n d], in float32."""
+    middle = tuple(range(1, x.ndim - 1))
+    return x.astype(jnp.float32).mean(middle) if middle else x
 
 
 class DropPath(nn.Module):

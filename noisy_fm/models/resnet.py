@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from noisy_fm.models import fast
 from noisy_fm.models.layers import (
     REMAT,
     DropPath,
@@ -15,7 +16,6 @@ from noisy_fm.models.layers import (
     check_rate,
     check_remat,
     drop_rates,
-    pointwise,
 )
 
 # (kernel, stride, whether a 3×3 maximum pooling of stride 2 follows)
@@ -40,7 +40,7 @@ def _conv(features: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
 
 
 def _pointwise(x, kernel, strides, padding, **unused):
-    return pointwise(x, kernel)
+    return fast.pointwise(x, kernel)
 
 
 def _norm(train: bool, dtype, name: str, scale_init=nn.initializers.ones):

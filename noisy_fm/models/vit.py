@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from noisy_fm.models import fast
 from noisy_fm.models.layers import (
     REMAT,
     DropPath,
     check_images,
     check_rate,
     check_remat,
-    dot_general,
     drop_rates,
 )
 
@@ -31,7 +31,9 @@ def _norm(dtype, name: str) -> nn.LayerNorm:
 
 
 def _dense(features: int, dtype, name: str) -> nn.Dense:
-    return nn.Dense(features, kernel_init=_init, dtype=dtype, dot_general=dot_general, name=name)
+    return nn.Dense(
+        features, kernel_init=_init, dtype=dtype, dot_general=fast.dot_general, name=name
+    )
 
 
 def sincos2d(h: int, w: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:

@@ -6,7 +6,7 @@ results = probe.fit_heads(x, y, heads, num_classes=10, test_sets={"test": (x2, y
 """
 
 from noisy_fm.probe.fit import Result, fit_heads
-from noisy_fm.probe.heads import Head
+from noisy_fm.probe.head import Head
 from noisy_fm.probe.plan import subset
 from noisy_fm.probe.selection import Selection, select
 

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from noisy_fm.probe.heads import Head
+from noisy_fm.probe.head import Head
 from noisy_fm.spectrum.arrays import refuse_masked
 
 BLOCK_BYTES = 2**23  # taken at a time

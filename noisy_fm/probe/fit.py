@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisy_fm import statistics
+from noisy_fm.models.heads import logits, transform
 from noisy_fm.probe import check, forks, plan, reference
-from noisy_fm.probe.heads import TRAINED, Head, logits, start_state, transform
+from noisy_fm.probe.fast import CPU_LANES
+from noisy_fm.probe.head import TRAINED, Head
 from noisy_fm.probe.lanes import CHUNK, Lanes, advance, replace
+from noisy_fm.probe.step import start_state
 from noisy_fm.progress import Progress
 from noisy_fm.scalars import as_whole
 
 BLOCK = 4096  # rows of a block of streamed features
 MEMORY_BUDGET = 2**31  # bytes
 ROWS = 512  # arrays are padded to a multiple, so that data sets of like size share programs
-# On a CPU more lanes only make a longer program: three linear heads keep it busy, one MLP does,
-# whose AdamW state of 26 MB at D = 512 then also stays in the cache from step to step.
-CPU_LANES = {"linear": 3, "plain": 1, "residual": 1}
 
 
 @dataclasses.dataclass

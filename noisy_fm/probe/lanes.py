@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisy_fm.probe.heads import cosine, train_step, transposed
+from noisy_fm.probe import fast
+from noisy_fm.probe.step import cosine, train_step
 
 CHUNK = 512  # steps handed to the device at a time
 
@@ -85,37 +86,27 @@ class Lanes:
 def advance(state, f, arrays, steps, *, preset, unrolled):
     """`steps` training steps of all lanes; f [n v d]; returns (state, losses [lanes, steps]).
 
-    `unrolled` writes the lanes out one by one: a CPU runs small matrix products apart faster than
-    one batched product, and works on several lanes at a time.
+    `unrolled` is for CPUs: see `fast.in_turn` and `fast.transposed`.
     """
-    move = functools.partial(train_step, preset=preset, flipped=unrolled)
+    read = fast.transposed if unrolled else lambda params: params
 
     def one(state, rows, *rest):  # a gather for each lane: one of all would be cut up by copies
-        return move(state, f[rows].astype(jnp.float32), *rest)
+        return train_step(state, f[rows].astype(jnp.float32), *rest, preset=preset, read=read)
+
+    move = fast.in_turn(one) if unrolled else jax.vmap(one)
 
     def step(i, carry):
         state, losses = carry
         now = [arrays[name][:, i] for name in ("rows", "labels", "masks", "shares", "momenta")]
         now += [arrays[name] for name in ("weights", "decay")]
         now += [arrays[name][:, i] for name in ("rates", "steps")]
-        if unrolled:
-            each = [one(s, *(a[lane] for a in now)) for lane, s in enumerate(state)]
-            state, loss = [s for s, _ in each], jnp.stack([value for _, value in each])
-        else:
-            state, loss = jax.vmap(one)(state, *now)
+        state, loss = move(state, *now)
         return state, losses.at[:, i].set(loss)
 
-    lanes = len(arrays["rates"])
-    if unrolled:
-        state = [_flip(jax.tree.map(lambda a, lane=lane: a[lane], state)) for lane in range(lanes)]
-    state, losses = jax.lax.fori_loop(0, steps, step, (state, jnp.zeros(arrays["rates"].shape)))
-    if unrolled:
-        state = jax.tree.map(lambda *a: jnp.stack(a), *map(_flip, state))
-    return state, losses
-
-
-def _flip(state: dict) -> dict:
-    return {k: v if k == "statistics" else transposed(v) for k, v in state.items()}
+    losses = jnp.zeros(arrays["rates"].shape)
+    state = fast.apart(state) if unrolled else state
+    state, losses = jax.lax.fori_loop(0, steps, step, (state, losses))
+    return fast.together(state) if unrolled else state, losses
 
 
 @functools.partial(jax.jit, donate_argnums=0)

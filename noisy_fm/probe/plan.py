@@ -6,7 +6,8 @@ import functools
 import numpy as np
 
 from noisy_fm import noise
-from noisy_fm.probe.heads import NORM_MOMENTUM, TRAINED, Head
+from noisy_fm.models.heads import NORM_MOMENTUM
+from noisy_fm.probe.head import TRAINED, Head
 
 WINDOW = 16  # blocks among which streamed rows are shuffled
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import optimize, special
 
-from noisy_fm.probe.heads import Head
+from noisy_fm.probe.head import Head
 
 
 def fit_ridge(head: Head, f: np.ndarray, labels: np.ndarray, num_classes: int) -> dict:

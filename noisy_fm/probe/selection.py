@@ -6,7 +6,7 @@ import numpy as np
 
 from noisy_fm.probe import check
 from noisy_fm.probe.fit import MEMORY_BUDGET, Result, fit_heads, streams
-from noisy_fm.probe.heads import Head
+from noisy_fm.probe.head import Head
 from noisy_fm.probe.plan import subset
 
 

@@ -97,7 +97,8 @@ def slight_noise(lp: pd.DataFrame) -> list[Finding]:
     rates = [rate for rate in levels_of(lp) if 0 < rate <= SLIGHT_NOISE]
     if not rates:
         base = Finding("slight", "change of in-domain accuracy (LP) under slight noise")
-        return [base.unavailable("no in-domain LP accuracy at a γ above 0 and up to 10 %")]
+        reason = "there is no noise rate above 0 and up to 10 % with in-domain LP accuracy"
+        return [base.unavailable(reason)]
     return [slight_effect(lp, rate) for rate in rates]
 
 

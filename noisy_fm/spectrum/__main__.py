@@ -26,9 +26,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "features",
         nargs="+",
         metavar="FEATURES",
-        help=".npy, .npz, .parquet, .safetensors or a feature-store folder, [n d]; FILE:KEY picks "
-        "an array of an .npz or .safetensors, or a column of lists of a .parquet; NAME=FILE names "
-        "it in the report",
+        help=".npy, .npz, .parquet, .safetensors, .csv or a feature-store folder, [n d]; FILE:KEY "
+        "picks an array of an .npz or .safetensors, a column of lists of a .parquet, or columns of "
+        "a .csv (FILE:a,b or FILE:emb_*); NAME=FILE names it in the report",
     )
     parser.add_argument("--out", metavar="HTML", help="write the page here, a name in .html")
     parser.add_argument(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from noisy_fm.spectrum import parquet
+from noisy_fm.spectrum import csv, parquet
 from noisy_fm.spectrum.arrays import as_features, raw_advice
 from noisy_fm.spectrum.parquet import UnfitError
 
@@ -33,7 +33,7 @@ TENSORS = {
     "F8_E5M2": "float8_e5m2",
     "F8_E8M0": "float8_e8m0fnu",
 }
-SUFFIXES = (".npy", ".npz", ".parquet", ".safetensors")
+SUFFIXES = (".npy", ".npz", ".parquet", ".safetensors", ".csv")
 
 
 def load_features(source: str | Path) -> np.ndarray:
@@ -42,8 +42,9 @@ def load_features(source: str | Path) -> np.ndarray:
     `.npy`; `.npz` and `.safetensors`: their one 2-D array, or the one named after a colon
     (`file.npz:train`), and nothing else of them is read; `.parquet`: its one column of lists or
     tensors of numbers ([d], or [1 d] a row), or the one named after a colon, or else, in a table
-    of plain columns, all of floating point but pandas' index; a folder with `features.npy` and
-    `meta.json` (of [n v d] views, the first).
+    of plain columns, all of floating point but pandas' index; `.csv`: all its columns but an index,
+    or those named after a colon (`file.csv:a,b` or `file.csv:emb_*`); a folder with `features.npy`
+    and `meta.json` (of [n v d] views, the first).
 
     Raises:
       FileNotFoundError: no such file. ValueError: not of these, unreadable, truncated, or no
@@ -71,6 +72,7 @@ def _reader(path: Path):
         ".npz": _read_npz,
         ".parquet": parquet.read,
         ".safetensors": _read_safetensors,
+        ".csv": csv.read,
     }
     if path.is_dir():
         return _read_store
@@ -93,7 +95,7 @@ def split_key(source: str) -> tuple[Path, str | None]:
     """(FILE, KEY) of FILE:KEY, for the formats that have keys; `~` is the home folder."""
     source = os.path.expanduser(source)
     path, colon, key = source.rpartition(":")
-    if colon and Path(path).suffix in (".npz", ".parquet", ".safetensors"):
+    if colon and Path(path).suffix in SUFFIXES[1:]:
         return Path(path), key
     return Path(source), None
 
@@ -222,6 +224,7 @@ def _picked(names: list[str], shape_of, key: str | None) -> str:
 
 
 def columns_taken(source: str | Path) -> str:
-    """Which columns of a .parquet without lists are the features, in a line; "" for all else."""
+    """Which plain columns of a .parquet or .csv are the features, in a line; "" for all else."""
     path, key = split_key(str(source))
-    return parquet.taken(path) if path.suffix == ".parquet" and key is None else ""
+    tables = {".parquet": parquet.taken, ".csv": csv.taken}
+    return tables[path.suffix](path) if path.suffix in tables and key is None else ""

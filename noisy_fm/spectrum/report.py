@@ -93,8 +93,8 @@ def report(features: Mapping[str, object] | object, path: str | Path, **options)
     Raises:
       ValueError: as `summary`, with the name of the features at fault; `path` does not end in
         .html or .htm, or is the file of memory-mapped features.
-      OSError: `path` cannot be written. Both are told before anything is computed; its folder is
-        made.
+      OSError: `path` cannot be written, or its folder is not there. Both are told before anything
+        is computed.
     """
     if not isinstance(features, Mapping):
         features = {"features": features}
@@ -160,10 +160,10 @@ def _svg(figure, number: int) -> str:
 
 
 def prepare_page(path: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """The path of a page to be, `~` expanded and its folder made; nothing else is written.
+    """The path of a page to be, `~` expanded; nothing is written.
 
     Raises, in one line: ValueError for one of `inputs` or a name that is not of an HTML file,
-    OSError for a place that cannot be written.
+    OSError for a place that is not there or cannot be written.
     """
     path = Path(os.path.expanduser(path))
     if path.is_dir():
@@ -173,8 +173,9 @@ def prepare_page(path: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
         raise ValueError(f"{path} is one of the inputs: the page would overwrite it")
     if not {path.suffix.lower(), target.suffix.lower()} <= {".html", ".htm"}:
         raise ValueError(f"{path}: the page is HTML; expected a name that ends in .html or .htm")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {target.parent}; make it first")
     with _wording(path):
-        target.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=target.parent).close()
         if path.exists():
             path.open("a", encoding="utf-8").close()

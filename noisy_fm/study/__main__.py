@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from noisy_fm import app, children, hosts, study
 from noisy_fm.messages import say
-from noisy_fm.study import cluster, grid
+from noisy_fm.study import cluster, grid, settings
 
 OWN = ("scheduler", "dry_run", "cell")  # flags that say where cells run
 
@@ -66,4 +66,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("scheduler", "", "local:N or the address of a Dask scheduler")
     flags.DEFINE_string("cell", "", "the one cell to run")
     flags.DEFINE_bool("dry_run", False, "print the line that runs each cell")
-    app.run_app(main)
+    app.run_app(main, defaults=settings.defaults)

@@ -1,8 +1,8 @@
-"""The tasks by name. Each is a module: `defaults()`, `check(config)`, `make(config, info)`.
+"""The tasks by name; each is a module with four functions.
 
-`defaults()` are its keys of `config.task`; `check(config)` raises one line for what cannot be, with
-no data at hand; `make(config, info)` builds the model and the `Task` for data of which `info` is
-known (`Source.info`).
+`defaults()` are its keys of `config.task`, and `check(config)` raises one line for what cannot be,
+with no data at hand. For data of which `info` is known (`Source.info`), `network(config, info)` is
+the model and `make(config, info)` the `Task`.
 """
 
 from types import ModuleType

@@ -76,28 +76,30 @@ def check(config: ConfigDict) -> None:
         raise ValueError("config.model sets dtype or num_classes; use config.precision and data")
 
 
+def network(config: ConfigDict, info: Mapping) -> nn.Module:
+    """The config's model, with an output for each of `info["label_names"]`."""
+    arguments = dict(config.model)
+    name, num_classes = arguments.pop("name"), len(info["label_names"])
+    return models.create(name, num_classes, dtype=jnp.dtype(config.precision), **arguments)
+
+
 def make(config: ConfigDict, info: Mapping) -> Task:
-    """The config's model and loss for the classes `info["label_names"]`.
+    """The config's model and loss for data of which `info` is known.
 
     Modules without a trainable parameter are frozen.
     """
-    num_classes = len(info["label_names"])
     if info["encoded"] and config.task.augment.name != "imagenet":
         raise ValueError(
             f"config.task.augment.name is {config.task.augment.name!r}; images on disk come as "
             "crops to be resized, so expected 'imagenet' (start from configs/pretrain/folder.py)"
         )
-    arguments = dict(config.model)
-    model = models.create(
-        arguments.pop("name"), num_classes, dtype=jnp.dtype(config.precision), **arguments
-    )
     arguments = dict(config.task.augment)
     factory = augment_lib.AUGMENTATIONS[arguments.pop("name")]
     if config.task.augment.name == "imagenet":
         arguments["size"] = config.data.size
     return classify(
-        model,
-        num_classes,
+        network(config, info),
+        len(info["label_names"]),
         label_names=info["label_names"],
         loss=config.task.loss,
         label_smoothing=config.task.label_smoothing,

@@ -25,4 +25,4 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    app.run_app(main)
+    app.run_app(main, defaults=config_lib.train)

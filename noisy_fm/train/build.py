@@ -1,6 +1,7 @@
 """What a config asks for, planned: data with its noise, task, optimiser, the state's layout."""
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import jax
@@ -71,15 +72,15 @@ def check_splits(config: ConfigDict, source, eval_source) -> None:
             "as training images cannot validate (config.evaluators.memorised measures them)"
         )
     if ours != theirs:
-        turned = [pair for pair in zip(ours, theirs, strict=False) if len({*pair}) > 1]
-        counts = f"{len(ours)} classes, {len(theirs)} in config.eval_split"
+        here, there = next(pair for pair in zip_longest(ours, theirs) if len({*pair}) > 1)
+        what = f"config.split has {len(ours)} classes, config.eval_split has {len(theirs)}"
         if len(ours) == len(theirs):
-            counts = f"other classes than config.eval_split ({len(ours)} in both)"
+            what = f"config.split and config.eval_split have different classes ({len(ours)} each)"
         raise ValueError(
-            f"config.split has {counts}; expected the same in both, in the same order"
+            f"{what}; expected the same in both, in the same order"
             + (
                 _alone(where[0], ours, theirs) + _alone(where[1], theirs, ours)
-                or f"; the first that differs is {turned[0][0]} in one, {turned[0][1]} in the other"
+                or f"; the first that differs is {here} in one, {there} in the other"
             )
         )
     if len(ours) < 2:

@@ -193,7 +193,7 @@ class Run:
             "eval": {k: v if np.isfinite(v) else None for k, v in self.metrics.items()},
             "skipped": int(state.skipped),
             "unreadable": self.unreadable(),
-            "left_out": united(self.left_out),  # of evaluations, as they cannot be read
+            "unreadable_eval": united(self.left_out),
             "duration_s": round(time.perf_counter() - self.began, 2),
             "resumed_at": self.start,
         }

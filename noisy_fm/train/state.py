@@ -102,7 +102,11 @@ def plan_state(
 
 def init_state(plan: StatePlan) -> TrainState:
     """The fresh state, made where it will live; its values do not depend on the layout."""
-    return jax.jit(plan.init, out_shardings=shardings(plan.shapes))()
+    layout = shardings(plan.shapes)
+    on_cpu = layout.step.mesh.devices.flat[0].platform == "cpu"
+    # It runs once: on CPUs LLVM would optimise it for longer than it could ever save.
+    options = {"xla_backend_optimization_level": 1} if on_cpu else None
+    return jax.jit(plan.init, out_shardings=layout, compiler_options=options)()
 
 
 def make_step(

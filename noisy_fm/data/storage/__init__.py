@@ -1,5 +1,6 @@
 """Where encoded images lie: a class a format, each with `listing` and `read(index) -> bytes`."""
 
+import re
 from collections.abc import Callable
 
 from noisy_fm.data.storage.folder import FolderStorage
@@ -16,6 +17,7 @@ FORMATS: dict[str, Callable[[str, str | None], Storage]] = {
     "parquet": ParquetStorage,
 }
 TFDS = "tfds:"
+SLICE = re.compile(r"\[.*:.*\]")  # train[:50%]
 
 __all__ = ["FORMATS", "TFDS", "Listing", "Storage", "open_storage"]
 
@@ -29,9 +31,9 @@ def open_storage(name: str, path: str | None, split: str | None) -> Storage:
         return TfdsStorage(name.removeprefix(TFDS), path, split)
     if not path:
         raise ValueError(f"{name}: path is missing; expected where the images lie")
-    if split and ("[" in split or "+" in split):
+    if split and SLICE.search(split):
         raise ValueError(
-            f"{name}: split {split!r} has a slice or a sum, which {TFDS}NAME alone knows; expected "
-            "the name of a split"
+            f"{name}: split is {split!r}, and slices are of {TFDS}NAME only; expected a whole "
+            f"split, as {split.partition('[')[0]!r}"
         )
     return FORMATS[name](path, split)

@@ -1,6 +1,5 @@
 """What every storage tells before an image is read: names and labels."""
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from noisy_fm.data.storage.labels import check_names, numbers_or_texts
+from noisy_fm.noise import text_ids
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"))
 # The Hugging Face copy of ImageNet appends each file's synset to its stem.
@@ -52,8 +52,7 @@ def ids_of(listing: Listing, where: str) -> np.ndarray:
     if len(set(texts)) < len(texts):
         labels = listing.labels.tolist()
         texts = [f"{listing.label_names[k]}/{text}" for k, text in zip(labels, texts, strict=True)]
-    digests = b"".join(hashlib.blake2b(os.fsencode(t), digest_size=8).digest() for t in texts)
-    ids = (np.frombuffer(digests, "<u8") >> np.uint64(1)).astype(np.int64)
+    ids = text_ids(texts)
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(np.diff(ids[order]) == 0)
     if len(same):

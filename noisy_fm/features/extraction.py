@@ -1,0 +1,91 @@
+"""The features of a whole data set, streamed to a store: in bounded memory, and resumable."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from noisy_fm import sharding
+from noisy_fm.data.damage import LEFT_OUT, Damage
+from noisy_fm.features.prediction import stream
+from noisy_fm.features.store import GrowingStore
+from noisy_fm.messages import unknown
+from noisy_fm.model import Model, Preprocess, separated
+from noisy_fm.progress import Progress
+
+
+def extract(
+    model: Model,
+    source,
+    path,
+    *,
+    data: Mapping,
+    feature: str | None = None,
+    batch_size: int = 128,
+    max_bad: float = 0.001,
+    threads: int | None = None,
+) -> dict[str, str]:
+    """Writes the features of every image of `source` to a store at `path`.
+
+    All of this process' devices compute; the host holds a few batches. Killed, the same call goes
+    on from what was written, and the store is the same byte for byte. Images that cannot be read
+    (at most the share `max_bad`) have no row; they are returned, and in meta.json `left_out`, as
+    {id: where and why}. `data` (JSON) says in meta.json what the source is.
+
+    Raises ValueError, in one line, for an unknown feature, and if something else is at `path`.
+    """
+    name = model.feature if feature is None else feature
+    if name not in (known := model.feature_names):
+        raise ValueError(unknown("feature", name, known))
+    seen = evaluated(source, model.preprocess)
+    made_from = {
+        **{key: model.meta.get(key) for key in ("weights", "step", "config_hash", "manifest_hash")},
+        **{"model": model.meta["config"]["model"]["name"], "feature": name},
+        **{"data": dict(data), "data_hash": _identity(source), "batch_size": batch_size},
+    }
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    keep = ("mask", f"features/{name}")
+    outputs = stream(
+        model.task, keep=keep, batch_size=batch_size, mesh=mesh, pooled=True, threads=threads
+    )
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    with (
+        GrowingStore(path, made_from=made_from) as store,
+        Progress(
+            "features", len(source), start=len(source) if store.finished else store.read,
+            unit="image",
+        ) as bar,
+    ):  # fmt: skip
+        if store.finished:
+            return store.left_out
+        variables = jax.device_put(separated(model.variables), everywhere)
+        rest = seen.select(np.arange(store.read, len(seen)))
+        damage = Damage(max_bad, fate=LEFT_OUT)
+        for out in outputs(variables, rest, damage) if len(rest) else ():
+            ids = source.ids[store.read : store.read + len(out["mask"])]
+            there = out["mask"][: len(ids)] != 0
+            rows = out[keep[1]][: len(ids)][there].astype(np.float32)
+            why = {str(id_): damage.names[int(id_)] for id_ in ids[~there]}
+            store.append(rows, read=len(ids), left_out=why)
+            bar.update(len(ids), f"{len(store.left_out)} unreadable" if store.left_out else "")
+        kept = ~np.isin(source.ids, np.array(list(store.left_out), np.int64))
+        labels = source.columns["label"][kept]
+        store.finish(ids=source.ids[kept], labels=labels, meta=source.info)
+        return store.left_out
+
+
+def evaluated(source, preprocess: Preprocess):
+    """The source, its images as the model's run would evaluate on them."""
+    if source.encoded:
+        size, fraction = preprocess.size, preprocess.crop_fraction
+        return dataclasses.replace(source, size=size, crop_fraction=fraction)  # type: ignore
+    return dataclasses.replace(source, images=preprocess.views(source.images))
+
+
+def _identity(source) -> str:
+    """Twelve hex digits for which images there are, in which order, and their labels."""
+    digest = hashlib.sha256(source.ids.astype("<i8").tobytes())
+    digest.update(source.columns["label"].astype("<i4").tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,249 @@
+"""A trained model to use, read from a run's folder in seconds, without its data or optimiser.
+
+model = load_model("runs/a")
+model.features(images)  # float32 [n d], of uint8 images [n h w 3] of any size
+model.predict(images)  # probabilities [n C] of model.label_names
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from noisy_fm import checkpoint, files, noise, optim, tasks
+from noisy_fm import config as config_lib
+from noisy_fm.data import ImageSource, augment, decode
+from noisy_fm.data.source import numbered
+from noisy_fm.data.storage import FORMATS, TFDS
+from noisy_fm.messages import unknown
+from noisy_fm.models.layers import pooled
+
+
+class Preprocess(NamedTuple):
+    """From images of any size to what the network takes, as the run's own evaluation does it.
+
+    Images are uint8 RGB: [n h w 3], or a list of [h w 3] of different sizes. With a
+    `crop_fraction` their centre is cropped (`decode.view`), without one they are resized whole.
+    """
+
+    size: int
+    crop_fraction: float | None
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
+
+    def __call__(self, images) -> jax.Array:
+        """Normalised float32 [n size size 3], for `module.apply`."""
+        return augment.normalize(jnp.asarray(self.views(images)), mean=self.mean, std=self.std)
+
+    def views(self, images, *, first: int = 0) -> np.ndarray:
+        """What is seen of the images before it is normalised, uint8 [n size size 3].
+
+        Raises ValueError or TypeError, one line, for what is not uint8 RGB; `first` is added to
+        the image's number there.
+        """
+        pixels = [_rgb(image, f"images[{first + i}]") for i, image in enumerate(images)]
+        return np.stack([decode.view(one, self.size, self.crop_fraction) for one in pixels])
+
+
+def _rgb(image, where: str) -> np.ndarray:
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"{where} has dtype {pixels.dtype}; expected uint8, 0 to 255")
+    if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1):
+        raise ValueError(
+            f"{where} is grey, {list(pixels.shape)}; expected [h w 3], as "
+            "np.repeat(image.reshape(h, w, 1), 3, -1) makes it"
+        )
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"{where} has shape {list(pixels.shape)}; expected [h w 3], RGB")
+    return pixels
+
+
+class Model(NamedTuple):
+    """A trained network with all that its use needs; `load_model` gives one.
+
+    module: `module.apply(variables, preprocess(images))` → (logits, named features)
+    variables: {"params": …, "batch_stats": …}, on one device; averaged, if the run keeps an average
+    feature: the name of the features that are given if none is asked for, "" for none
+    task: the run's; its `predict_fn` is what the run was evaluated with
+    meta: what the checkpoint says made it: config, hashes, versions, `info`; its `step`, and a hash
+      of its `weights`
+    """
+
+    module: nn.Module
+    variables: dict[str, Any]
+    preprocess: Preprocess
+    feature: str
+    meta: dict
+    task: tasks.Task
+
+    def __repr__(self) -> str:
+        name, size = self.meta["config"]["model"]["name"], self.preprocess.size
+        return (
+            f"Model({name}, {optim.count(self.variables['params']):,} parameters, images "
+            f"{size}×{size}, {len(self.label_names)} classes, feature {self.feature!r}, step "
+            f"{self.meta['step']})"
+        )
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self.meta["info"]["label_names"])
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        image = jax.ShapeDtypeStruct((1, self.preprocess.size, self.preprocess.size, 3), np.uint8)
+        batch = {"image": image, "label": jax.ShapeDtypeStruct((1,), np.int32)}
+        out = jax.eval_shape(self.task.predict_fn, *separated(self.variables), batch)
+        return tuple(out["features"])
+
+    def features(self, images, *, feature: str | None = None, batch_size: int = 128) -> np.ndarray:
+        """Features float32 [n d] of uint8 images, [n h w 3] or a list of [h w 3].
+
+        Those that have more axes (maps, tokens) are averaged over positions. Raises ValueError
+        for a name that is no feature, and as `Preprocess.views`.
+        """
+        return self._outputs(images, self.feature if feature is None else feature, batch_size)
+
+    def predict(self, images, *, batch_size: int = 128) -> np.ndarray:
+        """Probabilities float32 [n C] of the classes `label_names`; images as for `features`.
+
+        The softmax of the logits, or, where the run's loss is a binary one for each class, their
+        sigmoids, scaled to sum to 1.
+        """
+        logits = self._outputs(images, None, batch_size)
+        if self.meta["config"]["task"]["loss"] == "softmax":
+            return np.asarray(jax.nn.softmax(logits))
+        each = jax.nn.sigmoid(logits)
+        return np.asarray(each / each.sum(-1, keepdims=True))
+
+    def _outputs(self, images, feature: str | None, batch_size: int) -> np.ndarray:
+        """Named features, or logits, of images that are looked at a batch at a time."""
+        number = len(images)
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            raise ValueError(f"images are {list(images.shape)}; expected [n h w 3], or a list")
+        if not number or batch_size < 1:
+            raise ValueError(f"{number} images, batch_size {batch_size}; expected 1 or more")
+        rows = min(batch_size, 1 << (number - 1).bit_length())  # so that few shapes are compiled
+        predict_fn = self.task.predict_fn
+
+        def batches():
+            for first in range(0, number, rows):
+                views = self.preprocess.views(images[first : first + rows], first=first)
+                padding = np.zeros((rows - len(views), *views.shape[1:]), np.uint8)
+                views = np.concatenate([views, padding])
+                yield _apply(self.variables, views, predict_fn=predict_fn, feature=feature)
+
+        return np.concatenate(list(to_host(batches())))[:number]
+
+
+@functools.partial(jax.jit, static_argnames=("predict_fn", "feature"))
+def _apply(variables: dict, views: jax.Array, *, predict_fn: Callable, feature: str | None):
+    batch = {"image": views, "label": jnp.zeros(len(views), jnp.int32)}
+    out = predict_fn(*separated(variables), batch)
+    if feature is None:
+        return out["logits"]
+    if feature not in out["features"]:
+        raise ValueError(unknown("feature", feature, out["features"]))
+    return pooled(out["features"][feature]).astype(jnp.float32)
+
+
+def separated(variables: dict) -> tuple[Any, dict]:
+    """(params, model_state) of Linen's variables, as a Task takes them."""
+    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+
+def to_host(outputs: Iterable) -> Iterator:
+    """Each of the outputs on the host, fetched while the device computes the one after it."""
+    last = None
+    for out in outputs:
+        if last is not None:
+            yield jax.device_get(last)
+        last = out
+    if last is not None:
+        yield jax.device_get(last)
+
+
+def load_model(folder, *, best: bool = False, step: int | None = None) -> Model:
+    """The model that a run in `folder` (local or in a bucket) has trained.
+
+    Of its newest checkpoint that can be read, that of `step`, or the `best` by the run's
+    config.keep_best. Only parameters and BatchNorm statistics are read, whole, to this process'
+    first device, whatever mesh wrote them; the run's data need not be there any more.
+
+    Raises:
+      FileNotFoundError: no run there. ValueError: no such checkpoint, or none that can be read.
+    """
+    folder = files.absolute(folder)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} is not a run's folder (it has no config.json)")
+    if not (folder / "checkpoints").exists():
+        raise ValueError(f"{folder} has no checkpoint yet")
+    keep_best = files.read_json(folder / "config.json").get("keep_best", "")
+    saver = checkpoint.Checkpointer(folder / "checkpoints", best=keep_best)
+    try:
+        chosen = _chosen_step(saver, folder, keep_best if best else None, step)
+        found = saver.restore_parts(_used, step=chosen)
+    finally:
+        saver.close()
+    if found is None:
+        raise ValueError(f"{folder} has no checkpoint yet")
+    parts, meta, number = found
+    about = {
+        "step": number,
+        "info": _info(folder, meta),
+        "config": config_lib.today(meta["config"]),
+    }
+    return _assembled(parts, meta={**meta, **about})
+
+
+def _chosen_step(saver, folder, best: str | None, step: int | None) -> int | None:
+    if best is not None and step is not None:
+        raise ValueError(f"step is {step} and best is True; expected one of them")
+    if best is not None:
+        step = saver.best_step
+        if step is None:
+            raise ValueError(
+                f"{folder} has no best checkpoint: "
+                + (f"none was kept for its {best!r}" if best else "its config.keep_best is empty")
+            )
+    elif step is not None and step not in saver.steps:
+        there = ", ".join(map(str, saver.steps)) or "none"
+        raise ValueError(f"{folder} has no checkpoint of step {step}; there are {there}")
+    return step
+
+
+def _used(state: Mapping) -> dict:
+    """Of a stored `TrainState`, what `TrainState.variables` is made of."""
+    names = ("ema", "frozen") if state.get("ema") else ("params", "frozen", "model_state")
+    return {name: state[name] for name in names}
+
+
+def _assembled(parts: Mapping, *, meta: dict) -> Model:
+    config = config_lib.from_plain(meta["config"])
+    trained = parts.get("ema", parts)
+    params = optim.join(trained["params"], parts.get("frozen") or {})
+    variables = {"params": params, **(trained.get("model_state") or {})}
+    meta["weights"] = config_lib.hash_of(checkpoint.digests(variables))
+    kind = tasks.TASKS[config.task.name]
+    preprocess = Preprocess(
+        size=config.data.size,
+        crop_fraction=ImageSource.crop_fraction if meta["info"]["encoded"] else None,
+        **config.task.normalize,
+    )
+    module, task = kind.network(config, meta["info"]), kind.make(config, meta["info"])
+    model = Model(module, variables, preprocess, "", meta, task)
+    return model._replace(feature="pre_logits" if "pre_logits" in model.feature_names else "")
+
+
+def _info(folder, meta: Mapping) -> dict:
+    """What is known of the run's data; of an older run, how many classes they have."""
+    if "info" in meta:
+        return meta["info"]
+    manifest = noise.Manifest.load(folder / "noise.npz")
+    name = meta["config"]["data"]["name"]
+    encoded = name in FORMATS or name.startswith(TFDS)
+    return {**numbered(cast(int, manifest.num_classes)), "encoded": encoded}
