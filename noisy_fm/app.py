@@ -12,13 +12,7 @@ from noisy_fm.config import OPEN_ENDED, flatten, loosened
 from noisy_fm.messages import print_anywhere, say, settle
 
 
-def run_app(
-    main: Callable,
-    *,
-    config_file: str | None = None,
-    workdir: str | None = None,
-    defaults: Callable | None = None,
-) -> None:
+def run_app(main: Callable, *, defaults: Callable | None = None) -> None:
     """Parses `--config` and `--workdir`, runs `main(config, workdir)`, and words its failures.
 
     `--help` lists the keys of the config that `defaults()` returns.
@@ -35,9 +29,9 @@ def run_app(
 
     print_anywhere()
     flags.DEFINE_bool("traceback", False, "show where an error was raised")
-    flags.DEFINE_string("workdir", workdir, "folder for results; a run found there is resumed")
+    flags.DEFINE_string("workdir", None, "folder for results; a run found there is resumed")
     config_flags.DEFINE_config_file(
-        "config", config_file, "config file, `:arguments` after it; override with --config.KEY=…"
+        "config", None, "config file, `:arguments` after it; override with --config.KEY=…"
     )
     load = flags.FLAGS["config"].parser
     read = load.parse  # its values are made to fit before the overrides are read

@@ -177,13 +177,13 @@ def _matrix_inverse_sqrt(k, noise):
     return p @ last, error <= 0.19**2
 
 
-def _leading_eigenpairs(k, count, *, tolerance=2e-6, max_rounds=12):
+def _leading_eigenpairs(k, count):
     """The `count` largest eigenvalues and vectors (rows, [count n]) of a positive semidefinite k.
 
     Also the next eigenvalue, and a bound on it. Subspace iteration with a Chebyshev filter. Each
     round damps the spectrum below the block's smallest Ritz value b; Ritz vectors beyond 3b are
     projected out of the filter, whose range would else exceed float32's, and take plain power
-    steps. It ends when the residuals are below `tolerance` of the last wanted eigenvalue and twice
+    steps. It ends when the residuals are below 2e-6 of the last wanted eigenvalue and twice
     the rounding of the largest, or no longer halve: rounding is all that is left of them. The
     vectors, which the gradient needs, are good to that over the distance to the next eigenvalue.
     """
@@ -223,8 +223,8 @@ def _leading_eigenpairs(k, count, *, tolerance=2e-6, max_rounds=12):
     def unfinished(state):
         rounds, before, values, _, _, residual = state
         now = jnp.sum(residual[:count])
-        bound = tolerance * values[count - 1] + 2 * jnp.finfo(k.dtype).eps * values[0]
-        return (rounds < max_rounds) & (now > bound**2) & (4 * now < before)
+        bound = 2e-6 * values[count - 1] + 2 * jnp.finfo(k.dtype).eps * values[0]
+        return (rounds < 12) & (now > bound**2) & (4 * now < before)
 
     start = (0, jnp.array(jnp.inf, k.dtype), *rayleigh_ritz(y @ k @ k))
     _, _, values, x, xk, residual = jax.lax.while_loop(unfinished, refine, start)

@@ -35,7 +35,7 @@ def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
 
 
 def classification_metrics(
-    labels, predictions, num_classes: int, *, groups=None, seed: int = 0, resamples: int = 2000
+    labels, predictions, num_classes: int, *, groups=None
 ) -> dict[str, float]:
     """Accuracy with a 95 % interval, balanced accuracy, macro-F1 and the number of examples.
 
@@ -51,7 +51,7 @@ def classification_metrics(
     if groups is None:
         low, high = wilson_interval(int(hits.sum()), int(true.sum()))
     else:
-        low, high = cluster_bootstrap(correct, groups, seed=seed, resamples=resamples)
+        low, high = cluster_bootstrap(correct, groups)
     present = true > 0
     return {
         "accuracy": float(hits.sum() / true.sum()),
@@ -103,11 +103,11 @@ def metric_intervals(
     }
 
 
-def wilson_interval(successes: int, trials: int, *, z: float = 1.959963984540054):
-    """Wilson's score interval of a proportion, (low, high); 95 % by default."""
+def wilson_interval(successes: int, trials: int):
+    """Wilson's 95 % score interval of a proportion, (low, high)."""
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes of {trials} trials is no proportion")
-    share = successes / trials
+    share, z = successes / trials, 1.959963984540054
     scale = 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
@@ -180,13 +180,13 @@ def _student(mean: float, variance: float, df: float) -> Test:
     return Test(float(mean), float(mean - half), float(mean + half), float(p), float(df))
 
 
-def smallest_effect(width: float, df: float, *, power: float = 0.8) -> float:
-    """The effect that a t test at 5 %, two-sided, finds with this power.
+def smallest_effect(width: float, df: float) -> float:
+    """The effect that a t test at 5 %, two-sided, finds four times of five.
 
     `width` is that of the 95 % interval, which says how large the test's standard error is.
     """
     critical = float(stats.t.isf(LEVEL / 2, df))
-    shift = optimize.brentq(lambda s: stats.nct.sf(critical, df, s) - power, 0.0, 2 * critical)
+    shift = optimize.brentq(lambda s: stats.nct.sf(critical, df, s) - 0.8, 0.0, 2 * critical)
     return float(shift * width / 2 / critical)
 
 

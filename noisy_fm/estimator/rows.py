@@ -9,6 +9,7 @@ import numpy as np
 
 BLOCK_BYTES = 2**23
 SMALLEST_BUCKET = 512
+ALIGNMENT = 64  # bytes, as XLA asks of an array that it takes over
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -77,11 +78,11 @@ def gathered(features, rows, scale=None, *, padded: int | None = None) -> np.nda
     return result
 
 
-def _aligned(rows: int, columns: int, bytes_: int = 64) -> np.ndarray:
+def _aligned(rows: int, columns: int) -> np.ndarray:
     """float32 [rows columns] at an address that a CPU device takes over without a copy."""
     size = 4 * rows * columns
-    raw = np.empty(size + bytes_, np.uint8)
-    first = -raw.ctypes.data % bytes_
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    first = -raw.ctypes.data % ALIGNMENT
     return raw[first : first + size].view(np.float32).reshape(rows, columns)
 
 

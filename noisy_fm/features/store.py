@@ -277,8 +277,8 @@ def _open(file: Path, about: dict, verify: bool) -> np.ndarray:
     return array
 
 
-def _crc(array: np.ndarray, block: int = 2**16) -> int:
-    crc = 0
+def _crc(array: np.ndarray) -> int:
+    crc, block = 0, 2**16
     for first in range(0, len(array), block):
         crc = zlib.crc32(np.ascontiguousarray(array[first : first + block]).tobytes(), crc)
     return crc

@@ -1,6 +1,6 @@
-"""What makes networks fast on a CPU; `tools/bench.py fast` times each piece beside without.
+"""What makes networks fast on a CPU: same results to rounding, nothing changed on accelerators.
 
-Nothing here changes what is computed beyond rounding, nor, on accelerators, how.
+`tools/bench.py fast` times each piece beside the plain form that it stands for.
 """
 
 import jax
@@ -13,7 +13,8 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     XLA copies there the left operand of a product over several axes, and computes in the copy what
     it is made of. By JAX's rule that is the output's gradient: in a residual network a sum over all
-    later blocks, anew for each kernel. Here it is x. On a TPU nothing changes.
+    later blocks, anew for each kernel. Here it is x (`bench.py fast`: 1.2 times as fast a gradient
+    of ViT-S). On a TPU nothing changes.
     """
     return x @ kernel
 
@@ -40,7 +41,8 @@ def dot_general(x, kernel, dimension_numbers, precision=None):
 def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [n h w c] convolved with kernel [1 1 c f]; its gradient on a CPU is that of a product.
 
-    There that is faster; on a TPU it is slower, by its compiler's estimate.
+    There that is faster (`bench.py fast`: 1.2 times, of a whole ResNet-50's gradient); on a TPU it
+    is slower, by its compiler's estimate.
     """
     return by_convolution(x, kernel)
 
@@ -95,7 +97,11 @@ def grouped_conv(x, kernel, *, stride: int):
 
 
 def sum_of_taps(x, kernel, *, stride: int):
-    """`depthwise` as k² shifted products: XLA's grouped convolution is far slower on a CPU."""
+    """`depthwise` as k² shifted products, for CPUs.
+
+    `bench.py fast`: a whole EfficientNet-Lite0's gradient takes a quarter of the time that it takes
+    with `grouped_conv`.
+    """
     n, h, wide, c = x.shape
     k = kernel.shape[0]
     rows, columns = (-(-size // stride) for size in (h, wide))

@@ -46,9 +46,9 @@ def check_finite(features, name: str) -> None:
         )
 
 
-def rows_within(features, size: int = BLOCK_BYTES) -> int:
-    """How many rows of features [n …] `size` bytes of float64 hold, at least one."""
-    return max(1, size // max(1, 8 * int(np.prod(features.shape[1:]))))
+def rows_within(features) -> int:
+    """How many rows of features [n …] BLOCK_BYTES of float64 hold, at least one."""
+    return max(1, BLOCK_BYTES // max(1, 8 * int(np.prod(features.shape[1:]))))
 
 
 def warn_constant(features, name: str, *, stacklevel: int = 4) -> None:

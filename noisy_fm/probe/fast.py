@@ -1,6 +1,6 @@
-"""What makes grids of heads fast on a CPU; `tools/bench.py fast` times each piece beside without.
+"""What makes grids of heads fast on a CPU: same results to rounding.
 
-Nothing here changes what is computed beyond rounding.
+`tools/bench.py fast` times each piece beside the plain form that it stands for.
 """
 
 import jax
@@ -16,8 +16,8 @@ CPU_LANES = {"linear": 3, "plain": 1, "residual": 1}
 def cross_entropy(scores, labels, mask):
     """Σ mask·(−log softmax(scores)[label]) / Σ mask of scores [m c], labels [m], mask [m].
 
-    Its gradient, mask·(softmax − one-hot)/Σ mask, is written out: two passes over [m c] less, and
-    no gather, whose gradient is a scatter, slow on a CPU.
+    Its gradient is written out, mask·(softmax − one-hot)/Σ mask. `bench.py fast`: no faster than
+    optax's. It stays until results may move in their last bit, as those of an MLP would.
     """
     return _cross_entropy(scores, labels, mask)[0]
 
@@ -44,8 +44,9 @@ cross_entropy.defvjp(_cross_entropy, _cross_entropy_gradient)
 def adamw(state: dict, gradient, learning_rate, weight_decay, step) -> dict:
     """{"params", "mean", "square"} after one step of AdamW, as `optax.adamw` (decoupled decay).
 
-    The bias corrections multiply scalars, not arrays. Rate, decay (on matrices, on vectors) and
-    `step`, from 1, may be traced: lanes differ in them.
+    The bias corrections multiply scalars, not arrays (`bench.py fast`: optax's takes 1 to 5 % more
+    of a step). Rate, decay (on matrices, on vectors) and `step`, from 1, may be traced: lanes
+    differ in them.
     """
     size = learning_rate / (1 - BETA1**step)
     correction = 1 / (1 - BETA2**step)
@@ -67,7 +68,8 @@ def adamw(state: dict, gradient, learning_rate, weight_decay, step) -> dict:
 def transposed(params: dict) -> dict:
     """The parameters with the narrowing matrices (D → C, 4D → D) transposed, [out, in].
 
-    The gradient of a kernel that is held so is a product whose long side lies along the memory.
+    The gradient of a kernel that is held so is a product whose long side lies along the memory
+    (`bench.py fast`: a linear head's step takes 8 to 20 % more without).
     """
 
     def turn(path, a):
@@ -80,7 +82,8 @@ def in_turn(step):
     """`step` of one lane for the states of all, written out one by one; as `jax.vmap` otherwise.
 
     A CPU runs small matrix products apart faster than one batched product, and works on several
-    lanes at a time.
+    lanes at a time (`bench.py fast`: mapped, a linear head's step takes 1.1 times as long, NMTune's
+    three times).
     """
 
     def move(states, *arrays):

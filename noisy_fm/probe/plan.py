@@ -10,6 +10,7 @@ from noisy_fm.models.heads import NORM_MOMENTUM
 from noisy_fm.probe.head import TRAINED, Head
 
 WINDOW = 16  # blocks among which streamed rows are shuffled
+OVERHEAD = 2.0  # what a step costs beside its lanes, in units of one lane
 
 
 def subset(labels, fraction: float, *, seed: int = 0, ids=None) -> np.ndarray:
@@ -192,15 +193,12 @@ def pack(lengths, lanes: int) -> list[list[int]]:
     return queues
 
 
-def choose_lanes(lengths, most: int, *, multiple: int = 1, overhead: float = 2.0) -> int:
-    """Number of lanes, at most `most`, for the least time makespan × (overhead + lanes).
-
-    A step costs about its lanes plus a fixed part, `overhead`, in units of one lane.
-    """
+def choose_lanes(lengths, most: int, *, multiple: int = 1) -> int:
+    """Number of lanes, at most `most`, for the least time makespan × (OVERHEAD + lanes)."""
     best, least = multiple, float("inf")
     ceiling = min(most, len(lengths) + multiple - 1)
     for lanes in range(multiple, max(multiple, ceiling) + 1, multiple):
         span = max(sum(lengths[j] for j in queue) for queue in pack(lengths, lanes))
-        if span * (overhead + lanes) < least:
-            best, least = lanes, span * (overhead + lanes)
+        if span * (OVERHEAD + lanes) < least:
+            best, least = lanes, span * (OVERHEAD + lanes)
     return best

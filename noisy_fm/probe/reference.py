@@ -5,6 +5,8 @@ from scipy import optimize, special
 
 from noisy_fm.probe.head import Head
 
+BLOCK = 1024  # rows whose distances to all examples are held at a time
+
 
 def fit_ridge(head: Head, f: np.ndarray, labels: np.ndarray, num_classes: int) -> dict:
     """Minimises ‖FW + b − Y‖² + α‖W‖² in closed form; Y is ±1 one-hot, α the weight decay.
@@ -50,15 +52,15 @@ def fit_knn(head: Head, f: np.ndarray, labels: np.ndarray, num_classes: int) -> 
     return {"examples": f.astype(np.float32), "labels": labels, "num_classes": num_classes}
 
 
-def knn_scores(parameters: dict, neighbors: int, f: np.ndarray, *, block: int = 1024):
+def knn_scores(parameters: dict, neighbors: int, f: np.ndarray):
     """Share [m c] of each class among the k nearest training examples (Euclidean distance)."""
     examples = parameters["examples"].astype(np.float64)
     one_hot = np.eye(parameters["num_classes"], dtype=np.float32)[parameters["labels"]]
     k = min(neighbors, len(examples))
     norms = np.sum(examples**2, axis=1)
     scores = []
-    for first in range(0, len(f), block):
-        distance = norms - 2 * f[first : first + block].astype(np.float64) @ examples.T
+    for first in range(0, len(f), BLOCK):
+        distance = norms - 2 * f[first : first + BLOCK].astype(np.float64) @ examples.T
         nearest = np.argpartition(distance, k - 1, axis=1)[:, :k]
         scores.append(one_hot[nearest].mean(axis=1))
     return np.concatenate(scores)

@@ -8,19 +8,19 @@ import numpy as np
 BLOCK_BYTES = 2**23  # of float64, taken at a time where any number of rows will do
 
 
-def as_features(x, *, where: str = "features") -> np.ndarray:
+def as_features(x) -> np.ndarray:
     """`x` as a real [n d] array, not copied; one clear line if it is not one.
 
     A vector of n lists or arrays (a table's column of embeddings) is stacked. A masked array is
     taken where nothing is masked, and refused else.
     """
-    x = as_array(x, where=where)
+    x = as_array(x)
     if x.ndim != 2:
-        raise ValueError(f"{where} must be 2-D [n, d], got shape {x.shape}")
+        raise ValueError(f"features must be 2-D [n, d], got shape {x.shape}")
     if x.shape[1] == 0:
-        raise ValueError(f"{where} have no columns: shape {x.shape}")
+        raise ValueError(f"features have no columns: shape {x.shape}")
     if not is_real(x.dtype):
-        raise TypeError(f"{where} must be real numbers, got dtype {x.dtype}{raw_advice(x.dtype)}")
+        raise TypeError(f"features must be real numbers, got dtype {x.dtype}{raw_advice(x.dtype)}")
     return x
 
 
@@ -116,7 +116,7 @@ def as_mask(mask, rows: int) -> np.ndarray:
     return mask.astype(bool)
 
 
-def require_finite(x: np.ndarray, *, first_row: int = 0, where: str = "features") -> None:
+def require_finite(x: np.ndarray, *, first_row: int = 0) -> None:
     """ValueError that counts the rows with NaN or infinity and names the first."""
     count, first, overflow = 0, 0, False
     for start, block in blocks_of(x):
@@ -127,7 +127,7 @@ def require_finite(x: np.ndarray, *, first_row: int = 0, where: str = "features"
             overflow |= bool(x.dtype == np.float16 and np.isinf(block[bad]).any())
     if count:
         raise ValueError(
-            f"{where} have NaN or infinite values in {count} of {len(x)} rows, "
+            f"features have NaN or infinite values in {count} of {len(x)} rows, "
             f"the first at row {first}" + " (an overflow of float16?)" * overflow
         )
 

@@ -59,9 +59,9 @@ def from_singular_values(
     }
 
 
-def power_law_exponent(values, *, index_range: tuple[int, int] = ALPHA_RANGE) -> float:
-    """α of σᵢ² ∝ i^−α over 1-based indices `index_range` (both included); NaN if under 3 points."""
-    first, last = index_range
+def power_law_exponent(values) -> float:
+    """α of σᵢ² ∝ i^−α over 1-based indices ALPHA_RANGE (both included); NaN if under 3 points."""
+    first, last = ALPHA_RANGE
     energy = (np.asarray(values, np.float64) / np.max(values)) ** 2
     energy = energy[first - 1 : last]
     energy = energy[energy > np.finfo(np.float64).eps ** 2]

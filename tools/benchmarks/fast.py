@@ -31,13 +31,11 @@ def run(measure, argv) -> list[Case]:
 
 
 def of_networks(measure) -> list[Case]:
-    """product, pointwise and depthwise, each in the gradient of a network that has it."""
+    """dot_general, pointwise and depthwise, each in the gradient of a network that has it."""
     return [
-        _network(measure, "vit_s16", 16, "product", ("dot_general", jax.lax.dot_general)),
-        _network(measure, "resnet50", 16, "pointwise", ("pointwise", networks.by_convolution)),
-        _network(
-            measure, "efficientnet_lite0", 4, "depthwise", ("depthwise", networks.grouped_conv)
-        ),
+        _network(measure, "vit_s16", 16, dot_general=jax.lax.dot_general),
+        _network(measure, "resnet50", 16, pointwise=networks.by_convolution),
+        _network(measure, "efficientnet_lite0", 4, depthwise=networks.grouped_conv),
     ]
 
 
@@ -59,29 +57,28 @@ def _network(measure, name: str, batch: int, **plain) -> Case:
 
 def of_probes(measure) -> list[Case]:
     """Steps of linear heads and of NMTune's MLP, each piece left out in turn."""
-    return [_lanes(measure, "lp", 150), _lanes(measure, "nmtune", 20)]
+    return [_lanes(measure, "lp", 400), _lanes(measure, "nmtune", 40)]
 
 
 def _lanes(measure, method: str, steps: int) -> Case:
     random = np.random.default_rng(0)
     features = jnp.asarray(random.normal(size=(ROWS, 1, WIDTH)), jnp.float32)
     labels = np.arange(ROWS) % CLASSES
-    head = Head(method, preset="release", epochs=3)
+    head = Head(method, preset="release", epochs=8)
     number = probes.CPU_LANES[head.layout]
     plans = [plan.make_plan(head, labels, CLASSES, np.arange(ROWS)) for _ in range(number)]
-    arrays = lanes.Lanes(plans, [[lane] for lane in range(number)], BATCH).arrays(steps)
+    run = lanes.Lanes(plans, [[lane] for lane in range(number)], BATCH)
+    arrays = jax.device_put(run.arrays(steps))
     states = [start_state(head.layout, seed, WIDTH, CLASSES) for seed in range(number)]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     preset = head.preset if head.regularized else None
 
     def contestant(*, unrolled=True, **forms):
-        def move(state):
-            return lanes.advance.__wrapped__(
-                state, features, arrays, steps, preset=preset, unrolled=unrolled
-            )
+        def move(*given):
+            return lanes.advance.__wrapped__(*given, preset=preset, unrolled=unrolled)
 
         with mock.patch.dict(vars(probes), forms):
-            return _compiled(move, state)
+            return _compiled(move, state, features, arrays, steps)
 
     peers = {
         "without cross_entropy": contestant(cross_entropy=_cross_entropy),
@@ -93,10 +90,10 @@ def _lanes(measure, method: str, steps: int) -> Case:
     return measure(method, contestant(), peers, target=dict.fromkeys(peers, 1.0), note=note)
 
 
-def _compiled(function, argument):
+def _compiled(function, *arguments):
     """A call of the function, compiled now, that blocks."""
-    program = jax.jit(function).lower(argument).compile()
-    return lambda: jax.block_until_ready(program(argument))
+    program = jax.jit(function).lower(*arguments).compile()
+    return lambda: jax.block_until_ready(program(*arguments))
 
 
 def _cross_entropy(scores, labels, mask):
