@@ -60,6 +60,7 @@ def bytes_of(tree) -> int:
     )
 
 
+@pytest.mark.slow
 def test_memory_is_the_state_and_the_batch_of_one_device(aot, report):
     config = small()
     mesh = sharding.make_mesh(**config.mesh)

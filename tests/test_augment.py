@@ -229,7 +229,13 @@ PIPELINES = {
 }
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if number else name
+        for number, name in enumerate(PIPELINES)
+    ],
+)
 def test_the_pipeline_gives_pillows_images(canvases, name):
     """The same draw on the device and through Pillow, resize included."""
     pipeline = augment.imagenet(size=48, **PIPELINES[name])

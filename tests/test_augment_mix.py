@@ -47,6 +47,7 @@ def ratios(mode="elem", **arguments):
     return soft[np.arange(n), (np.arange(n) >= n // 2).astype(int)], np.asarray(mixed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.2, 0.8])
 def test_mixup_ratios_are_beta(alpha):
     drawn, _ = ratios(mixup=alpha)
@@ -114,6 +115,7 @@ def test_groups_keep_rows_on_their_device(mode):
     assert ((alone[0] >= between[0]) & (alone[0] <= between[1])).all()
 
 
+@pytest.mark.slow
 def test_an_element_does_not_depend_on_the_others_draws():
     images, targets = batch(n=8)
     key = jax.random.key(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from noisy_fm import config
+from noisy_fm import config, study
 from noisy_fm.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +62,7 @@ def test_the_installed_command_is_the_same():
     assert scripts == {"noisy_fm": "noisy_fm.__main__:main"}
 
 
-@pytest.mark.parametrize(("name", "defaults"), [("train", config.train), ("study", config.study)])
+@pytest.mark.parametrize(("name", "defaults"), [("train", config.train), ("study", study.defaults)])
 def test_help_lists_every_key_with_its_default(name, defaults):
     said = command(name, "--help").stdout.splitlines()
     for key, value in config.flatten(defaults()).items():

@@ -121,25 +121,31 @@ def command(module, *arguments, **variables):
 PRETRAIN = "--config=configs/pretrain/emoji.py"
 
 
+# Each is a process of its own, so most are for the slow suite.
+RARER_MISTAKES = (
+    ((PRETRAIN + ":noise=0.1",), "noise_rate"),
+    ((PRETRAIN, "--config.noise.rate=1.0"), "expected γ in [0, 1)"),
+    ((PRETRAIN, "--config.model.name=resnet5"), "resnet"),
+    ((PRETRAIN, "--config.data.name=emoji_domain"), "emoji_domains"),
+    ((PRETRAIN, "--config.data.labels=categry"), "category"),
+    ((PRETRAIN, "--config.seeds.order=-1"), "expected a whole number below 2³²"),
+    ((PRETRAIN, "--config.optimizer.weight_decay=-1"), "weight_decay is -1.0; expected 0 or"),
+    ((PRETRAIN, "--config.data.size=64", "--config.model.size=3"), "config.model.size"),
+    ((PRETRAIN, "--config.optimzer.clip=1"), "no key config.optimzer.clip"),
+    ((PRETRAIN, "--config.model.width=8"), "that a config file does not set is set there"),
+    ((), "--config is missing"),
+    ((PRETRAIN, "--wrkdir=/tmp/x"), "workdir"),
+)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((PRETRAIN, "--config.batchsize=3"), "batch_size"),
-        ((PRETRAIN + ":noise=0.1",), "noise_rate"),
-        ((PRETRAIN, "--config.noise.rate=1.0"), "expected γ in [0, 1)"),
-        ((PRETRAIN, "--config.model.name=resnet5"), "resnet"),
-        ((PRETRAIN, "--config.data.name=emoji_domain"), "emoji_domains"),
-        ((PRETRAIN, "--config.data.labels=categry"), "category"),
         ((PRETRAIN, "--config.noise.rat=0.2"), 'no key config.noise.rat; Did you mean "rate"'),
-        ((PRETRAIN, "--config.seeds.order=-1"), "expected a whole number below 2³²"),
-        ((PRETRAIN, "--config.optimizer.weight_decay=-1"), "weight_decay is -1.0; expected 0 or"),
         ((PRETRAIN, "--config.data.name=folder"), "config.data: folder: "),
-        ((PRETRAIN, "--config.data.size=64", "--config.model.size=3"), "config.model.size"),
-        ((PRETRAIN, "--config.optimzer.clip=1"), "no key config.optimzer.clip"),
-        ((PRETRAIN, "--config.model.width=8"), "that a config file does not set is set there"),
         (("--config=configs/missing.py",), "there is no config file configs/missing.py"),
-        ((), "--config is missing"),
-        ((PRETRAIN, "--wrkdir=/tmp/x"), "workdir"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in RARER_MISTAKES),
     ],
 )
 def test_the_command_line_words_a_mistake_in_one_line(arguments, message, tmp_path):
@@ -205,9 +211,9 @@ FOLDER_VALUES = {  # a config file that replaces whole groups
 @pytest.mark.parametrize(
     ("file", "values"),
     [
-        ("pretrain/emoji.py", TRAIN_VALUES),
+        pytest.param("pretrain/emoji.py", TRAIN_VALUES, marks=pytest.mark.slow),
         ("study/emoji.py", STUDY_VALUES),
-        ("pretrain/folder.py", FOLDER_VALUES),
+        pytest.param("pretrain/folder.py", FOLDER_VALUES, marks=pytest.mark.slow),
     ],
     ids=["emoji", "study", "folder"],
 )

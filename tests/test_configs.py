@@ -21,6 +21,7 @@ def load(file: Path):
 
 
 # The ImageNet recipes take their steps, shrunken, in test_recipes.py.
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(ROOT.glob("pretrain/emoji*.py")), ids=lambda f: f.stem)
 def test_a_training_config_takes_a_step(file, tmp_path):
     module = load(file)
@@ -46,6 +47,7 @@ def test_a_study_config_resolves(file):
     assert any("pretrain.epochs" in line for line in changed)
 
 
+@pytest.mark.slow
 def test_the_config_for_images_on_disk_trains_on_them(tmp_path):
     for split, name in itertools.product(("train", "val"), ("cat", "dog")):
         folder = tmp_path / "data" / split / name

@@ -130,6 +130,7 @@ def test_both_depthwise_forms_are_tensorflow_padded_correlation(kernel, stride, 
         np.testing.assert_allclose(form(x, w, stride=stride)[0], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_depthwise_forms_have_the_same_gradient():
     x = random_images(2, 9)
     w = jnp.asarray(np.random.default_rng(1).standard_normal((5, 5, 1, 3)), jnp.float32)

@@ -202,7 +202,13 @@ def test_partial_fit_goes_on_from_where_it_stands(digits):
     assert fitted.partial_fit(x, y).score(x, y) > score - 0.05
 
 
-@pytest.mark.parametrize("estimator", [*CLASSIFIERS, NMTuneTransformer])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        *(pytest.param(one, marks=pytest.mark.slow) for one in CLASSIFIERS),
+        NMTuneTransformer,
+    ],
+)
 def test_saved_and_loaded_in_another_process(digits, estimator, tmp_path):
     x, y = digits
     frame = pd.DataFrame(x, columns=[f"f{i}" for i in range(x.shape[1])])
@@ -330,6 +336,7 @@ def test_pandas_and_pipelines(digits):
     assert pipeline.fit(frame, y).score(frame, y) > 0.95
 
 
+@pytest.mark.slow
 def test_grid_search_and_workers(digits):
     x, y = digits
     search = GridSearchCV(

@@ -112,7 +112,7 @@ def gathered(moved) -> Counter:
     )
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet"])
+@pytest.mark.parametrize("name", [pytest.param("vit", marks=pytest.mark.slow), "resnet"])
 def test_data_parallel_sums_gradients_and_gathers_nothing(name):
     moved, shapes = compiled(name, data=8)
     check(moved, shapes)
@@ -123,7 +123,7 @@ def test_data_parallel_sums_gradients_and_gathers_nothing(name):
     assert weights <= summed < 1.2 * weights
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet"])
+@pytest.mark.parametrize("name", [pytest.param("vit", marks=pytest.mark.slow), "resnet"])
 def test_fully_sharded_gathers_each_split_parameter_once(name):
     moved, shapes = compiled(name, data=2, fsdp=4)
     check(moved, shapes)
@@ -155,6 +155,7 @@ def test_batch_statistics_are_sums_over_all_devices():
     assert all(one.kind == "all-reduce" and one.group == 8 for one in norms)
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_gathered_are_found(monkeypatch):
     monkeypatch.setattr(sharding, "gather", lambda tree, like: tree)
     moved, shapes = compiled.__wrapped__("unrolled", data=2, fsdp=4)
@@ -162,6 +163,7 @@ def test_parameters_that_are_not_gathered_are_found(monkeypatch):
         check(moved, shapes)
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_laid_out_again_is_found():
     moved, shapes = compiled("relaid", data=2, fsdp=4)
     with pytest.raises(AssertionError, match=r"an activation|a re-layout"):

@@ -93,6 +93,7 @@ def test_the_toy_draws_and_learns(reference):
     assert other["losses"] == reference["losses"][:2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes",
     [

@@ -213,6 +213,7 @@ def test_views_are_those_of_evaluation_from_files():
     np.testing.assert_array_equal(whole, [np.asarray(image) for image in resized])
 
 
+@pytest.mark.slow
 def test_a_run_on_files_is_used_when_they_are_gone(tmp_path):
     pictures.write_folder(tmp_path / "data", pictures.examples(16), "train")
     pictures.write_folder(tmp_path / "data", pictures.examples(9, 50), "val")

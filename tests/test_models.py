@@ -207,6 +207,7 @@ def value_and_gradient(name, seed=3, **overrides):
     return run(variables["params"], {k: v for k, v in variables.items() if k != "params"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [

@@ -81,6 +81,7 @@ def test_values_and_gradients_match_float64(shape):
             assert relative(gradient, svd_gradient(z, k)) < 4e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", TOP_KS)
 @pytest.mark.parametrize(("decay", "tolerance"), [(1 / 30, 1e-5), (1 / 150, 1e-3)])
 def test_methods_agree_within_the_stated_tolerance(decay, tolerance, top_k):
@@ -99,6 +100,7 @@ def test_a_dominant_direction_does_not_hide_the_others(top_k):
     assert relative(gradient, svd_gradient(z, top_k)) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
 def test_gradients_by_finite_differences(shape, method):
@@ -205,6 +207,7 @@ def test_release_preset():
     )
 
 
+@pytest.mark.slow
 def test_weights_choose_and_scale_the_terms():
     z, f = features(66, 80), features(66, 80, seed=1)
     total = mse(z, f) + cov(z) + svd(z, 1)
@@ -273,6 +276,7 @@ def test_too_few_rows_that_count(rows):
     np.testing.assert_allclose(nmtune.singular_value_loss(z, mask=mask), -rows, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SLOW_SVD)
 def test_vmap_equals_one_at_a_time(method):
     z = jnp.stack([features(70, 90, decay=d, seed=i) for i, d in enumerate((0.5, 0.02, 0))])
@@ -285,6 +289,7 @@ def test_vmap_equals_one_at_a_time(method):
         assert relative(gradients[i], np.asarray(gradient)) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SLOW_SVD)
 def test_sharded_over_the_batch_equals_one_device(method):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

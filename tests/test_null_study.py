@@ -38,6 +38,7 @@ def least(studies: int, share: float) -> float:
     return stats.binom.ppf(0.001, studies, share)
 
 
+@pytest.mark.slow
 def test_no_effect_is_rarely_seen():
     bones = null_study.skeleton(3, rates=(0.0, 0.1, 0.3))
     seen, _, covered, family, last = verdicts(bones, 40, seed=0)

@@ -147,6 +147,7 @@ def test_a_damaged_record_is_replaced_in_training(folder, tmp_path):
     assert batches.damage.ids == [int(fresh.ids[7])]
 
 
+@pytest.mark.slow
 def test_splits_are_prepared_side_by_side_and_one_split_by_one_process(folder, tmp_path):
     pictures.write_folder(tmp_path / "in", pictures.examples(30), "val")
     out = tmp_path / "out"

@@ -550,6 +550,7 @@ def test_means_are_over_the_tasks_that_every_cell_has(study, tmp_path):
     assert page.table_with("In-domain accuracy")["LP"] == [f"{m:.1f}" for m in means]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsaved")
 def test_fractions_presets_and_models_are_kept_apart(study, tmp_path):
     rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]

@@ -223,6 +223,7 @@ def test_a_run_moves_to_another_topology(done, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, toy.host(state), toy.host(moved))
 
 
+@pytest.mark.slow
 def test_a_run_says_where_it_begins_and_a_constant_rate_can_go_on(tmp_path, capsys):
     cfg = small(batch_size=512, schedule__name="constant")
     _, made, _ = train.run(cfg, str(tmp_path / "long"))
@@ -307,6 +308,7 @@ def test_mistakes_are_found_before_anything_is_written(changes, message, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_training_is_kept_when_its_evaluation_fails_and_goes_on_with_another_tolerance(tmp_path):
     classes = ("cat", "dog")
     folder_of_images(tmp_path / "data", {"train": classes, "val": classes})

@@ -18,7 +18,7 @@ import small_study as small
 from noisy_fm import data, spectrum, study
 from noisy_fm.features import open_store
 from noisy_fm.study import __main__ as command
-from noisy_fm.study import cells, grid, stages, transfers
+from noisy_fm.study import cells, grid, settings, stages, transfers
 
 ROOT = Path(__file__).parent.parent
 
@@ -120,6 +120,7 @@ def test_running_again_repeats_nothing(done):
     assert stamps == {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}
 
 
+@pytest.mark.slow
 def test_a_store_that_was_deleted_is_made_again_and_nothing_else(done, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(done[0], copy)
@@ -202,6 +203,7 @@ def test_mistakes_are_found_before_anything_is_written(change, message, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_lambda_adds_heads_and_changes_none(done, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(done[0], folder)
@@ -262,6 +264,7 @@ def test_a_study_begun_before_tasks_had_their_keys_goes_on(done, tmp_path):
         grid.begun(cfg, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_change_of_what_is_measured_runs_what_follows_from_it_and_nothing_else():
     def marks(**changes):
         cfg = study.resolve(small.get_config())
@@ -324,11 +327,12 @@ def photographs(tmp_path):
     """A folder of JPEGs in three classes, one of 48 and one of 18 that cannot be read."""
     for split, count, first in (("train", 48, 0), ("val", 18, 1000)):
         rows = pictures.examples(count, first=first)
-        rows[5] = (*rows[5][:2], b"this is no photograph")
+        rows[5] = (*rows[5][:2], f"no photograph, in {split}".encode())
         pictures.write_folder(tmp_path / "photographs", rows, split)
     return tmp_path / "photographs"
 
 
+@pytest.mark.slow
 def test_a_study_of_ones_own_folder_under_noise_with_unreadable_files(photographs, tmp_path):
     load = importlib.util.spec_from_file_location("own", ROOT / "configs" / "study" / "folder.py")
     load.loader.exec_module(module := importlib.util.module_from_spec(load))
@@ -358,10 +362,11 @@ def test_a_study_of_ones_own_folder_under_noise_with_unreadable_files(photograph
     # The same classes, or it is no test of these heads.
     (photographs / "val" / "other").mkdir()
     (photographs / "val" / "other" / "a.JPEG").write_bytes(pictures.jpeg(5000))
+    own = {"name": "folder", "path": str(photographs)}
+    cfg.transfers.own = study.transfer(own, eval_split="val")
     transfers._listed.cache_clear()
-    cfg.pretrain.data.path = ""
-    with pytest.raises(ValueError, match="path"):
-        study.resolve(cfg)
+    with pytest.raises(ValueError, match="only one of them has other"):
+        transfers.check(transfers.collect(settings.completed(cfg)), 24)
 
 
 @pytest.mark.slow

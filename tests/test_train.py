@@ -34,7 +34,14 @@ def test_a_small_set_is_learned_by_heart():
     assert int(state.step) == 60
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 4}])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"data": 1, "fsdp": 8}, marks=pytest.mark.slow),
+        {"data": 2, "fsdp": 4},
+    ],
+)
 def test_losses_do_not_depend_on_the_layout(axes):
     mesh = sharding.make_mesh(**axes)
     state, losses = toy.fit(mesh, 20, augment="flip_crop")

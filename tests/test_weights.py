@@ -59,6 +59,7 @@ def test_a_weight_near_0_is_a_row_left_out(estimator, away):
     assert tiny == pytest.approx(out, abs=0.012)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "batch"),
     [(LinearProbe, 64), (LinearProbe, 8), (LinearProbe, 1), (MLPTuneClassifier, 64),
