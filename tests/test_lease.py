@@ -1,6 +1,7 @@
 """One process at a time in a folder: refused, taken over, fenced off, given back."""
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -25,7 +26,9 @@ def write(folder, **changes):
     folder.mkdir(exist_ok=True)
     other = {"token": 7, "holder": "x", "host": "elsewhere", "pid": 4242, "started": "1"}
     content = {**other, "seen": time.time(), **changes}
-    (folder / lease.NAME).write_text(json.dumps(content))
+    with (folder / f".{lease.NAME}.lock").open("a") as lock:  # between two beats, as who takes over
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / lease.NAME).write_text(json.dumps(content))
     return content
 
 

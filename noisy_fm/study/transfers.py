@@ -59,6 +59,7 @@ def _transfer(name: str, one: ConfigDict) -> Transfer:
 
     def images(domain: str, changes: Mapping, split: str) -> Images:
         changed = {**data, **changes, "labels": ""}
+        changed.pop("eval_split", None)
         changed["domain"] = _domain(changed)
         return Images(dataset, domain, changed, changes.get("eval_split") or split)
 
@@ -88,9 +89,9 @@ def tested(transfers: Iterable[Transfer]) -> list[Images]:
 
 
 def _once(images: Iterable[Images]) -> list[Images]:
-    found: dict[str, Images] = {}
+    found: dict[tuple[str, ...], Images] = {}
     for one in images:
-        found.setdefault(one.mark, one)
+        found.setdefault((one.mark, one.dataset, one.domain), one)
     return sorted(found.values(), key=lambda one: (one.dataset, one.domain, one.split))
 
 
