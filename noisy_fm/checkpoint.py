@@ -200,7 +200,8 @@ def digests(tree) -> dict[str, str]:
     array. One changed bit changes the digest.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    found = jax.device_get([_digest(leaf) for _, leaf in leaves])
+    # One after another: several programs on the devices of one CPU may wait for each other.
+    found = [jax.device_get(_digest(leaf)) for _, leaf in leaves]
     return {
         sharding.path_of(path): f"{int(one[0]):08x}{int(one[1]):08x}"
         for (path, _), one in zip(leaves, found, strict=True)

@@ -7,8 +7,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices share two cores: one that waits for the others is slow, not stuck. LLVM's costliest
 # passes, not XLA's own, take longer than the tests run what they make.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-    " --xla_backend_optimization_level=1"
+    "--xla_backend_optimization_level=1 --xla_cpu_collective_call_terminate_timeout_seconds=600 "
+    + os.environ.get("XLA_FLAGS", "")  # what is given here wins
 )
 # Runs, resumed runs and both workers of the suite compile the same programs: each is compiled once.
 os.environ.setdefault(

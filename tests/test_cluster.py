@@ -7,12 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-import small_study as small
 from test_hosts import joined
 
-from noisy_fm import study
 from noisy_fm.study import cluster
 
 ROOT = Path(__file__).parent.parent
@@ -28,9 +27,10 @@ def records(folder) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
-    """The tiny study's records, its cells run one after another in this process."""
+    """The tiny study's records, its cells run one after another in one process like theirs."""
     folder = tmp_path_factory.mktemp("serial") / "run"
-    study.run(small.get_config("tiny,seeds=2"), str(folder))
+    line = [sys.executable, "-m", "noisy_fm.study", TINY, f"--workdir={folder}"]
+    subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
     return records(folder)
 
 
@@ -125,5 +125,5 @@ def test_the_processes_of_a_pod_train_together_and_the_first_analyses(serial, tm
     found = records(tmp_path / "run")
     names = ["stage", "noise_rate", "seed", "dataset", "target", "metric", "n"]
     pd.testing.assert_frame_equal(found[names], serial[names])
-    accuracy = (found.metric == "accuracy") & (found.stage == "probe")
-    assert (found.value[accuracy] > 0.2).all()
+    accuracy = found.metric == "accuracy"
+    np.testing.assert_allclose(found.value[accuracy], serial.value[accuracy], atol=0.02)

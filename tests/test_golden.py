@@ -1,7 +1,8 @@
 """Every training config still learns what it did when tests/references/golden.json was recorded.
 
-    PYTHONPATH=tests python tests/test_golden.py    # records anew, where a change is meant
+    XLA_FLAGS=--xla_backend_optimization_level=3 PYTHONPATH=tests python tests/test_golden.py
 
+That line records anew, where a change is meant.
 Twenty steps a config: on the machine that recorded, the same bits; elsewhere, what float32 carries.
 """
 
@@ -9,7 +10,10 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +26,7 @@ from noisy_fm import checkpoint, train
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "tests" / "references" / "golden.json"
 STEPS = 20
+FULLY = "--xla_backend_optimization_level=3"  # as programs are compiled outside of the tests
 CONFIGS = {
     "emoji": "noise_rate=0.1",
     "folder": "noise_rate=0.1,size=32",
@@ -83,7 +88,11 @@ def learned(name: str, arg: str, folder: Path) -> dict:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_learns_what_it_learned(name, tmp_path):
     recorded = json.loads(FILE.read_text())
-    found, before = learned(name, CONFIGS[name], tmp_path), recorded[name]
+    variables = {**os.environ, "XLA_FLAGS": FULLY, "PYTHONPATH": os.pathsep.join(sys.path)}
+    line = [sys.executable, __file__, name, str(tmp_path)]
+    out = subprocess.run(line, env=variables, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
+    found, before = json.loads(out.stdout.splitlines()[-1]), recorded[name]
     if machine() == recorded["machine"]:
         assert found == before
     np.testing.assert_allclose(found["losses"][0], before["losses"][0], rtol=1e-6)
@@ -99,6 +108,9 @@ if __name__ == "__main__":
 
     import conftest  # noqa: F401  the devices and precision of the tests
 
+    if sys.argv[1:]:
+        print(json.dumps(learned(sys.argv[1], CONFIGS[sys.argv[1]], Path(sys.argv[2]))))
+        sys.exit()
     made = {"machine": machine()}
     for name, arg in CONFIGS.items():
         with tempfile.TemporaryDirectory() as folder:
