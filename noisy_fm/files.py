@@ -49,14 +49,14 @@ def written_whole(path) -> Iterator[Path]:
 def write_json(path, value) -> None:
     """Writes `value` as JSON, whole or not at all."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    _write(path, text.encode())
+    write_bytes(path, text.encode())
 
 
 def write_arrays(path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a .npz file of named arrays, whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-    _write(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def reason(error: BaseException) -> str:
@@ -68,7 +68,8 @@ def reason(error: BaseException) -> str:
     return text[:200]
 
 
-def _write(path, content: bytes) -> None:
+def write_bytes(path, content: bytes) -> None:
+    """Writes a file, in a folder made for it if there is none, whole or not at all."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")

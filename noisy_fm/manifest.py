@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from noisy_fm import files
 from noisy_fm.scalars import plain
 
 
@@ -123,16 +124,10 @@ class Manifest:
 
     def save(self, path) -> None:
         """Writes one .npz file (a JSON header and plain arrays), whole or not at all."""
-        path = epath.Path(path)
         header = json.dumps({**self._header(), "hash": self.hash}).encode()
         file = io.BytesIO()
         np.savez_compressed(file, header=np.frombuffer(header, np.uint8), **self._arrays())
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            part.write_bytes(file.getvalue())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        files.write_bytes(path, file.getvalue())
 
     @classmethod
     def load(cls, path) -> "Manifest":

@@ -1,5 +1,6 @@
 """A study's cells on Dask's workers, some of them killed, and on the processes of a pod."""
 
+import contextlib
 import json
 import random
 import subprocess
@@ -81,6 +82,74 @@ def test_workers_killed_at_random_change_nothing(serial, tmp_path):
                 killed += 1
     assert process.returncode == 0, log.read_text()[-3000:]
     assert killed == ROUNDS
+    pd.testing.assert_frame_equal(records(folder), serial, check_exact=True)
+
+
+@contextlib.contextmanager
+def deployed(folder):
+    """(Address, process) of a Dask scheduler with two workers, each started by its own line."""
+    folder.mkdir()
+    file = folder / "scheduler.json"
+
+    def dask(*line):
+        own = ["--no-dashboard", f"--scheduler-file={file}"]
+        with (folder / "log").open("a") as out:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dask", *line, *own], cwd=folder, stdout=out, stderr=out
+            )
+
+    started = [dask("scheduler", "--host=localhost", "--port=0")]
+    try:
+        while not file.exists():
+            assert started[0].poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        started += [dask("worker", "--nthreads=1", "--memory-limit=0") for _ in range(2)]
+        yield json.loads(file.read_text())["address"], started[0]
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait(60)
+
+
+def checkpointed(folder: Path, count: int) -> None:
+    """Waits until the cells of a study have saved so many checkpoints."""
+    until = time.monotonic() + 300
+    while len(set(folder.glob("cells/*/train/checkpoints/[0-9]*"))) < count:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_scheduler_and_a_client_killed_change_nothing(serial, tmp_path):
+    pytest.importorskip("distributed")
+    folder = tmp_path / "run"
+
+    def study(address):
+        line = [sys.executable, "-m", "noisy_fm.study", TINY, f"--workdir={folder}"]
+        return subprocess.Popen(
+            [*line, f"--scheduler={address}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    with deployed(tmp_path / "one") as (address, scheduler):
+        process = study(address)
+        checkpointed(folder, 1)
+        scheduler.kill()
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 2
+        assert f"the scheduler {address} is gone; run the same line again" in said
+    with deployed(tmp_path / "two") as (address, _):
+        process = study(address)
+        checkpointed(folder, 2)
+        process.kill()
+        process.communicate()
+        process = study(address)
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said[-3000:]
     pd.testing.assert_frame_equal(records(folder), serial, check_exact=True)
 
 

@@ -65,6 +65,6 @@ class Damage:
             self.found.add(id_)
         if found and len(self.found) > tolerated(self.max_bad, self.examples):
             raise ValueError(
-                f"{self}; more than max_bad = {self.max_bad:g} (config.loader); the last: "
+                f"{self}; more than max_bad = {self.max_bad:g}; the last: "
                 f"{self.names[id_]}"
             )

@@ -20,7 +20,7 @@ MOST_IN_A_ROW = 100  # unreadable examples one after another
 ROWS_A_TASK = 8
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ImageSource(Columns):
     """Images in a `Storage`, decoded as they are read; see `Source`.
 

@@ -109,6 +109,10 @@ class Columns:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        name, images = type(self).__name__, f"{self.size} × {self.size}"  # type: ignore
+        return f"{name}({len(self):,} examples of {images}, columns {', '.join(self.columns)})"
+
     @property
     def labels(self) -> np.ndarray:
         """int32 [n]: the column "label"."""
@@ -141,7 +145,7 @@ class Columns:
         return {**{name: self.columns[name][rows] for name in columns}, "id": self.ids[rows]}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ArraySource(Columns):
     """Images in memory; see `Source`."""
 
