@@ -5,9 +5,11 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices share two cores: one that waits for the others is slow, not stuck. LLVM's costliest
-# passes, not XLA's own, take longer than the tests run what they make.
+# passes and the fusion emitters take longer than the tests run what they make; the slow suite has
+# the latter (`make test-slow`).
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=1 --xla_cpu_collective_call_terminate_timeout_seconds=600 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_backend_optimization_level=1 "
+    "--xla_cpu_use_fusion_emitters=false "
     + os.environ.get("XLA_FLAGS", "")  # what is given here wins
 )
 # Runs, resumed runs and both workers of the suite compile the same programs: each is compiled once.

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import os
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -218,13 +218,19 @@ def _read_table(folder):
 
 def _read_cells(folder, name, size, cells, keep):
     """The kept cells [n h w 3] of a sheet that holds `cells` of them row by row in a square."""
+    grid = _read_sheet(folder, name, size)
+    down, _, across = grid.shape[:3]
+    if cells > down * across:
+        raise ValueError(f"emoji_domains: {folder / name} has too few cells for drawings.csv")
+    index = np.flatnonzero(keep)
+    return grid[index // across, :, index % across]
+
+
+@lru_cache(maxsize=6)  # a study asks for every domain many times
+def _read_sheet(folder, name, size):
+    """The cells of a sheet, [rows h columns w 3]."""
     from PIL import Image
 
     with Image.open(io.BytesIO(_read_checked(folder, name))) as image:
         pixels = np.asarray(image.convert("RGB"))
-    down, across = pixels.shape[0] // size, pixels.shape[1] // size
-    if cells > down * across:
-        raise ValueError(f"emoji_domains: {folder / name} has too few cells for drawings.csv")
-    index = np.flatnonzero(keep)
-    grid = pixels.reshape(down, size, across, size, 3)
-    return grid[index // across, :, index % across]
+    return pixels.reshape(pixels.shape[0] // size, size, pixels.shape[1] // size, size, 3)
