@@ -86,6 +86,7 @@ def test_memory_is_the_state_and_the_batch_of_one_device(aot, report):
     assert memory["arguments"] < 3 * 4 * whole / 2
 
 
+@pytest.mark.slow
 def test_flops_are_three_times_the_forward_passs(report):
     def conv(size, channels, features, kernel):
         return 2 * size**2 * channels * features * kernel**2

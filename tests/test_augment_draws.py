@@ -49,6 +49,7 @@ def test_rand_augment_draws_each_operation_equally_often():
     assert abs(layers.bicubic.mean() - 0.5) < 0.015
 
 
+@pytest.mark.slow
 def test_rand_augment_magnitudes_are_normal_and_signed():
     layers = draws(policies.parse_policy("rand-m7-mstd0.5-inc1-p1").draw)
     turns = layers.argument[layers.op == policies.OPS.index("Rotate")] / 3

@@ -123,6 +123,8 @@ PRETRAIN = "--config=configs/pretrain/emoji.py"
 
 # Each is a process of its own, so most are for the slow suite.
 RARER_MISTAKES = (
+    ((PRETRAIN, "--config.batchsize=3"), "batch_size"),
+    (("--config=configs/missing.py",), "there is no config file configs/missing.py"),
     ((PRETRAIN + ":noise=0.1",), "noise_rate"),
     ((PRETRAIN, "--config.noise.rate=1.0"), "expected γ in [0, 1)"),
     ((PRETRAIN, "--config.model.name=resnet5"), "resnet"),
@@ -141,10 +143,8 @@ RARER_MISTAKES = (
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((PRETRAIN, "--config.batchsize=3"), "batch_size"),
         ((PRETRAIN, "--config.noise.rat=0.2"), 'no key config.noise.rat; Did you mean "rate"'),
         ((PRETRAIN, "--config.data.name=folder"), "config.data: folder: "),
-        (("--config=configs/missing.py",), "there is no config file configs/missing.py"),
         *(pytest.param(*one, marks=pytest.mark.slow) for one in RARER_MISTAKES),
     ],
 )
@@ -159,6 +159,7 @@ def test_the_command_line_words_a_mistake_in_one_line(arguments, message, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["train", "study"])
 def test_help_is_useful(module):  # what it does, the line to type, and the flags
     out = command(module, "--help")

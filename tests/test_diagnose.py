@@ -48,6 +48,7 @@ def test_intervals_are_nadeau_and_bengios(curved):
     assert row["p"] == pytest.approx(2 * stats.t.cdf(-abs(statistic), df=5))
 
 
+@pytest.mark.slow
 def test_an_interval_of_accuracies_stays_within_0_and_1():
     random = np.random.default_rng(0)
     y = np.repeat([0, 1], 30)

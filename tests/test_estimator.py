@@ -269,6 +269,7 @@ def test_a_search_has_two_folds_at_least(cv):
         NMTuneClassifierCV(cv=cv).fit(np.eye(8), np.arange(8) % 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [LinearProbe, NMTuneClassifierCV])
 def test_batches_beyond_the_rows_take_no_memory(estimator, monkeypatch):
     x = np.random.default_rng(0).normal(size=(300, 4))

@@ -134,6 +134,7 @@ def test_fully_sharded_gathers_each_split_parameter_once(name):
     assert gathered(moved) == split
 
 
+@pytest.mark.slow
 def test_tensor_parallel_sums_activations_twice_a_block_and_gathers_none():
     moved, _ = compiled("unrolled", data=2, fsdp=2, tensor=2)
     # Forward: after proj and fc2; backward: before qkv and fc1 (Megatron-LM).

@@ -107,6 +107,7 @@ def test_one_process_gives_the_same_on_2_4_and_8_devices(reference, axes):
     agree(multihost.train_toy(axes, 10), reference)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same(reference, tmp_path):
     """Their rows do not stand together, as on a TPU slice."""
     plan = [{"axes": {"data": 2, "fsdp": 2}, "steps": 4, "order": [0, 2, 1, 3]}]

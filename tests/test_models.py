@@ -87,7 +87,13 @@ def test_parameter_counts(name, count):
     assert logits.shape == (2, 1000)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+LARGER = ("resnet34", "resnet101", "resnet152", "vit_b16")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGER)) for name in models.MODELS],
+)
 def test_every_model_has_named_features(name):
     size = 224 if "16" in name or name in ("resnet18", "resnet34") else 32
     _, (logits, features) = shapes_of(name, size, 7)
@@ -485,6 +491,7 @@ def test_every_block_of_a_vit_drops_alike_by_the_uniform_rule():
         models.create("vit_tiny", 5, drop_rule="constant")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_drop_path_acts_in_training_only(name):
     model, variables = make(name, drop_path=0.5)
@@ -502,6 +509,7 @@ def test_drop_path_acts_in_training_only(name):
     np.testing.assert_array_equal(logits(plain, 0), logits(plain, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_bfloat16_compute_keeps_float32_parameters(name):
     model, variables = make(name)

@@ -154,6 +154,7 @@ def test_degenerate_spectra_have_bounded_gradients(method, top_k):
         np.testing.assert_allclose(value, expected, rtol=0.05, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_closed_forms(method):
     loss = functools.partial(nmtune.singular_value_loss, method=method)
@@ -220,8 +221,15 @@ def test_weights_choose_and_scale_the_terms():
     np.testing.assert_allclose(swept, weights * total, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("preset", "shape"), [("paper", (96, 120)), ("release", (192, 90))])
+@pytest.mark.parametrize(
+    ("preset", "shape", "method"),
+    [
+        ("paper", (96, 120), "matmul"),
+        pytest.param("paper", (96, 120), "svd", marks=pytest.mark.slow),
+        pytest.param("release", (192, 90), "matmul", marks=pytest.mark.slow),
+        pytest.param("release", (192, 90), "svd", marks=pytest.mark.slow),
+    ],
+)
 def test_mask_is_removal_of_rows(preset, shape, method):
     z, f = features(*shape), features(*shape, seed=1)
     half = len(z) // 2
@@ -331,6 +339,7 @@ SQUARE, WIDE = (64, 64), (96, 200)
 SWEEP = ((128, 128), (64, 72), (96, 64), (128, 512), (512, 128), (2, 5), (1, 9), (9, 1), (40, 90))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [SQUARE, WIDE, *(pytest.param(s, marks=pytest.mark.slow) for s in SWEEP)]
 )

@@ -118,6 +118,7 @@ def test_digits_of_which_some_pixels_are_always_empty():
         assert error(pixels, top_k) < 1e-4
 
 
+@pytest.mark.slow
 def test_each_lane_of_a_map_has_its_own_way():
     easy, hard = (geometric(96, 200, c) for c in (10, 1e4))
     lanes = np.float32(np.stack([easy, hard, easy]))

@@ -165,6 +165,7 @@ def test_the_residual_head_starts_from_its_formula():
     assert not np.allclose(p["scale"], 1)
 
 
+@pytest.mark.slow
 def test_padded_rows_do_not_count():
     """150 rows in one batch of 150, and in one of 200 with 50 rows of padding."""
     for method, weights in (("lp", None), ("mlp", None), ("nmtune", 0.5)):
@@ -463,6 +464,7 @@ def tested_at_once(monkeypatch):
     return counts
 
 
+@pytest.mark.slow
 def test_a_small_budget_tests_fewer_heads_at_once(tested_at_once):
     together = fit(GRID[3:7], keep_parameters=False)
     assert set(tested_at_once) == {4}

@@ -244,6 +244,7 @@ def test_a_run_says_where_it_begins_and_a_constant_rate_can_go_on(tmp_path, caps
         train.run(cfg, str(tmp_path / "long"))
 
 
+@pytest.mark.slow
 def test_a_run_made_before_tasks_had_their_keys_goes_on(tmp_path):
     cfg = small(batch_size=512)
     train.run(cfg, str(tmp_path / "run"))
@@ -351,6 +352,7 @@ def on_disk(path, **changes):
     return cfg
 
 
+@pytest.mark.slow
 def test_images_on_disk_are_learned_from_and_a_finished_run_is_left_alone(tmp_path, caplog):
     classes = ("cat", "dog")
     folder_of_images(tmp_path / "data", {"train": classes, "val": classes})

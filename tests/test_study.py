@@ -292,6 +292,7 @@ def shell(line: str) -> subprocess.CompletedProcess:
     return subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_line_that_runs_each_cell(done, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(done[0], folder)

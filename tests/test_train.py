@@ -115,6 +115,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_is_an_error(tmp_pat
     gc.collect()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_one_changed_bit_is_passed_over_wherever_it_is(tmp_path, caplog):
     mesh = sharding.make_mesh(data=2, fsdp=4)
     saver = checkpoint.Checkpointer(tmp_path, keep=2)

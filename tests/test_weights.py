@@ -145,6 +145,7 @@ def test_regularisers_weigh_a_row_as_often_as_it_is_given(shape, preset):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [*CLASSIFIERS, NMTuneClassifierCV])
 @pytest.mark.parametrize("scale", [1e-310, 1e300])
 def test_the_scale_of_weights_is_of_no_consequence(estimator, scale):
