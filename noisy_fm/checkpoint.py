@@ -64,8 +64,16 @@ class Checkpointer:
         return self._manager.best_step() if self._best else None
 
     def _score(self, metrics: dict) -> float:
-        found = metrics.get(self._best)  # older checkpoints may have been kept for another
+        found = (metrics or {}).get(self._best)  # older checkpoints may have been kept for another
         return -math.inf if found is None else self._sign * found
+
+    def would_be_best(self, metrics: dict) -> bool:
+        """Whether a checkpoint with these metrics would be the best one."""
+        if not self._best:
+            return False
+        best = self.best_step
+        before = -math.inf if best is None else self._score(self._manager.metrics(best))
+        return self._score(metrics) > before
 
     def save(self, step: int, state, meta: dict, metrics: dict | None = None) -> None:
         """Starts writing in the background; `wait` or `close` waits until it is on disk."""

@@ -24,6 +24,7 @@ OF_A_JOB = (
 CARRIED = ("NOISY_FM_", "PYTHON", "HF_", "WANDB_", "MLFLOW_", "XDG_CACHE_HOME")
 # … and what Dask sets for its workers, which would change a child's rounding and speed.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
+PATIENCE = 30.0  # seconds that a child has to save once it is asked to leave
 MEMORY = 0.9  # share of a device's memory that all children on it take together
 
 
@@ -42,11 +43,16 @@ def environment(
     children  how many share that device, and its memory
     """
     own = {k: v for k, v in machine.items() if not k.startswith((*OF_A_JOB, *THREADS))}
-    made = {k: v for k, v in asked.items() if k.startswith((*CARRIED, *THREADS))} | own
+    made = carried(asked) | own
     if device is not None:
         made["CUDA_VISIBLE_DEVICES"] = device
         made["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{MEMORY / children:.3f}"
     return made
+
+
+def carried(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of the variables that a child on another machine has too."""
+    return {k: v for k, v in variables.items() if k.startswith((*CARRIED, *THREADS))}
 
 
 def devices(variables: Mapping[str, str]) -> list[str]:
@@ -81,6 +87,7 @@ def run(
             stdout=out,
             stderr=subprocess.STDOUT,
         )
+        _running.add(child.pid)
         try:
             while child.poll() is None and wanted():
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -90,10 +97,19 @@ def run(
                 stop(child)
             if child.stdin:
                 child.stdin.close()
+            _running.discard(child.pid)
     return child.returncode
 
 
-def stop(child: subprocess.Popen, *, seconds: float = 30.0) -> None:
+_running: set[int] = set()
+
+
+def running() -> int:
+    """How many children of this process are."""
+    return len(_running)
+
+
+def stop(child: subprocess.Popen, *, seconds: float = PATIENCE) -> None:
     """Asks the child to save and leave, and ends it if it does not."""
     child.terminate()
     try:

@@ -62,6 +62,8 @@ CORRUPTIONS: dict[str, Callable[..., tuple[Source, Manifest]]] = {
 
 
 def _flipped(source: Source, rate: float, **arguments) -> tuple[Source, Manifest]:
+    if "label" not in source.columns:
+        raise ValueError("the data have no labels to make wrong")
     num_classes = len(source.info["label_names"])
     labels, manifest = noise.flip_labels(
         source.columns["label"], num_classes, rate, ids=source.ids, **arguments

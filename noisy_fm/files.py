@@ -25,7 +25,8 @@ def written_whole(path) -> Iterator[Path]:
     """Gives a temporary sibling of `path` to write to, and moves it there when all went well.
 
     Works for files and folders. If the body raises, or the process is killed in it, what stood at
-    `path` is untouched; a folder is never seen half written.
+    `path` is untouched; a folder is never seen half written. Killed in the moment in which one
+    folder takes another's place, the older one stands beside it, as .NAME.….old.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

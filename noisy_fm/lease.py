@@ -143,6 +143,8 @@ def held(
             refusal = f"--workdir {folder} cannot be written to: {error.strerror or error}"
         except ValueError as error:
             refusal = str(error)
+        except Exception as error:  # of a bucket; the other hosts wait to hear of it
+            refusal = f"--workdir {folder} cannot be written to: {files.reason(error)}"
     if refusal := hosts.gather(refusal)[0]:
         raise ValueError(refusal)
     try:

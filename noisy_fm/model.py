@@ -5,6 +5,7 @@ model.features(images)  # float32 [n d], of uint8 images [n h w 3] of any size
 model.predict(images)  # probabilities [n C] of model.label_names
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from noisy_fm import checkpoint, files, noise, optim, tasks
 from noisy_fm import config as config_lib
@@ -34,6 +36,18 @@ class Preprocess(NamedTuple):
     crop_fraction: float | None
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
+
+    @classmethod
+    def of(cls, config: ConfigDict, info: Mapping) -> "Preprocess":
+        """That of a training config, for a run on data of which `info` is known."""
+        crop_fraction = ImageSource.crop_fraction if info["encoded"] else None
+        return cls(config.data.size, crop_fraction, **config.task.normalize)
+
+    def source(self, source):
+        """A source whose images are seen so, but for the normalisation."""
+        if source.encoded:
+            return dataclasses.replace(source, size=self.size, crop_fraction=self.crop_fraction)
+        return dataclasses.replace(source, images=self.views(source.images))
 
     def __call__(self, images) -> jax.Array:
         """Normalised float32 [n size size 3], for `module.apply`."""
@@ -229,11 +243,7 @@ def _assembled(parts: Mapping, *, meta: dict) -> Model:
     variables = {"params": params, **(trained.get("model_state") or {})}
     meta["weights"] = config_lib.hash_of(checkpoint.digests(variables))
     kind = tasks.TASKS[config.task.name]
-    preprocess = Preprocess(
-        size=config.data.size,
-        crop_fraction=ImageSource.crop_fraction if meta["info"]["encoded"] else None,
-        **config.task.normalize,
-    )
+    preprocess = Preprocess.of(config, meta["info"])
     module, task = kind.network(config, meta["info"]), kind.make(config, meta["info"])
     model = Model(module, variables, preprocess, "", meta, task)
     return model._replace(feature="pre_logits" if "pre_logits" in model.feature_names else "")

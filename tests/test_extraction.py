@@ -115,6 +115,42 @@ def test_interrupted_anywhere_it_ends_the_same(net, source, tmp_path, monkeypatc
     assert extract(net, source, tmp_path / "killed") == whole  # as it is there already
 
 
+def stopped_after(monkeypatch, blocks: int):
+    """Has a store's writer interrupted once so many more blocks are safe."""
+    append = store.GrowingStore.append
+
+    def stopped(self, *arguments, **options):
+        nonlocal blocks
+        append(self, *arguments, **options)
+        blocks -= 1
+        if blocks == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.GrowingStore, "append", stopped)
+
+
+def test_an_unreadable_image_may_be_all_that_is_left(net, source, tmp_path, monkeypatch):
+    source = source.select([*READABLE[:16], 23])
+    stopped_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        extract(net, source, tmp_path / "store")
+    monkeypatch.undo()
+    left_out = extract(net, source, tmp_path / "store")
+    assert list(left_out) == [str(source.ids[16])]
+
+
+def test_going_on_does_not_make_room_for_more_unreadable_images(net, source, tmp_path, monkeypatch):
+    for row in (1, 9, 17, 18):  # with 7 and 23 six; three are let pass
+        file = source.storage.listing.names[row].decode()
+        (tmp_path / "images/train" / file).write_bytes(b"no image")
+    stopped_after(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        extract(net, source, tmp_path / "store", max_bad=1.0)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="6 of 24 examples cannot be read, left out"):
+        extract(net, source, tmp_path / "store")
+
+
 def test_what_is_something_elses_is_left_alone(net, source, tmp_path, monkeypatch):
     extract(net, source, tmp_path / "store")
     before = content(tmp_path / "store")

@@ -132,7 +132,7 @@ def test_a_stall_of_the_input_is_named(late, capsys):
 
     toy.fit(
         toy.one_device(), 6, batches=some(), stall_seconds=0.6, eval_every=5,
-        evaluate=lambda step, state: reached.set() or "",
+        evaluate=lambda step, state: reached.set() or ("", False),
     )  # fmt: skip
     lines = [line for line in capsys.readouterr().err.splitlines() if "for input" in line]
     assert bool(lines) == late

@@ -69,6 +69,11 @@ def test_the_best_checkpoint_outlives_the_newest(done):
     assert best in saver.steps
     assert len(saver.steps) <= 2
     saver.close()
+    # No save was due by steps or minutes: the best was saved because it was.
+    evaluated = [value for _, value in events(folder)["eval/accuracy"]]
+    kept = folder / f"checkpoints/{best}/metrics/metrics"
+    assert json.loads(kept.read_text())["accuracy"] == pytest.approx(max(evaluated), abs=1e-6)
+    assert len(evaluated) > 1
 
 
 def test_best_is_by_the_metric_and_of_a_loss_the_smallest(tmp_path):
@@ -231,11 +236,16 @@ def test_a_run_says_where_it_begins_and_a_constant_rate_can_go_on(tmp_path, caps
     cfg.epochs = 2.0
     longer, twice, result = train.run(cfg, str(tmp_path / "long"))
     assert twice.steps == result["steps"] == 2 * made.steps
+    short = json.loads((tmp_path / "long/result.json").read_text()) | {"steps": made.steps}
+    (tmp_path / "long/result.json").write_text(json.dumps(short))  # as a kill before it leaves
+    assert train.run(cfg, str(tmp_path / "long"))[2]["eval"] == result["eval"]
+    noise = "30.0% noise (symmetric)"
     said = [line for line in capsys.readouterr().out.splitlines() if "loss" not in line]
     assert said == [
-        f"train: fresh start of {made.steps} steps",
+        f"train: fresh start of {made.steps} steps, {noise}",
         f"train: all {made.steps} steps were done before",
-        f"train: resumed at step {made.steps} of {2 * made.steps} steps",
+        f"train: resumed at step {made.steps} of {2 * made.steps} steps, {noise}",
+        f"train: resumed at step {2 * made.steps} of {2 * made.steps} steps, {noise}",
     ]
     whole, _, _ = train.run(cfg, str(tmp_path / "whole"))
     jax.tree.map(np.testing.assert_array_equal, toy.host(longer.params), toy.host(whole.params))

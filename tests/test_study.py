@@ -231,6 +231,7 @@ def test_a_sweep_of_lambda_adds_heads_and_changes_none(done, tmp_path):
 def test_cells_of_an_earlier_grid_stay_in_the_report_or_are_named_beside_it(done, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(done[0], folder)
+    (folder / "cells" / "noise0.1-old-seed0").mkdir()  # somebody's copy, no cell
     cfg = small.get_config()
     cfg.noise_rates = (0.3,)
     study.run(cfg, str(folder))

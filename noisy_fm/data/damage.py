@@ -19,7 +19,8 @@ class Damage:
 
     `max_bad` is the fraction of the examples read so far, by this process since it began, counting
     each once; see `tolerated`. `record` gives all that is known, from `before` (a record: what an
-    earlier process or another host found) too. `fate` is what becomes of them.
+    earlier process or another host found) too; those count in the fraction if `examples`, from how
+    many they are, is given. `fate` is what becomes of them.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class Damage:
         max_bad: float = 0.001,
         before: Mapping[str, str] | None = None,
         *,
+        examples: int = 0,
         fate: str = "replaced by the next",
     ):
         if not 0 <= max_bad <= 1:
@@ -34,8 +36,8 @@ class Damage:
         self.max_bad, self.fate = max_bad, fate
         # id → where it is and why it cannot be read
         self.names = {int(id_): name for id_, name in (before or {}).items()}
-        self.found: set[int] = set()
-        self.examples = 0
+        self.found: set[int] = set(self.names) if examples else set()
+        self.examples = examples
 
     @property
     def count(self) -> int:
@@ -65,6 +67,5 @@ class Damage:
             self.found.add(id_)
         if found and len(self.found) > tolerated(self.max_bad, self.examples):
             raise ValueError(
-                f"{self}; more than max_bad = {self.max_bad:g}; the last: "
-                f"{self.names[id_]}"
+                f"{self}; more than max_bad = {self.max_bad:g}; the last: {self.names[id_]}"
             )

@@ -103,16 +103,17 @@ def eval_batches(
     rows: np.ndarray | None = None,
     threads: int | None = None,
     buffer: int = 4,
-    workers: int = 0,
+    start: int = 0,
     damage: Damage | None = None,
 ) -> Batches:
-    """Yields every example once, in order; the last batch is padded and `mask` is 0 there.
+    """Yields every example from `start` on once, in order.
 
-    `mask` is also 0 where an unreadable image was replaced by the next.
+    `mask` is 0 where the last batch is padded, and where an unreadable image was replaced by the
+    next.
     """
-    steps = -(-len(source) // batch_size)
+    steps = -(-(len(source) - start) // batch_size)
     fetch = _FetchInOrder(
-        source, batch_size, _rows(batch_size, rows), columns, _threads(source, threads, workers)
+        source, batch_size, start + _rows(batch_size, rows), columns, _threads(source, threads, 0)
     )
     damage = Damage(fate=LEFT_OUT) if damage is None else damage
     if not source.encoded:
@@ -120,7 +121,7 @@ def eval_batches(
     dataset = grain.MapDataset.range(steps).map(fetch)
     nbytes = len(fetch.rows) * source.nbytes(EVALUATION)
     return _stream(
-        dataset, source, damage, nbytes=nbytes, buffer=buffer, workers=workers, threads=threads
+        dataset, source, damage, nbytes=nbytes, buffer=buffer, workers=0, threads=threads
     )
 
 

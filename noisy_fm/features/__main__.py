@@ -77,8 +77,10 @@ def _run(flags: argparse.Namespace, chosen: dict[str, str]) -> None:
     if flags.batch_size < 1:
         raise ValueError(f"--batch-size is {flags.batch_size}; expected 1 or more")
     hosts.check_devices()
-    source = data.load(flags.data, **chosen)
     model = load_model(flags.model, best=flags.best, step=flags.step)
+    size = model.preprocess.size  # drawn at that size, where there is a choice
+    own = {"size": size} if flags.data in data.IN_MEMORY and size in data.SIZES else {}
+    source = data.load(flags.data, **chosen, **own)
     say(f"{model}, {len(source):,} images", file=sys.stderr)
     about = {key: value for key, value in chosen.items() if key != "path"}
     left_out = extract(

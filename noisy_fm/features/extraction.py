@@ -1,18 +1,17 @@
 """The features of a whole data set, streamed to a store: in bounded memory, and resumable."""
 
-import dataclasses
-import hashlib
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from noisy_fm import sharding
+from noisy_fm.data import identity
 from noisy_fm.data.damage import LEFT_OUT, Damage
 from noisy_fm.features.prediction import stream
 from noisy_fm.features.store import GrowingStore
 from noisy_fm.messages import unknown
-from noisy_fm.model import Model, Preprocess, separated
+from noisy_fm.model import Model, separated
 from noisy_fm.progress import Progress
 
 
@@ -39,11 +38,11 @@ def extract(
     name = model.feature if feature is None else feature
     if name not in (known := model.feature_names):
         raise ValueError(unknown("feature", name, known))
-    seen = evaluated(source, model.preprocess)
+    seen = model.preprocess.source(source)
     made_from = {
         **{key: model.meta.get(key) for key in ("weights", "step", "config_hash", "manifest_hash")},
         **{"model": model.meta["config"]["model"]["name"], "feature": name},
-        **{"data": dict(data), "data_hash": _identity(source), "batch_size": batch_size},
+        **{"data": dict(data), "data_hash": identity(source), "batch_size": batch_size},
     }
     mesh = sharding.make_mesh(devices=jax.local_devices())
     keep = ("mask", f"features/{name}")
@@ -61,9 +60,8 @@ def extract(
         if store.finished:
             return store.left_out
         variables = jax.device_put(separated(model.variables), everywhere)
-        rest = seen.select(np.arange(store.read, len(seen)))
-        damage = Damage(max_bad, fate=LEFT_OUT)
-        for out in outputs(variables, rest, damage) if len(rest) else ():
+        damage = Damage(max_bad, store.left_out, examples=store.read, fate=LEFT_OUT)
+        for out in outputs(variables, seen, damage, store.read):
             ids = source.ids[store.read : store.read + len(out["mask"])]
             there = out["mask"][: len(ids)] != 0
             rows = out[keep[1]][: len(ids)][there].astype(np.float32)
@@ -74,18 +72,3 @@ def extract(
         labels = source.columns["label"][kept]
         store.finish(ids=source.ids[kept], labels=labels, meta=source.info)
         return store.left_out
-
-
-def evaluated(source, preprocess: Preprocess):
-    """The source, its images as the model's run would evaluate on them."""
-    if source.encoded:
-        size, fraction = preprocess.size, preprocess.crop_fraction
-        return dataclasses.replace(source, size=size, crop_fraction=fraction)  # type: ignore
-    return dataclasses.replace(source, images=preprocess.views(source.images))
-
-
-def _identity(source) -> str:
-    """Twelve hex digits for which images there are, in which order, and their labels."""
-    digest = hashlib.sha256(source.ids.astype("<i8").tobytes())
-    digest.update(source.columns["label"].astype("<i4").tobytes())
-    return digest.hexdigest()[:12]

@@ -71,9 +71,10 @@ def stream(
     pooled: bool = False,
     threads: int | None = None,
     buffer: int = 4,
-) -> Callable[[tuple[Any, Any], Any, Damage], Iterator[dict[str, np.ndarray]]]:
-    """(variables, source, damage) → the outputs of each batch, fetched while the next one runs.
+) -> Callable[..., Iterator[dict[str, np.ndarray]]]:
+    """(variables, source, damage, start=0) → each batch's outputs, fetched while the next one runs.
 
+    They are of the examples from `start` on.
     `batch_size` is rounded up to what the mesh divides, and the last batch filled up. `pooled`
     averages features of more than two axes [n … d] (maps, tokens) over the middle ones, in float32
     on the device, so that only [n d] leaves it. Images on disk are read as `loader.eval_batches`
@@ -97,7 +98,9 @@ def stream(
     # The devices of a CPU share its threads: in two programs at once they may wait for one another.
     one_by_one = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
-    def outputs(variables, source, damage: Damage) -> Iterator[dict[str, np.ndarray]]:
+    def outputs(
+        variables, source, damage: Damage, start: int = 0
+    ) -> Iterator[dict[str, np.ndarray]]:
         def compute(batch):
             with jax.set_mesh(mesh):  # not around a yield: it would hold for who reads this too
                 out = step(variables, sharding.to_global(batch, mesh))
@@ -105,7 +108,7 @@ def stream(
 
         batches = loader.eval_batches(
             source, batch_size=batch_size, columns=task.columns, rows=rows, threads=threads,
-            buffer=buffer, damage=damage,
+            buffer=buffer, start=start, damage=damage,
         )  # fmt: skip
         with contextlib.closing(batches):
             yield from to_host(map(compute, batches))

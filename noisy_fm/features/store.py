@@ -99,14 +99,19 @@ class GrowingStore:
         self.folder = self.path.with_name(f"{self.path.name}.part")
         self.made_from = json.loads(json.dumps(made_from))
         self._safe = {"made_from": self.made_from, "read": 0, "rows": 0, "crc32": 0, "left_out": {}}
-        self.finished = self._check_target()
         self.saved = time.monotonic()
+        self.finished = not self.folder.exists() and self._check_target()
         if self.finished:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = (self.folder / "features.npy").open("a+b")  # neither begins anew nor ends it
         try:
-            self._resume()
+            self._lock()
+            self.finished = self._check_target()
+            if self.finished:
+                self._file.close()
+            else:
+                self._resume()
         except BaseException:
             self._file.close()
             raise
@@ -206,7 +211,6 @@ class GrowingStore:
                 )
 
     def _resume(self) -> None:
-        self._lock()
         progress = self.folder / "progress.json"
         if progress.exists():
             self._safe = files.read_json(progress)
@@ -221,8 +225,12 @@ class GrowingStore:
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.fstat(self._file.fileno()).st_ino
+            if (self.folder / "features.npy").stat().st_ino == ours:  # it was not moved meanwhile
+                return
         except OSError:
-            raise ValueError(f"{self.folder} is being written by another process") from None
+            pass
+        raise ValueError(f"{self.folder} is being written by another process")
 
     def _rewind(self) -> None:
         """Drops what was written after the last save; raises ValueError if that is damaged."""

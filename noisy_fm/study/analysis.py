@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, features, hosts, probe, record, spectrum, statistics, train
+from noisy_fm import checkpoint, data, features, hosts, probe, record, spectrum, statistics, train
 from noisy_fm import config as config_lib
 from noisy_fm.evaluators.evaluator import readable
+from noisy_fm.model import Preprocess
 from noisy_fm.study import pretraining, protocols, transfers
 from noisy_fm.study.cells import Cell
 from noisy_fm.study.transfers import Images, Transfer
@@ -32,7 +33,9 @@ def features_key(cell: Cell, config: ConfigDict) -> dict:
 
 def store_key(cell: Cell, config: ConfigDict, images: Images) -> dict:
     """What made a store: weights (by training config), feature, and images, as they are seen."""
+    own, other = (one["name"] in data.IN_MEMORY for one in (cell.config.data, images.data))
     return {
+        **({} if own == other else {"cropped": not own}),
         **pretraining.key(cell, config),
         "feature": config.feature,
         "size": cell.config.data.size,
@@ -71,10 +74,11 @@ def extract(cell: Cell, config: ConfigDict) -> dict:
         raise ValueError(f"{error}; delete {cell.folder} to train that cell again") from None
     finally:
         saver.close()
+    look = Preprocess.of(cell.config, made.clean.info)
     output = f"features/{config.feature}"
     predict = pretraining.predictor(cell, made, output)
     for images in (one for one, there in zip(wanted, stored, strict=True) if not there):
-        source = transfers.load(images, cell.config.data.size)
+        source = look.source(transfers.load(images, cell.config.data.size))
         read, found = readable(predict(state.variables, source))
         if not hosts.first():
             continue

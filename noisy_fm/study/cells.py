@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from noisy_fm import config as config_lib
 
-NAME = re.compile(r"noise(\d.*)-seed(\d+)")
+NAME = re.compile(r"noise(\d+(?:\.\d+)?(?:e-\d+)?)-seed(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ what it has done is in the study's folder, and running the same line again goes 
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def place(
                 children.on_worker,
                 list(line(cell.name)),
                 folder=os.getcwd(),
-                asked=dict(os.environ),
+                asked=children.carried(os.environ),
                 log=str(cell.folder / "log.txt"),
                 beside=workers,
                 pure=False,
@@ -109,13 +110,23 @@ def place(
                     running[again] = cell
                     finished.add(again)
         except BaseException:
-            client.cancel(list(running))  # their workers then let them save and leave
+            client.cancel(list(running))  # their workers then let them save and leave …
+            if workers:  # … and are ended with this process
+                wait_for_children(client)
             raise
     if lost := [name for name, count in failures.items() if count >= TRIES]:
         raise ValueError(
             f"{len(lost)} of {len(grid)} cells failed {TRIES} times: {', '.join(lost)}; the last "
             f"lines of their logs are above, the rest is in {missing[0].folder.parent}/NAME/log.txt"
         )
+
+
+def wait_for_children(client) -> None:
+    """Waits until no worker has a child, or cannot say, or for as long as a child may take."""
+    until = time.monotonic() + children.PATIENCE + 5
+    with contextlib.suppress(Exception):
+        while time.monotonic() < until and any(client.run(children.running).values()):
+            time.sleep(0.2)
 
 
 def ended(future, cell: Cell, failures: dict[str, int], scheduler: str) -> bool:

@@ -102,6 +102,11 @@ def check(config: ConfigDict) -> None:
     for rate in config.noise_rates:
         if not (isinstance(rate, int | float) and 0 <= rate < 1):
             raise ValueError(f"config.noise_rates has {rate!r}; expected every γ in [0, 1)")
+    if len({f"{rate:g}" for rate in config.noise_rates}) < len(set(config.noise_rates)):
+        raise ValueError(
+            f"config.noise_rates are {config.noise_rates}; expected γ that differ in six "
+            "digits, as cells are named by them"
+        )
     if config.pretrain.noise.rate:
         raise ValueError("config.pretrain.noise.rate is set; a study reads config.noise_rates")
     for key in ("noise_rates", "methods", "fractions", "label_noise"):

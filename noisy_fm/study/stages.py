@@ -90,21 +90,27 @@ def run(cell: Cell, config: ConfigDict, *, patience: float = 0.0) -> None:
 
     Raises ValueError if another process is at it, and still is after `patience` seconds.
     """
-    keys = marks(cell, config)
-    missing = [name for name, made in outputs(cell, config).items() if made is None]
-    missing = hosts.gather(missing)[0]
-    with lease.held(cell.folder, patience=patience) if missing else contextlib.nullcontext():
+
+    def lacking() -> list[str]:
+        found = [name for name, made in outputs(cell, config).items() if made is None]
+        return hosts.gather(found)[0]
+
+    keys, missing = marks(cell, config), lacking()
+    held = lease.held(cell.folder, patience=patience) if missing else contextlib.nullcontext()
+    with held as mine:
+        if mine and patience:  # who held it may have done some meanwhile
+            missing = lacking()
         for stage in STAGES:
             note = "done before"
-            if stage.name in missing:
+            if mine and stage.name in missing:
                 began = time.perf_counter()
-                perform(stage, cell, config, keys[stage.name])
+                perform(stage, cell, config, keys[stage.name], mine)
                 note = f"{time.perf_counter() - began:.1f} s"
             if hosts.first():
                 say(f"{cell.title}: {stage.name} {note}")
 
 
-def perform(stage: Stage, cell: Cell, config: ConfigDict, mark: str) -> None:
+def perform(stage: Stage, cell: Cell, config: ConfigDict, mark: str, mine: lease.Lease) -> None:
     """Does the stage; it carries its duration, and the versions and commit that made it."""
     if not (hosts.first() or stage.everywhere):
         while done(stage, cell, config, mark) is None:  # a collective would not wait as long
@@ -114,6 +120,7 @@ def perform(stage: Stage, cell: Cell, config: ConfigDict, mark: str) -> None:
     made = {**stage.work(cell, config), "key": mark, **checkpoint.provenance()}
     made["duration_s"] = round(time.perf_counter() - began, 2)
     if hosts.first():
+        mine.check()
         path: Path = cell.folder / f"{stage.name}.json"
         if found := made.get(ARRAYS):
             files.write_arrays(path.with_suffix(".npz"), found)

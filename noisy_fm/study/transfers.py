@@ -9,13 +9,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
-from noisy_fm.data import ArraySource, Source, loader, sources
+from noisy_fm.data import Source, loader, sources
 
 
 class Images(NamedTuple):
@@ -96,7 +94,7 @@ def _once(images: Iterable[Images]) -> list[Images]:
 
 
 def load(images: Images, size: int, *, labels: str = "") -> Source:
-    """The source of `images` under `labels`, at `size` pixels a side: what a model takes."""
+    """The source of `images` under `labels`, at `size` pixels a side where there is a choice."""
     name, own = images.data["name"], images.data["size"]
     given = {**images.data, "labels": labels, "size": size}
     if images.data["domain"]:
@@ -105,26 +103,13 @@ def load(images: Images, size: int, *, labels: str = "") -> Source:
     if name not in sources.IN_MEMORY:
         return _listed(json.dumps(given), images.split, where)
     given["size"] = own or (size if size in sources.SIZES else sources.SIZES[0])
-    source = data_lib.load_split(given, images.split, where=where)
-    if isinstance(source, ArraySource) and source.size != size:
-        return _resized(source, size)
-    return source
+    return data_lib.load_split(given, images.split, where=where)
 
 
 @functools.lru_cache(maxsize=32)
 def _listed(data: str, split: str, where: str) -> Source:
     """Images on disk, whose listing takes long where they are many."""
     return data_lib.load_split(json.loads(data), split, where=where)
-
-
-def _resized(source: ArraySource, size: int) -> ArraySource:
-    pixels = [
-        np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-        for image in source.images
-    ]
-    return ArraySource(
-        np.stack(pixels), source.ids, source.groups, source.columns, source.label_names
-    )
 
 
 def check(transfers: Iterable[Transfer], size: int) -> None:

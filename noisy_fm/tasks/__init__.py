@@ -1,8 +1,9 @@
-"""The tasks by name; each is a module with four functions.
+"""The tasks by name; each is a module with five functions.
 
-`defaults()` are its keys of `config.task`, and `check(config)` raises one line for what cannot be,
-with no data at hand. For data of which `info` is known (`Source.info`), `network(config, info)` is
-the model and `make(config, info)` the `Task`.
+`defaults()` are its keys of `config.task`. `check(config)` raises one line for what cannot be, with
+no data at hand, and `check_data(source, eval_source, where=…)` for data that are not for it. For
+data of which `info` is known (`Source.info`), `network(config, info)` is the model and
+`make(config, info)` the `Task`.
 """
 
 from types import ModuleType

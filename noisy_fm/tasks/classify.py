@@ -1,6 +1,7 @@
 """Classification of images, under whatever labels their source has."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import flax.linen as nn
@@ -9,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from clu import metrics as clu_metrics
 from ml_collections import ConfigDict
 
 from noisy_fm import config as config_lib
 from noisy_fm import losses, models, optim
+from noisy_fm.data import Source
 from noisy_fm.data import augment as augment_lib
+from noisy_fm.data.storage.labels import appearance
 from noisy_fm.messages import require_known
 from noisy_fm.tasks.task import Task
 
@@ -74,6 +78,49 @@ def check(config: ConfigDict) -> None:
     config_lib.check_arguments(factory, arguments, where="config.task.augment", given=("size",))
     if {"dtype", "num_classes"} & set(config.model):
         raise ValueError("config.model sets dtype or num_classes; use config.precision and data")
+
+
+def check_data(source: Source, eval_source: Source, *, where: tuple[str, str]) -> None:
+    """Raises ValueError unless both have the same two classes or more.
+
+    `where` says what they are. Of a class with no image in one of them a line is logged.
+    """
+    ours, theirs = (one.info["label_names"] for one in (source, eval_source))
+    if ours != theirs:
+        here, there = next(pair for pair in zip_longest(ours, theirs) if len({*pair}) > 1)
+        what = f"config.split has {len(ours)} classes, config.eval_split has {len(theirs)}"
+        if len(ours) == len(theirs):
+            what = f"config.split and config.eval_split have different classes ({len(ours)} each)"
+        raise ValueError(
+            f"{what}; expected the same in both, in the same order"
+            + (
+                _alone(where[0], ours, theirs) + _alone(where[1], theirs, ours)
+                or f"; the first that differs is {here} in one, {there} in the other"
+            )
+        )
+    if len(ours) < 2:
+        raise ValueError(
+            f"{where[0]} has one class only, {ours[0]!r}; expected two or more to tell apart"
+        )
+    for place, one in zip(where, (source, eval_source), strict=True):
+        images = np.bincount(one.columns["label"], minlength=len(ours))
+        empty = [name for name, found in zip(ours, images, strict=True) if not found]
+        if empty:
+            logging.warning(
+                "%s: %d of %d classes have no image, as %s",
+                *(place, len(empty), len(ours), empty[0]),
+            )
+
+
+def _alone(place: str, names: Sequence[str], others: Sequence[str]) -> str:
+    """What only one side has, for the end of a message; letter by letter where it looks alike."""
+    only = sorted(set(names) - set(others))
+    if not only:
+        return ""
+    looks = {appearance(name) for name in others}
+    shown = [ascii(name) if appearance(name) in looks else name for name in only[:3]]
+    alike = " (composed or decomposed letters)" if shown != only[:3] else ""
+    return f"; only {place} has {', '.join(shown)}{alike}"
 
 
 def network(config: ConfigDict, info: Mapping) -> nn.Module:

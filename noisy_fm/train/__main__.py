@@ -17,10 +17,12 @@ def main(config: ConfigDict, workdir: str) -> None:
     _, made, result = train.run(config, workdir)
     if not hosts.first():
         return
+    accuracy = result["eval"].get("accuracy")
     say(
         f"{result['num_params']:,} parameters, {made.steps} steps, "
         f"noise {made.manifest.realised:.1%} ({config.noise.kind}), "
-        f"eval accuracy {result['eval']['accuracy']:.4f}; results in {workdir}"
+        + ("" if accuracy is None else f"eval accuracy {accuracy:.4f}; ")
+        + f"results in {workdir}"
     )
 
 

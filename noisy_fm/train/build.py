@@ -1,12 +1,9 @@
 """What a config asks for, planned: data with its noise, task, optimiser, the state's layout."""
 
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from noisy_fm import config as config_lib
@@ -15,7 +12,6 @@ from noisy_fm import evaluators, noise, optim, sharding, tasks
 from noisy_fm.corruptions import CORRUPTIONS
 from noisy_fm.data import loader
 from noisy_fm.data.damage import Damage
-from noisy_fm.data.storage.labels import appearance
 from noisy_fm.messages import require_known
 from noisy_fm.train import writers
 from noisy_fm.train.state import StatePlan, plan_state
@@ -60,57 +56,19 @@ def setup(config: ConfigDict) -> Setup:
 
 
 def check_splits(config: ConfigDict, source, eval_source) -> None:
-    """Raises ValueError unless both have the same two classes or more, and no image in common.
-
-    What it cannot be sure of (a class with no image in one of them), it says.
-    """
+    """Raises ValueError unless the task can have both, and no image is in common."""
     where = f"config.split {config.split!r}", f"config.eval_split {config.eval_split!r}"
-    ours, theirs = (one.info["label_names"] for one in (source, eval_source))
     if config.split == config.eval_split:
         raise ValueError(
             f"config.split and config.eval_split are both {config.split!r}; expected two splits, "
             "as training images cannot validate (config.evaluators.memorised measures them)"
         )
-    if ours != theirs:
-        here, there = next(pair for pair in zip_longest(ours, theirs) if len({*pair}) > 1)
-        what = f"config.split has {len(ours)} classes, config.eval_split has {len(theirs)}"
-        if len(ours) == len(theirs):
-            what = f"config.split and config.eval_split have different classes ({len(ours)} each)"
-        raise ValueError(
-            f"{what}; expected the same in both, in the same order"
-            + (
-                _alone(where[0], ours, theirs) + _alone(where[1], theirs, ours)
-                or f"; the first that differs is {here} in one, {there} in the other"
-            )
-        )
-    if len(ours) < 2:
-        raise ValueError(
-            f"{where[0]} has one class only, {ours[0]!r}; expected two or more to tell apart"
-        )
+    tasks.TASKS[config.task.name].check_data(source, eval_source, where=where)
     if both := data_lib.shared(source, eval_source):
         raise ValueError(
             f"{where[0]} and {where[1]} have images in common ({len(both)} found, as "
             f"{source.name(both[0])}); expected two splits without"
         )
-    for place, one in zip(where, (source, eval_source), strict=True):
-        images = np.bincount(one.columns["label"], minlength=len(ours))
-        empty = [name for name, found in zip(ours, images, strict=True) if not found]
-        if empty:
-            logging.warning(
-                "%s: %d of %d classes have no image, as %s",
-                *(place, len(empty), len(ours), empty[0]),
-            )
-
-
-def _alone(place: str, names: Sequence[str], others: Sequence[str]) -> str:
-    """What only one side has, for the end of a message; letter by letter where it looks alike."""
-    only = sorted(set(names) - set(others))
-    if not only:
-        return ""
-    looks = {appearance(name) for name in others}
-    shown = [ascii(name) if appearance(name) in looks else name for name in only[:3]]
-    alike = " (composed or decomposed letters)" if shown != only[:3] else ""
-    return f"; only {place} has {', '.join(shown)}{alike}"
 
 
 def plan_training(

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import operator
 import time
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, evaluators, files, hosts, lease, optim, sharding
+from noisy_fm import checkpoint, data, evaluators, files, hosts, lease, optim, sharding
 from noisy_fm import config as config_lib
 from noisy_fm.data import loader
 from noisy_fm.messages import say
@@ -42,15 +41,6 @@ def make_evaluators(
     return evaluators.make(config, given)
 
 
-def identity(*sources) -> str:
-    """Twelve hex digits for which examples there are and how they are truly labelled."""
-    digest = hashlib.sha256()
-    for source in sources:
-        for column in (source.ids.astype("<i8"), source.columns["label"].astype("<i4")):
-            digest.update(column.tobytes())
-    return digest.hexdigest()[:12]
-
-
 def united(record: dict[str, str]) -> dict[str, str]:
     """What all hosts' records hold."""
     return functools.reduce(operator.or_, hosts.gather(record))
@@ -72,7 +62,7 @@ class Run:
             "config": plain,
             "config_hash": config_lib.hash_of(config),
             "manifest_hash": made.manifest.hash,
-            "data_hash": identity(made.clean, made.eval_source),
+            "data_hash": data.identity(made.clean, made.eval_source, columns=made.task.columns),
             "info": made.clean.info,
             **checkpoint.provenance(),
         }
@@ -111,9 +101,10 @@ class Run:
 
     def _flops_a_step(self) -> int:
         """Three times the forward pass of a batch (see `flops.count`)."""
-        example = loader.example(self.made.eval_source)
-        predict = functools.partial(self.made.task.predict_fn, batch=example)
-        one = flops.count(lambda v: predict(*v)["logits"], abstract(self.state.variables))
+        task = self.made.task
+        example = loader.example(self.made.eval_source, task.columns)
+        predict = functools.partial(task.predict_fn, batch=example)
+        one = flops.count(lambda v: predict(*v), abstract(self.state.variables))
         return 3 * one * self.config.batch_size
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -128,15 +119,19 @@ class Run:
         speed["unreadable"] = self.batches.damage.count
         self.writers.scalars(step, {f"train/{k}": v for k, v in {**values, **speed}.items()})
 
-    def evaluate(self, step: int, state: TrainState) -> str:
-        """Runs every evaluator; the values go to the writers, the checkpoint and the result."""
+    def evaluate(self, step: int, state: TrainState) -> tuple[str, bool]:
+        """Runs every evaluator; the values go to the writers, the checkpoint and the result.
+
+        Returns what to show of them, and whether they are the best so far by config.keep_best.
+        """
         self.metrics, self.measured_at = {}, step
         for entry, evaluator in self.evaluators.items():
             found = evaluator.measure(state.variables)
             self.metrics |= {evaluators.title(entry, name): v for name, v in found.items()}
         self.writers.scalars(step, {f"eval/{k}": v for k, v in self.metrics.items()})
         shown = {k: v for k, v in self.metrics.items() if "/" not in k and k != "loss"}
-        return "  ".join(f"eval {key} {value:.4f}" for key, value in shown.items())
+        note = "  ".join(f"eval {key} {value:.4f}" for key, value in shown.items())
+        return note, self.saver.would_be_best(self.metrics)
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts a checkpoint; it can be the best one if it has just been evaluated."""
@@ -178,6 +173,7 @@ class Run:
         with jax.set_mesh(made.mesh):  # all of it, as examples are mixed with any others
             whole = sharding.to_global(batch, made.mesh)
             prepared = jax.jit(made.task.prepare_fn)(whole, jax.random.key(config.seeds.dropout))
+        prepared = jax.device_get(prepared)
         batch, prepared = ({k: v[:PREVIEW] for k, v in b.items()} for b in (batch, prepared))
         true = made.clean.supervision(made.clean.rows_of(batch["id"]), made.task.columns)
         pixels, captions = made.task.preview_fn(batch, prepared, true)
@@ -224,12 +220,14 @@ def run(config: ConfigDict, workdir: str, *, name: str = "train") -> tuple[Train
 def _run(config: ConfigDict, made: Setup, here: Run, name: str) -> tuple[TrainState, Setup, dict]:
     state = here.state
     stored = here.folder / "result.json"
-    if here.start >= made.steps and stored.exists():  # there is nothing left to do
+    done = files.read_json(stored) if stored.exists() else {}
+    if here.start >= made.steps == done.get("steps"):  # there is nothing left to do
         here.close()
         tell(f"{name}: all {made.steps} steps were done before")
-        return state, made, files.read_json(stored)
+        return state, made, done
     at = f"resumed at step {here.start} of" if here.start else "fresh start of"
-    tell(f"{name}: {at} {made.steps} steps")
+    noise = f"{made.manifest.realised:.1%} noise ({config.noise.kind})"
+    tell(f"{name}: {at} {made.steps} steps, {noise}")
     if hosts.first():  # what may change on resume may have
         files.write_json(here.folder / "config.json", here.meta["config"])
     often = functools.partial(

@@ -35,7 +35,7 @@ def fit(
     save: Callable[[int, TrainState], None] = lambda step, state: None,
     save_every: int = 0,
     save_minutes: float = 0.0,
-    evaluate: Callable[[int, TrainState], str] = lambda step, state: "",
+    evaluate: Callable[[int, TrainState], tuple[str, bool]] = lambda step, state: ("", False),
     eval_every: int = 0,
     max_skipped: int = 0,
     on_skip: Callable[[int, dict[str, np.ndarray]], Any] = lambda step, batch: "",
@@ -46,12 +46,12 @@ def fit(
     """Trains with `step_fn` (of `make_step`) from `state.step` to `steps` and returns the state.
 
     `batches` starts at `state.step` and holds this host's share of each global batch. `on_log`
-    gets the means since the last log. `evaluate` returns a note to show. `save` is called every
-    `save_every` steps, every `save_minutes` (0: not by them), at the end, if `evaluate` fails, and
-    when Ctrl-C or a signal of `signals.STOP` asks to stop (which then raises).
-    `on_skip` gets each batch whose loss or update was not finite, and returns where it put it;
-    more than `max_skipped` of them raise FloatingPointError. After `stall_seconds` without a step
-    a line says what is waited for.
+    gets the means since the last log. `evaluate` returns a note to show, and whether to save then.
+    `save` is also called every `save_every` steps, every `save_minutes` (0: not by them), at the
+    end, if `evaluate` fails, and when Ctrl-C or a signal of `signals.STOP` asks to stop (which then
+    raises). `on_skip` gets each batch whose loss or update was not finite, and returns where it put
+    it; more than `max_skipped` of them raise FloatingPointError. After `stall_seconds` without a
+    step a line says what is waited for.
     """
     start = int(state.step)
     in_flight: collections.deque = collections.deque()
@@ -93,7 +93,8 @@ def fit(
             watchdog.waits_for("", step)  # these may take long, and say so themselves
             if evaluates:
                 with saved_if_it_fails(save, step, state):
-                    note = f"{note}  {evaluate(step, state)}"
+                    found, best = evaluate(step, state)
+                note, saves = f"{note}  {found}", saves or best
             if saves:
                 save(step, state)
                 clock.saved()

@@ -79,7 +79,7 @@ def run(measure, argv) -> list[Case]:
         )
 
         def ours_evaluating():
-            for _ in loader.eval_batches(source, batch_size=args.batch, workers=args.workers):
+            for _ in loader.eval_batches(source, batch_size=args.batch):
                 pass
 
         def views(rows):
