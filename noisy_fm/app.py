@@ -125,7 +125,9 @@ def _cause(error: BaseException, argv: Sequence[str]) -> object:
             return f"the config file uses {name!r}, which is not there; {hint}".rstrip("; ")
         if any(key.partition(f".{name}")[0].split(".")[-1] in OPEN_ENDED for key in flags):
             hint = f"{hint} An argument that a config file does not set is set there".strip()
-        return f"there is no key {' or '.join(flags)}; {hint or 'see noisy_fm/config.py'}"
+        if any(key.startswith("config.evaluators.") for key in flags):
+            hint = "an entry of config.evaluators is added in a config file"
+        return f"there is no key {' or '.join(flags)}; {hint or '--help lists them'}"
     return error
 
 

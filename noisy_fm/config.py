@@ -183,6 +183,8 @@ def check_train(config: ConfigDict) -> None:
     from noisy_fm.tasks import TASKS
 
     task = config.get("task", {})
+    if "pretrain" in config:
+        raise ValueError("this is the config of a study: python -m noisy_fm.study runs it")
     if not isinstance(task, ConfigDict) or "name" not in task:
         raise ValueError("config.task has no name; start the config from noisy_fm.config")
     kind = TASKS[require_known("config.task.name", task.name, TASKS)]

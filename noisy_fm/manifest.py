@@ -212,6 +212,8 @@ def plain_array(values, what: str) -> np.ndarray:
                 "type, and none missing"
             )
         array = np.array(held)
+    if not len(array) and array.dtype.kind == "f":  # NumPy's type of an empty list
+        raise ValueError(f"there are no {what}")
     if array.dtype.kind not in "iuUSb" or array.ndim != 1:
         raise TypeError(f"{what} are {array.dtype}; expected integers, or texts")
     return array

@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import difflib
+import functools
 import os
 import sys
 import unicodedata
@@ -27,6 +28,14 @@ def say(text: str, *, file: TextIO | None = None) -> None:
     out = sys.stdout if file is None else file
     with contextlib.suppress(OSError, ValueError):
         print(spelled(text, getattr(out, "encoding", None)), file=out, flush=True)
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Logs a warning; the same one, of data that are opened several times, once a process."""
+    from absl import logging  # not for arrays alone, which import this too
+
+    logging.warning("%s", text)
 
 
 def settle() -> None:

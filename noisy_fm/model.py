@@ -136,6 +136,8 @@ class Model(NamedTuple):
 
     def _outputs(self, images, feature: str | None, batch_size: int) -> np.ndarray:
         """Named features, or logits, of images that are looked at a batch at a time."""
+        if not hasattr(images, "__len__"):
+            raise TypeError(f"images are a {type(images).__name__}; expected [n h w 3], or a list")
         number = len(images)
         if isinstance(images, np.ndarray) and images.ndim == 3:
             raise ValueError(f"images are {list(images.shape)}; expected [n h w 3], or a list")
@@ -225,6 +227,8 @@ def _chosen_step(saver, folder, best: str | None, step: int | None) -> int | Non
                 + (f"none was kept for its {best!r}" if best else "its config.keep_best is empty")
             )
     elif step is not None and step not in saver.steps:
+        if not isinstance(step, int):
+            raise TypeError(f"step is {step!r}; expected a whole number")
         there = ", ".join(map(str, saver.steps)) or "none"
         raise ValueError(f"{folder} has no checkpoint of step {step}; there are {there}")
     return step

@@ -51,7 +51,7 @@ def classification_metrics(
     if groups is None:
         low, high = wilson_interval(int(hits.sum()), int(true.sum()))
     else:
-        low, high = cluster_bootstrap(correct, groups)
+        low, high = cluster_bootstrap(correct, groups, bounds=(0.0, 1.0))
     present = true > 0
     return {
         "accuracy": float(hits.sum() / true.sum()),
@@ -69,7 +69,8 @@ def metric_intervals(
     """Accuracy, balanced accuracy and macro-F1, each {"value", "low", "high", "n"}.
 
     The 95 % intervals are percentiles of `resamples` bootstraps of whole `groups` [n] (of single
-    examples without them); a resample's metrics are taken from its own confusion counts.
+    examples without them); a resample's metrics are taken from its own confusion counts. Where all
+    are right, or none is, they are `unseen`.
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     whole = classification_metrics(labels, predictions, num_classes)
@@ -96,10 +97,13 @@ def metric_intervals(
         "balanced_accuracy": recall.sum(axis=1) / present.sum(axis=1),
         "macro_f1": np.mean(2 * hits / np.maximum(true + predicted, 1), axis=1),
     }
+    if np.unique(labels == predictions).size == 1:  # all right or all wrong: nothing to resample
+        bounds = {name: unseen(whole[name], num_clusters, (0.0, 1.0)) for name in samples}
+    else:
+        bounds = {n: np.quantile(values, [0.025, 0.975]).tolist() for n, values in samples.items()}
     return {
         name: {"value": whole[name], "low": low, "high": high, "n": whole["n"]}
-        for name, values in samples.items()
-        for low, high in [np.quantile(values, [0.025, 0.975]).tolist()]
+        for name, (low, high) in bounds.items()
     }
 
 
@@ -119,22 +123,44 @@ def wilson_interval(successes: int, trials: int):
 
 
 def cluster_bootstrap(
-    values, groups, *, seed: int = 0, resamples: int = 2000, level: float = 0.95
+    values,
+    groups,
+    *,
+    bounds: tuple[float, float] | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Percentile interval of mean(values) when clusters, not examples, are drawn at random.
 
     `values` [n] are numbers or booleans, `groups` [n] the cluster of each. A resample draws as
-    many clusters as there are, with replacement, and takes the mean over their examples.
+    many clusters as there are, with replacement, and takes the mean over their examples. Values
+    that are all equal leave nothing to resample; what other clusters may then hide within `bounds`
+    is `unseen`.
     """
     values, groups = np.asarray(values, np.float64), np.asarray(groups)
     if values.shape != groups.shape or values.ndim != 1 or not len(values):
         raise ValueError(f"values {values.shape} and groups {groups.shape} must be [n], n ≥ 1")
     _, cluster = np.unique(groups, return_inverse=True)
+    if bounds is not None and np.all(values == values[0]):
+        return unseen(float(values[0]), int(cluster.max()) + 1, bounds, level=level)
     sums, sizes = np.bincount(cluster, weights=values), np.bincount(cluster)
     random = np.random.default_rng(seed)
     draws = random.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
     low, high = np.quantile((draws @ sums) / (draws @ sizes), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def unseen(
+    value: float, clusters: int, bounds: tuple[float, float], *, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of a mean within `bounds` where all of so many clusters have the same `value`.
+
+    A share p of clusters that differ is missed by all with probability (1 − p)^clusters, and they
+    may differ as far as the bounds. Of a proportion of 0 or 1 it is Clopper and Pearson's (1934).
+    """
+    share = 1 - ((1 - level) / 2) ** (1 / clusters)
+    return value - (value - bounds[0]) * share, value + (bounds[1] - value) * share
 
 
 def t_test(values) -> Test:

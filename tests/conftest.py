@@ -19,6 +19,15 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
+import pytest
+
+from noisy_fm import messages
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(autouse=True)
+def every_warning_is_new():
+    """What one test was told is told to the next one too."""
+    messages.warn.cache_clear()

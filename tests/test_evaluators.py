@@ -109,3 +109,31 @@ def test_the_share_that_may_be_damaged_is_the_configs(tmp_path):
     found = job.make_evaluators(cfg, made, left_out)["validation"].measure(state.variables)
     assert np.isfinite(found["loss"])
     assert len(left_out) == 5
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"kind": "spectrum", "data": {"domain": ("lineart",)}}, "measures nothing: names is empt"),
+        ({"kind": "probe"}, "measures nothing: feature is empty"),
+        ({"kind": "memorised"}, "measures nothing: examples is 0"),
+        ({"kind": "validation", "domain": "noto"}, r"'config.evaluators.x.domain'; .*\.x\.data"),
+        ({"kind": "validation", "data": "lineart"}, r"x\.data is 'lineart'; expected a group"),
+        ({"kind": "probe", "feature": "pre_logits", "examples": -5}, r"x\.examples is -5; expec"),
+        (3, r"config\.evaluators\.x is 3; expected a group of keys"),
+        ({"kind": "valid"}, r"unknown config\.evaluators\.x\.kind 'valid'; did you mean"),
+    ],
+)
+def test_an_entry_that_cannot_be_is_one_line(entry, message):
+    cfg = config.train()
+    cfg.evaluators.x = entry
+    with pytest.raises(ValueError, match=message) as error:
+        job.make_evaluators(cfg, train.setup(cfg))
+    assert "\n" not in str(error.value)
+
+
+def test_validation_on_other_data_reads_no_split_to_train_on():
+    cfg = config.train()
+    cfg.data.labels = "category"
+    cfg.evaluators.x = {"kind": "validation", "data": {"domain": ("lineart",)}, "split": "none"}
+    assert "x" in job.make_evaluators(cfg, train.setup(cfg))

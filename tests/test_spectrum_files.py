@@ -203,8 +203,16 @@ F = [f"f{i}" for i in range(8)]
             {},
             "left out: the index ('', 'Unnamed: 0')",
         ),
+        (
+            pd.DataFrame(X, columns=F).assign(label=7, ID=range(len(X))),
+            {"index": False},
+            "left out: 'label', 'ID', no features by their names",
+        ),
     ],
-    ids=["index", "header", "counted", "counted, index", "bare", "two levels", "saved twice"],
+    ids=[
+        *("index", "header", "counted", "counted, index", "bare", "two levels", "saved twice"),
+        "labels",
+    ],
 )
 def test_columns_of_numbers_in_a_csv_are_the_features_to_the_last_bit(
     table, options, taken, tmp_path, capsys

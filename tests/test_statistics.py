@@ -183,3 +183,19 @@ def test_tests_refuse_what_has_no_spread(values):
         statistics.t_test(values)
     with pytest.raises(ValueError, match=r"finite \[a b\]"):
         statistics.two_way_test(values)
+
+
+@pytest.mark.parametrize("clusters", [1, 7, 36])
+def test_where_all_are_alike_the_interval_is_clopper_and_pearsons(clusters):
+    groups = np.repeat(np.arange(clusters), 4)
+    for hits in (0, 1):
+        exact = stats.binomtest(hits * clusters, clusters).proportion_ci(method="exact")
+        values = np.full(len(groups), hits)
+        found = statistics.cluster_bootstrap(values, groups, bounds=(0.0, 1.0))
+        assert found == pytest.approx((exact.low, exact.high), abs=1e-12)
+        labels = np.arange(len(groups)) % 4
+        metrics = statistics.metric_intervals(labels, (labels + 1 - hits) % 4, 4, groups=groups)
+        for one in metrics.values():
+            assert (one["low"], one["high"]) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    change = statistics.cluster_bootstrap(np.zeros(len(groups)), groups, bounds=(-1.0, 1.0))
+    assert change == pytest.approx((exact.low - 1, 1 - exact.low), abs=1e-12)

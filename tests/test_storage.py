@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from noisy_fm import config, data, noise, train
+from noisy_fm import config, data, messages, noise, train
 from noisy_fm.data.storage.shards import expand_braces, find_shards
 
 NFC = "é"
@@ -218,6 +218,7 @@ def test_two_labels_of_an_image_and_labels_of_none_are_said(tmp_path, caplog):
     write_tar(tmp_path / "a.tar", ["0", "1"], more=more)
     for _ in range(2):
         caplog.clear()
+        messages.warn.cache_clear()
         assert load("tar", tmp_path).labels.tolist() == [1, 1]
         assert "1 labels have no image, as a.tar: x" in caplog.text
         assert "another label in .json than in .cls; .json counts, as for 000.jpg" in caplog.text
@@ -320,6 +321,7 @@ def test_what_desktops_and_notebooks_leave_is_left_out_and_said(tmp_path, caplog
     write_tar(tmp_path / "t" / ".ipynb_checkpoints" / "train-checkpoint.tar", ["2"])
     for _ in range(2):
         caplog.clear()
+        messages.warn.cache_clear()
         assert load("tar", tmp_path / "t", "train").labels.tolist() == [0, 1]
         assert "4 files or folders are hidden" in caplog.text
         assert "1 files or folders are hidden" in caplog.text

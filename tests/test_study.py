@@ -15,7 +15,7 @@ import pictures
 import pytest
 import small_study as small
 
-from noisy_fm import data, spectrum, study
+from noisy_fm import data, files, spectrum, study
 from noisy_fm.features import open_store
 from noisy_fm.study import __main__ as command
 from noisy_fm.study import cells, grid, settings, stages, transfers
@@ -133,6 +133,17 @@ def test_a_store_that_was_deleted_is_made_again_and_nothing_else(done, tmp_path)
     study.run(small.get_config(), str(copy))
     np.testing.assert_array_equal(open_store(store).features, before)
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
+
+
+def test_a_workdir_of_other_examples_is_refused(done, tmp_path):
+    for name in ("pretrain.json", "data.json"):
+        shutil.copy(done[0] / name, tmp_path / name)
+    cfg = small.get_config()
+    before = files.read_json(tmp_path / "data.json")
+    (now,) = before.values()
+    files.write_json(tmp_path / "data.json", dict.fromkeys(before, "0123456789ab"))
+    with pytest.raises(ValueError, match=f"hash of examples and labels: 0123456789ab → {now}"):
+        study.run(cfg, str(tmp_path))
 
 
 def test_a_workdir_of_another_training_config_is_refused(done):
@@ -259,10 +270,10 @@ def test_a_study_begun_before_tasks_had_their_keys_goes_on(done, tmp_path):
     old["data"] = {"task" if k == "labels" else k: v for k, v in new["data"].items()}
     (tmp_path / "pretrain.json").write_text(json.dumps(old))
     cfg = study.resolve(small.get_config())
-    assert grid.begun(cfg, str(tmp_path)) == tmp_path
+    assert grid.begun(cfg, str(tmp_path), "abc") == tmp_path
     cfg.pretrain.epochs = 3.0
     with pytest.raises(ValueError, match="begun with another config"):
-        grid.begun(cfg, str(tmp_path))
+        grid.begun(cfg, str(tmp_path), "abc")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ An entry is {"kind": a key of `EVALUATORS`, "data": keys of `config.data` that d
 run's own, "split", "eval_split": the run's own where empty, and the kind's arguments}.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,13 @@ EVALUATORS: dict[str, Callable[..., Evaluator | None]] = {
     "spectrum": spectra,
     "probe": ridge,
 }
+# What a kind of evaluator measures nothing without.
+NEEDS = {
+    "memorised": "examples is 0; expected how many wrong labels to look at",
+    "spectrum": "names is empty; expected names of features, as ('pre_logits',)",
+    "probe": "feature is empty; expected the name of one, as 'pre_logits'",
+}
+FITTED = ("memorised", "probe")  # kinds that look at training examples too
 OWN = ("kind", "data", "split", "eval_split")  # keys of an entry that are not its kind's
 
 __all__ = ["EVALUATORS", "Evaluator", "Given", "check", "make"]
@@ -33,9 +41,20 @@ def check(entries: Mapping[str, Mapping]) -> None:
     """Raises one clear line for an entry of `config.evaluators` that cannot be."""
     for name, entry in entries.items():
         where = f"config.evaluators.{name}"
+        for group, place in ((entry, where), (_get(entry, "data"), f"{where}.data")):
+            if not isinstance(group, Mapping | ConfigDict):
+                raise ValueError(f"{place} is {group!r}; expected a group of keys")
         kind = EVALUATORS[require_known(f"{where}.kind", entry.get("kind", ""), EVALUATORS)]
-        arguments = {key: value for key, value in entry.items() if key not in OWN}
-        config_lib.check_arguments(kind, arguments, where=where, given=("given",))
+        known = [*OWN, *(key for key in inspect.signature(kind).parameters if key != "given")]
+        for key in entry:
+            require_known("key", f"{where}.{key}", [f"{where}.{one}" for one in known])
+        most = entry.get("examples", 0)
+        if not isinstance(most, int) or most < 0:
+            raise ValueError(f"{where}.examples is {most!r}; expected a whole number, 0 or more")
+
+
+def _get(entry, key: str):
+    return entry.get(key, {}) if isinstance(entry, Mapping | ConfigDict) else {}
 
 
 def make(config: ConfigDict, given: Given) -> dict[str, Evaluator]:
@@ -49,6 +68,8 @@ def make(config: ConfigDict, given: Given) -> dict[str, Evaluator]:
         found = EVALUATORS[entry["kind"]](_own(config, name, entry, given), **arguments)
         if found is not None:
             made[name] = found
+        elif name not in config_lib.train().evaluators:
+            raise ValueError(f"config.evaluators.{name} measures nothing: {NEEDS[entry['kind']]}")
     measured = [full for name, one in made.items() for full in names(name, one)]
     if config.keep_best:
         require_known("config.keep_best", config.keep_best, measured)
@@ -75,8 +96,8 @@ def _own(config: ConfigDict, name: str, entry: Mapping[str, Any], given: Given) 
         return given
     data, where = {**config.data, **entry.get("data", {})}, f"config.evaluators.{name}.data"
     config_lib.check_keys(data, config.data, where=where)
-    train, test = (
-        data_lib.load_split(data, entry.get(key) or config[key], where=where)
-        for key in ("split", "eval_split")
-    )
+    test = data_lib.load_split(data, entry.get("eval_split") or config.eval_split, where=where)
+    train = test
+    if entry["kind"] in FITTED:
+        train = data_lib.load_split(data, entry.get("split") or config.split, where=where)
     return given._replace(clean=train, source=train, eval_source=test)

@@ -24,14 +24,14 @@ from noisy_fm.model import load_model
 OURS = ("name", "size", "canvas")  # of `data.load`'s arguments; the model says the size
 
 
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     """(the flags, those that are `--data.KEY=VALUE` as {KEY: VALUE})."""
     parser = argparse.ArgumentParser(
         prog="python -m noisy_fm.features",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="--data.KEY=VALUE are arguments of noisy_fm.data.load: --data.path (of images on "
-        "disk), --data.split, --data.domain, …",
+        "disk), --data.split, --data.domain (several as noto,twemoji), …",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -45,14 +45,17 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, str
     add("--batch-size", type=int, default=128, help="images at a time (128)")
     add("--threads", type=int, help="that decode; by default one a core")
     add("--max-bad", type=float, default=0.001, metavar="SHARE",
-        help="stop if more of the images than this share cannot be read (0.001)")  # fmt: skip
+        help="stop if more of the images than this share (0.001), and than three, cannot be read; "
+        "0: at the first")  # fmt: skip
     flags, rest = parser.parse_known_args(argv)
     chosen = {}
     for flag in rest:
         name, equals, value = flag.removeprefix("--data.").partition("=")
         if not (flag.startswith("--data.") and equals):
             parser.error(f"unknown argument {flag}; expected --data.KEY=VALUE, or see --help")
-        chosen[name] = value
+        if name in chosen:
+            parser.error(f"--data.{name} is given twice")
+        chosen[name] = tuple(value.split(",")) if name == "domain" and "," in value else value
     return flags, chosen
 
 
@@ -72,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     settle()
 
 
-def _run(flags: argparse.Namespace, chosen: dict[str, str]) -> None:
+def _run(flags: argparse.Namespace, chosen: dict) -> None:
     config.check_arguments(data.load, chosen, where="--data", given=OURS)
-    if flags.batch_size < 1:
-        raise ValueError(f"--batch-size is {flags.batch_size}; expected 1 or more")
+    for name in ("batch_size", "threads"):
+        if (value := getattr(flags, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
     hosts.check_devices()
     model = load_model(flags.model, best=flags.best, step=flags.step)
     size = model.preprocess.size  # drawn at that size, where there is a choice

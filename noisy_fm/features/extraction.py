@@ -7,7 +7,7 @@ import numpy as np
 
 from noisy_fm import sharding
 from noisy_fm.data import identity
-from noisy_fm.data.damage import LEFT_OUT, Damage
+from noisy_fm.data.damage import LEFT_OUT, Damage, tolerated
 from noisy_fm.features.prediction import stream
 from noisy_fm.features.store import GrowingStore
 from noisy_fm.messages import unknown
@@ -29,7 +29,8 @@ def extract(
     """Writes the features of every image of `source` to a store at `path`.
 
     All of this process' devices compute; the host holds a few batches. Killed, the same call goes
-    on from what was written, and the store is the same byte for byte. Images that cannot be read
+    on from what was written, and the store is the same byte for byte; that the images are the same
+    is told by their names and labels, not by their contents. Images that cannot be read
     (at most the share `max_bad`) have no row; they are returned, and in meta.json `left_out`, as
     {id: where and why}. `data` (JSON) says in meta.json what the source is.
 
@@ -57,10 +58,15 @@ def extract(
             unit="image",
         ) as bar,
     ):  # fmt: skip
+        damage = Damage(max_bad, store.left_out, examples=store.read, fate=LEFT_OUT)
         if store.finished:
+            if damage.count > tolerated(max_bad, len(source)):
+                raise ValueError(
+                    f"{store.path} is without {damage.count} of {len(source)} images, which could "
+                    f"not be read; more than max_bad = {max_bad:g}"
+                )
             return store.left_out
         variables = jax.device_put(separated(model.variables), everywhere)
-        damage = Damage(max_bad, store.left_out, examples=store.read, fate=LEFT_OUT)
         for out in outputs(variables, seen, damage, store.read):
             ids = source.ids[store.read : store.read + len(out["mask"])]
             there = out["mask"][: len(ids)] != 0

@@ -61,13 +61,17 @@ def load(workdir) -> Artifacts:
 
 
 def beside(workdir: Path) -> list[str]:
-    """Lines about trained models in the study's folder that its records do not speak of."""
+    """Lines about models and images in the study's folder that its records do not speak of."""
     path = workdir / "grid.json"
     grid = read_object(path, dict, []) if path.is_file() else {}
-    return [
+    lines = [
         f"cells/{name} is not in this report: {why}."
         for name, why in grid.get("left_out", {}).items()
     ]
+    if unreadable := grid.get("unreadable"):
+        number = tables.plural(len(unreadable), "image")
+        lines.append(f"{number} could not be read, nor counted, as {unreadable[0]}.")
+    return lines
 
 
 def why_empty(rows: list[dict]) -> str:

@@ -8,11 +8,13 @@ import numpy as np
 
 from noisy_fm.spectrum.parquet import UnfitError
 
+# What is seldom a feature; who means it so names it.
+NO_FEATURE = ("id", "ids", "index", "label", "labels", "target")
 INDEX = re.compile(r"Unnamed: \d+(\.\d+)?")  # what pandas calls an index that it read as a column
 
 
 def read(path, key: str | None = None) -> np.ndarray:
-    """The features float64 [n d]: all columns but an index, or those that `key` names.
+    """The features float64 [n d]: all columns but an index, ids and labels, or what `key` names.
 
     `key` is names of columns with commas between, or patterns of them (`emb_*`).
     """
@@ -22,7 +24,7 @@ def read(path, key: str | None = None) -> np.ndarray:
     places = [i for i in range(len(names)) if i not in index]
     chosen = places if key is None else _picked(names, key)
     if not chosen:
-        raise UnfitError("no columns but an index")
+        raise UnfitError("no columns but an index, ids or labels")
     table = arrow.read_csv(
         path,
         arrow.ReadOptions(skip_rows=int(header), autogenerate_column_names=True),
@@ -48,7 +50,12 @@ def taken(path) -> str:
     kept = [name for i, name in enumerate(names) if i not in index]
     several = len(kept) > 1
     which = f"{kept[0]} … {kept[-1]}" if several else kept[0]
-    left = f"; left out: the index ({', '.join(map(repr, index.values()))})" if index else ""
+    ours: dict[bool, list[str]] = {True: [], False: []}
+    for name in index.values():
+        ours[name.lower() in NO_FEATURE].append(repr(name))
+    parts = [f"the index ({', '.join(ours[False])})"] if ours[False] else []
+    parts += [f"{', '.join(ours[True])}, no features by their names"] if ours[True] else []
+    left = f"; left out: {', and '.join(parts)}" if parts else ""
     return (
         f"{'a' if header else 'no'} header; features are {'all ' * several}{len(kept)} "
         f"column{'s' * several} of numbers ({which}){left}"
@@ -59,7 +66,8 @@ def columns(path) -> tuple[list[str], bool, dict[int, str]]:
     """The columns' names (numbers, without a header), if there is a header, and {place: index}.
 
     A first row is a header unless all its entries are numbers, and also if they count 0, 1, 2, …,
-    which pandas calls columns without names. Columns that pandas wrote its index in have no name.
+    which pandas calls columns without names. Columns that pandas wrote its index in have no name;
+    what is called one of `NO_FEATURE` is left out like them.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
         first = [entry.strip() for entry in next(csv.reader(file), [])]
@@ -73,7 +81,11 @@ def columns(path) -> tuple[list[str], bool, dict[int, str]]:
         return [str(i) for i in range(len(first))], False, {}
     if len(first) == 1 and re.search(r"[;\t]", first[0]):
         raise UnfitError(f"one column, {first[0]!r}; expected commas between columns")
-    index = {i: e for i, e in enumerate(first) if i < leading or INDEX.fullmatch(e)}
+    index = {
+        i: e
+        for i, e in enumerate(first)
+        if i < leading or INDEX.fullmatch(e) or e.lower() in NO_FEATURE
+    }
     return first, True, index
 
 

@@ -7,7 +7,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, data, features, hosts, probe, record, spectrum, statistics, train
+from noisy_fm import (
+    checkpoint,
+    data,
+    features,
+    files,
+    hosts,
+    probe,
+    record,
+    spectrum,
+    statistics,
+    train,
+)
 from noisy_fm import config as config_lib
 from noisy_fm.evaluators.evaluator import readable
 from noisy_fm.model import Preprocess
@@ -95,7 +106,10 @@ def extract(cell: Cell, config: ConfigDict) -> dict:
                 },
             },
         )
-    return {"stores": len(wanted)}
+    stores = [store_path(cell, config, images) for images in wanted] if hosts.first() else []
+    left_out = [files.read_json(path / "meta.json")["left_out"] for path in stores]
+    unreadable = {name for one in left_out for name in one.values()}
+    return {"stores": len(wanted), "unreadable": sorted(unreadable)}
 
 
 def read(cell: Cell, config: ConfigDict, images: Images, labels: str = "") -> Examples:

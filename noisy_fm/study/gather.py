@@ -101,7 +101,7 @@ def change_record(cell: Cell, outputs: Outputs, shared: dict) -> list[dict]:
     both = np.isin(ours["id"], theirs["id"])
     before = [correct[id_] for id_ in ours["id"][both].tolist()]
     change = np.subtract(ours["correct"][both], before, dtype=float)
-    low, high = statistics.cluster_bootstrap(change, ours["group"][both])
+    low, high = statistics.cluster_bootstrap(change, ours["group"][both], bounds=(-1.0, 1.0))
     made = {name: outputs[cell]["pretrain"][name] for name in ("versions", "commit", "duration_s")}
     measured = {"value": float(change.mean()), "low": low, "high": high, "n": len(change)}
     about = {**shared, **made, **trained_on(cell), "stage": "pretrain"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, features, files, hosts, lease, report, train
+from noisy_fm import checkpoint, data, features, files, hosts, lease, report, train
 from noisy_fm import config as config_lib
 from noisy_fm.messages import require_known, say
 from noisy_fm.study import cells, gather, settings, stages, transfers
@@ -19,6 +19,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
     All data are opened: a study fails before it trains, or not for want of them.
     """
+    return _opened(config)[0]
+
+
+def _opened(config: ConfigDict) -> tuple[ConfigDict, str]:
+    """(The config as `resolve` has it, `data.identity` of what is trained and validated on)."""
     config = settings.completed(config)
     settings.check(config)
     first = cells.grid(config, Path())[0].config
@@ -27,7 +32,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         made.task, made.plan.shapes.variables, made.source, [config.feature], where="config.feature"
     )
     transfers.check(transfers.collect(config), first.data.size)
-    return config
+    return config, data.identity(made.clean, made.eval_source, columns=made.task.columns)
 
 
 def here(grid: Sequence[Cell], config: ConfigDict) -> None:
@@ -43,13 +48,12 @@ def run(config: ConfigDict, workdir: str, *, place: Place = here) -> Path | None
     writes the report.
     """
     config_lib.cache_compilations()
-    config = resolve(config)
-    folder = begun(config, workdir)
+    config, data_hash = _opened(config)
+    folder = begun(config, workdir, data_hash)
     with lease.held(folder):
         if hosts.first():
             files.write_json(folder / "config.json", config_lib.plain(config))
-            if not (folder / "environment.json").exists():  # each record says what made it since
-                files.write_json(folder / "environment.json", gather.environment())
+            files.write_json(folder / "environment.json", gather.environment())
         place(cells.grid(config, folder), config)
         return reported(config, folder) if hosts.first() else None
 
@@ -57,8 +61,8 @@ def run(config: ConfigDict, workdir: str, *, place: Place = here) -> Path | None
 def run_cell(config: ConfigDict, workdir: str, name: str) -> None:
     """Runs what is missing of one cell, beside whoever runs the others."""
     config_lib.cache_compilations()
-    config = resolve(config)
-    folder = begun(config, workdir)
+    config, data_hash = _opened(config)
+    folder = begun(config, workdir, data_hash)
     grid = {cell.name: cell for cell in cells.grid(config, folder)}
     # One that is not wanted any more may still be saving what it did of this cell.
     stages.run(grid[require_known("--cell", name, grid)], config, patience=120.0)
@@ -74,8 +78,11 @@ def dry_run(config: ConfigDict, workdir: str) -> list[tuple[Cell, str]]:
     return found
 
 
-def begun(config: ConfigDict, workdir: str) -> Path:
-    """The study's folder, marked as this training config's; ValueError if it is another's."""
+def begun(config: ConfigDict, workdir: str, data_hash: str) -> Path:
+    """The study's folder, marked as of this training config and these examples.
+
+    Raises ValueError if it is of others.
+    """
     if "://" in workdir:
         raise ValueError(f"--workdir {workdir}: expected a folder that all machines of a study see")
     folder = Path(workdir).expanduser().absolute()
@@ -85,6 +92,8 @@ def begun(config: ConfigDict, workdir: str) -> Path:
         config_lib.plain(config.pretrain),
         differences=config_lib.run_differences,
     )
+    examples = {"hash of examples and labels": data_hash}
+    checkpoint.claim(folder, "data.json", examples, differences=config_lib.differences)
     return folder
 
 
@@ -103,5 +112,8 @@ def reported(config: ConfigDict, folder: Path) -> Path:
     for name, why in left_out.items():
         say(f"the report does not include {folder / 'cells' / name}: {why}")
     gather.assemble(config, folder, found)
-    files.write_json(folder / "grid.json", {"cells": [c.name for c in found], "left_out": left_out})
+    stages_done = [one for made in found.values() for one in made.values()]
+    unreadable = {name for one in stages_done for name in one.get("unreadable", ())}
+    about = {"left_out": left_out, "unreadable": sorted(unreadable)}
+    files.write_json(folder / "grid.json", {"cells": [cell.name for cell in found], **about})
     return report.build(folder)

@@ -41,6 +41,7 @@ def work(cell: Cell, config: ConfigDict) -> dict:
             "group": groups,
         },
         "manifest": made.manifest.summary(),
+        "unreadable": [*result["unreadable"].values(), *result["unreadable_eval"].values()],
         "examples": wrong_labels(made, cell.rate),
         "num_params": result["num_params"],
         "steps": result["steps"],
@@ -76,7 +77,7 @@ def predictor(cell: Cell, made: Setup, *keep: str):
 def with_interval(values: np.ndarray, groups: np.ndarray) -> dict:
     """Mean of one number an example, its 95 % interval (resampling whole `groups`), and n."""
     values = np.asarray(values, dtype=float)
-    low, high = statistics.cluster_bootstrap(values, groups)
+    low, high = statistics.cluster_bootstrap(values, groups, bounds=(0.0, 1.0))
     return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
 
 

@@ -64,6 +64,11 @@ def transfer(
 def completed(config: ConfigDict) -> ConfigDict:
     """A copy of `config` with its shorthands spelled out."""
     config = config_lib.updated(config, {})
+    if "pretrain" not in config:
+        raise ValueError(
+            "config.pretrain is missing: this is no study's config (python -m noisy_fm.train runs "
+            "one of a training run)"
+        )
     if "tasks" in config:
         raise ValueError(
             "config.tasks is no more: expected config.transfers, groups of keys as "

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
 from noisy_fm.data.storage.listing import IMAGE_SUFFIXES, contents, make_listing
 from noisy_fm.data.storage.litter import is_litter, left_out
 from noisy_fm.data.storage.shards import read_at, refuse_unreadable
+from noisy_fm.messages import warn
 
 SPLITS = frozenset(("train", "val", "valid", "validation", "test"))
 LOOKED_FOR = f"looked for *{', *'.join(sorted(IMAGE_SUFFIXES))}"
@@ -54,12 +54,12 @@ class FolderStorage:
         self._check(entries, found)
         others = [file for name in classes for file in files[name] if not _is_image(file)]
         if others:
-            logging.warning(
-                "%s: %d files are no images by their names and ignored, as %s",
-                *(self.where, len(others), others[0]),
+            warn(
+                f"{self.where}: {len(others)} files are no images by their names and ignored, as "
+                f"{others[0]}"
             )
         if self.litter:
-            logging.warning("%s: %s", self.where, left_out(self.litter))
+            warn(f"{self.where}: {left_out(self.litter)}")
         names = [os.fsencode(file) for name in classes for file in found[name]]
         labels = np.repeat(np.arange(len(classes)), [len(found[name]) for name in classes])
         self.listing = make_listing(names, labels, classes, self.where)
@@ -79,9 +79,9 @@ class FolderStorage:
             )
         beside = [name for name in entries if name not in found]
         if beside:
-            logging.warning(
-                "%s: %d files beside the class folders are in no class and ignored, as %s",
-                *(self.where, len(beside), beside[0]),
+            warn(
+                f"{self.where}: {len(beside)} files beside the class folders are in no class and "
+                f"ignored, as {beside[0]}"
             )
 
     def _kept(self, names: list[str], below: str) -> list[str]:

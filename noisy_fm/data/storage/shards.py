@@ -14,6 +14,7 @@ from absl import logging
 
 from noisy_fm.data.storage.listing import contents
 from noisy_fm.data.storage.litter import is_litter, left_out
+from noisy_fm.messages import warn
 
 INDEX_VERSION = 2
 RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?|([A-Za-z])\.\.([A-Za-z])")
@@ -38,7 +39,7 @@ def find_shards(path: str | os.PathLike, split: str | None, suffix: str) -> list
             f"{path} does not exist; expected *{suffix}: a file, a folder of some, or a pattern"
         )
     if litter:
-        logging.warning("%s: %s", path, left_out(litter))
+        warn(f"{path}: {left_out(litter)}")
     if not split:
         return files
     word = re.compile(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z0-9])", re.IGNORECASE)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from noisy_fm.data.storage.labels import is_missing, label_names_beside, number
 from noisy_fm.data.storage.listing import IMAGE_SUFFIXES, make_listing
 from noisy_fm.data.storage.litter import is_litter, left_out
 from noisy_fm.data.storage.shards import base_of, cached_index, find_shards, read_at
+from noisy_fm.messages import warn
 from noisy_fm.progress import Progress
 
 CLS = ".cls"
@@ -35,7 +35,7 @@ class TarStorage:
         index = cached_index(folder, f"tar-{split or 'all'}", self.shards, self._build)
         self.shard, self.offsets, self.sizes = index["shard"], index["offsets"], index["sizes"]
         for notice in index["notices"].tolist():
-            logging.warning("%s: %s", self.where, notice)
+            warn(f"{self.where}: {notice}")
         folders = dict.fromkeys([*(shard.parent for shard in self.shards), base_of(path)])
         names = label_names_beside(list(folders))
         if names is None:
