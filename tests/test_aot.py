@@ -11,6 +11,8 @@ from noisy_fm import config as config_lib
 from noisy_fm import sharding, train
 from noisy_fm.data.source import numbered
 
+pytestmark = pytest.mark.slow  # of the compiler, or of other libraries
+
 
 def load():
     file = Path(__file__).parent.parent / "tools" / "aot.py"
@@ -60,7 +62,6 @@ def bytes_of(tree) -> int:
     )
 
 
-@pytest.mark.slow
 def test_memory_is_the_state_and_the_batch_of_one_device(aot, report):
     config = small()
     mesh = sharding.make_mesh(**config.mesh)
@@ -86,7 +87,6 @@ def test_memory_is_the_state_and_the_batch_of_one_device(aot, report):
     assert memory["arguments"] < 3 * 4 * whole / 2
 
 
-@pytest.mark.slow
 def test_flops_are_three_times_the_forward_passs(report):
     def conv(size, channels, features, kernel):
         return 2 * size**2 * channels * features * kernel**2

@@ -11,6 +11,8 @@ from scipy import stats
 
 from noisy_fm.data.augment import erase, jitter, policies
 
+pytestmark = pytest.mark.slow  # of the compiler, or of other libraries
+
 REFERENCE = np.load(Path(__file__).parent / "references" / "augment.npz")
 N = 20_000
 
@@ -49,7 +51,6 @@ def test_rand_augment_draws_each_operation_equally_often():
     assert abs(layers.bicubic.mean() - 0.5) < 0.015
 
 
-@pytest.mark.slow
 def test_rand_augment_magnitudes_are_normal_and_signed():
     layers = draws(policies.parse_policy("rand-m7-mstd0.5-inc1-p1").draw)
     turns = layers.argument[layers.op == policies.OPS.index("Rotate")] / 3

@@ -23,6 +23,8 @@ from noisy_fm import models
 from noisy_fm.models import efficientnet, fast, torch_file
 from noisy_fm.models.efficientnet import EfficientNetLite, StageSpec
 
+pytestmark = pytest.mark.slow  # of the compiler, or of other libraries
+
 HERE = Path(__file__).parent
 REFERENCE = HERE / "references" / "efficientnet_lite0.json"
 STAGES = (StageSpec(1, 3, 1, 1, 4), StageSpec(2, 5, 2, 2, 6))
@@ -130,7 +132,6 @@ def test_both_depthwise_forms_are_tensorflow_padded_correlation(kernel, stride, 
         np.testing.assert_allclose(form(x, w, stride=stride)[0], expected, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_both_depthwise_forms_have_the_same_gradient():
     x = random_images(2, 9)
     w = jnp.asarray(np.random.default_rng(1).standard_normal((5, 5, 1, 3)), jnp.float32)

@@ -16,6 +16,8 @@ from noisy_fm import collectives, models, sharding
 from noisy_fm.tasks.classify import classify
 from noisy_fm.train import state as state_lib
 
+pytestmark = pytest.mark.slow  # of the compiler, or of other libraries
+
 BATCH = 32
 SIZE = 32
 HEADS = 4  # of vit_tiny
@@ -112,7 +114,7 @@ def gathered(moved) -> Counter:
     )
 
 
-@pytest.mark.parametrize("name", [pytest.param("vit", marks=pytest.mark.slow), "resnet"])
+@pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_data_parallel_sums_gradients_and_gathers_nothing(name):
     moved, shapes = compiled(name, data=8)
     check(moved, shapes)
@@ -123,7 +125,7 @@ def test_data_parallel_sums_gradients_and_gathers_nothing(name):
     assert weights <= summed < 1.2 * weights
 
 
-@pytest.mark.parametrize("name", [pytest.param("vit", marks=pytest.mark.slow), "resnet"])
+@pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_fully_sharded_gathers_each_split_parameter_once(name):
     moved, shapes = compiled(name, data=2, fsdp=4)
     check(moved, shapes)
@@ -134,7 +136,6 @@ def test_fully_sharded_gathers_each_split_parameter_once(name):
     assert gathered(moved) == split
 
 
-@pytest.mark.slow
 def test_tensor_parallel_sums_activations_twice_a_block_and_gathers_none():
     moved, _ = compiled("unrolled", data=2, fsdp=2, tensor=2)
     # Forward: after proj and fc2; backward: before qkv and fc1 (Megatron-LM).
@@ -156,7 +157,6 @@ def test_batch_statistics_are_sums_over_all_devices():
     assert all(one.kind == "all-reduce" and one.group == 8 for one in norms)
 
 
-@pytest.mark.slow
 def test_parameters_that_are_not_gathered_are_found(monkeypatch):
     monkeypatch.setattr(sharding, "gather", lambda tree, like: tree)
     moved, shapes = compiled.__wrapped__("unrolled", data=2, fsdp=4)
@@ -164,7 +164,6 @@ def test_parameters_that_are_not_gathered_are_found(monkeypatch):
         check(moved, shapes)
 
 
-@pytest.mark.slow
 def test_a_batch_that_is_laid_out_again_is_found():
     moved, shapes = compiled("relaid", data=2, fsdp=4)
     with pytest.raises(AssertionError, match=r"an activation|a re-layout"):
