@@ -53,6 +53,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._damaged: set[int] = set()
         self._failed = False
+        self._top = self._kept_top()
 
     @property
     def steps(self) -> list[int]:
@@ -64,16 +65,17 @@ class Checkpointer:
         return self._manager.best_step() if self._best else None
 
     def _score(self, metrics: dict) -> float:
-        found = (metrics or {}).get(self._best)  # older checkpoints may have been kept for another
+        found = metrics.get(self._best)  # older checkpoints may have been kept for another
         return -math.inf if found is None else self._sign * found
 
-    def would_be_best(self, metrics: dict) -> bool:
-        """Whether a checkpoint with these metrics would be the best one."""
-        if not self._best:
-            return False
+    def _kept_top(self) -> float:
+        """The score of the best checkpoint on disk."""
         best = self.best_step
-        before = -math.inf if best is None else self._score(self._manager.metrics(best))
-        return self._score(metrics) > before
+        return -math.inf if best is None else self._score(self._manager.metrics(best) or {})
+
+    def would_be_best(self, metrics: dict) -> bool:
+        """Whether a checkpoint with these metrics would be the best one, those on their way too."""
+        return self._score(metrics) > self._top
 
     def save(self, step: int, state, meta: dict, metrics: dict | None = None) -> None:
         """Starts writing in the background; `wait` or `close` waits until it is on disk."""
@@ -81,6 +83,7 @@ class Checkpointer:
             with self._worded():
                 self._manager.delete(number)
             self._damaged.remove(number)
+            self._top = self._kept_top()
         if step in self._manager.all_steps():
             return
         meta = {"schema": SCHEMA, **meta, "digests": digests(state)}
@@ -93,6 +96,7 @@ class Checkpointer:
                 ),
                 metrics=metrics if self._best and metrics and self._best in metrics else None,
             )
+        self._top = max(self._top, self._score(metrics or {}))
 
     def restore(self, target, *, step: int | None = None):
         """(state, meta) like `target` (arrays or ShapeDtypeStructs with shardings), or None.

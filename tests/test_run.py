@@ -86,6 +86,7 @@ def test_best_is_by_the_metric_and_of_a_loss_the_smallest(tmp_path):
         for step, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True), 1):
             found = None if loss is None else {"accuracy": accuracy, "loss": loss}
             saver.save(step, state, {}, found)
+            assert not saver.would_be_best({"accuracy": 0.1, "loss": 1.0})  # while it is written
             saver.wait()
         assert saver.best_step == expected
         assert saver.steps == [expected, 5]
