@@ -152,12 +152,17 @@ def check_keys(config: Mapping, reference: Mapping, *, where: str = "config") ->
                 continue
             raise ValueError(unknown("key", f"{where}.{key}", [f"{where}.{k}" for k in reference]))
         if isinstance(reference[key], Mapping | ConfigDict):
-            if not isinstance(config[key], Mapping | ConfigDict):
-                raise ValueError(f"{where}.{key} is {config[key]!r}; expected a group of keys")
-            check_keys(config[key], reference[key], where=f"{where}.{key}")
+            check_keys(group(config[key], f"{where}.{key}"), reference[key], where=f"{where}.{key}")
     for key in reference:
         if key not in config:
             raise ValueError(f"{where}.{key} is missing; start the config from noisy_fm.config")
+
+
+def group(value, where: str) -> Mapping:
+    """`value`, which has keys; else a ValueError that says where it stands."""
+    if not isinstance(value, Mapping | ConfigDict):
+        raise ValueError(f"{where} is {value!r}; expected a group of keys")
+    return value
 
 
 def check_regex(where: str, regex: str) -> None:

@@ -75,27 +75,33 @@ def test_a_store_has_the_features_of_all_images_that_can_be_read(net, source, tm
     assert [path.name for path in tmp_path.iterdir() if "store" in path.name] == ["store"]
 
 
-def test_interrupted_anywhere_it_ends_the_same(net, source, tmp_path, monkeypatch):
-    whole = extract(net, source, tmp_path / "whole")
-    append, replace, left = store.GrowingStore.append, os.replace, 0
+def stopped_after(monkeypatch, blocks: int, then=lambda grown: None):
+    """Has a store's writer interrupted once it has so many more blocks, and `then(store)` done."""
+    append = store.GrowingStore.append
 
     def stopped(self, *arguments, **options):
-        nonlocal left
+        nonlocal blocks
         append(self, *arguments, **options)
-        left -= 1
-        if left == 0:
-            shutil.copytree(self.folder, tmp_path / "left")
+        blocks -= 1
+        if blocks == 0:
+            then(self)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(store.GrowingStore, "append", stopped)
+
+
+def test_interrupted_anywhere_it_ends_the_same(net, source, tmp_path, monkeypatch):
+    whole = extract(net, source, tmp_path / "whole")
+    replace, left = os.replace, tmp_path / "left"
     for count, every in ((1, 0.0), (1, 1e9), (2, 0.0)):  # saved, lost, and all read
-        left = count
-        monkeypatch.setattr(store.GrowingStore, "SAVE_SECONDS", every)
-        with pytest.raises(KeyboardInterrupt):
-            extract(net, source, tmp_path / "killed")
+        with monkeypatch.context() as patched:
+            patched.setattr(store.GrowingStore, "SAVE_SECONDS", every)
+            stopped_after(patched, count, lambda grown: shutil.copytree(grown.folder, left))
+            with pytest.raises(KeyboardInterrupt):
+                extract(net, source, tmp_path / "killed")
         # What a process that is killed leaves: the folder as it was, and bytes never made safe.
         shutil.rmtree(tmp_path / "killed.part")
-        replace(tmp_path / "left", tmp_path / "killed.part")
+        replace(left, tmp_path / "killed.part")
         with (tmp_path / "killed.part/features.npy").open("ab") as file:
             file.write(b"torn")
     monkeypatch.setattr(store.GrowingStore, "append", None)  # there is nothing more to append
@@ -113,20 +119,6 @@ def test_interrupted_anywhere_it_ends_the_same(net, source, tmp_path, monkeypatc
     assert extract(net, source, tmp_path / "killed") == whole
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert extract(net, source, tmp_path / "killed") == whole  # as it is there already
-
-
-def stopped_after(monkeypatch, blocks: int):
-    """Has a store's writer interrupted once so many more blocks are safe."""
-    append = store.GrowingStore.append
-
-    def stopped(self, *arguments, **options):
-        nonlocal blocks
-        append(self, *arguments, **options)
-        blocks -= 1
-        if blocks == 0:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(store.GrowingStore, "append", stopped)
 
 
 def test_an_unreadable_image_may_be_all_that_is_left(net, source, tmp_path, monkeypatch):

@@ -65,7 +65,10 @@ class Damage:
                 if len(self.found) < LISTED:
                     logging.warning("cannot be read, %s: %s", self.fate, self.names[id_])
             self.found.add(id_)
-        if found and len(self.found) > tolerated(self.max_bad, self.examples):
-            raise ValueError(
-                f"{self}; more than max_bad = {self.max_bad:g}; the last: {self.names[id_]}"
-            )
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError if too many of the examples so far cannot be read."""
+        if len(self.found) > tolerated(self.max_bad, self.examples):
+            last = [name for id_, name in self.names.items() if id_ in self.found][-1]
+            raise ValueError(f"{self}; more than max_bad = {self.max_bad:g}; the last: {last}")

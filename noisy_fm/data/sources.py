@@ -89,8 +89,9 @@ def identity(*sources: Source, columns: Sequence[str] = ("label",)) -> str:
         digest.update(source.ids.astype("<i8").tobytes())
         for name in columns:
             values = np.asarray(source.columns[name][:])
-            plain = values.astype("<i4") if name == "label" else np.ascontiguousarray(values)
-            digest.update(plain.tobytes())
+            if values.dtype.hasobject:  # whose bytes are addresses
+                values = values.astype(str)
+            digest.update((values.astype("<i4") if name == "label" else values).tobytes())
     return digest.hexdigest()[:12]
 
 

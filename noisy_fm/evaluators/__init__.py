@@ -31,7 +31,7 @@ NEEDS = {
     "spectrum": "names is empty; expected names of features, as ('pre_logits',)",
     "probe": "feature is empty; expected the name of one, as 'pre_logits'",
 }
-FITTED = ("memorised", "probe")  # kinds that look at training examples too
+HELD_OUT = ("validation", "spectrum")  # kinds that look at no example to train on
 OWN = ("kind", "data", "split", "eval_split")  # keys of an entry that are not its kind's
 
 __all__ = ["EVALUATORS", "Evaluator", "Given", "check", "make"]
@@ -41,9 +41,7 @@ def check(entries: Mapping[str, Mapping]) -> None:
     """Raises one clear line for an entry of `config.evaluators` that cannot be."""
     for name, entry in entries.items():
         where = f"config.evaluators.{name}"
-        for group, place in ((entry, where), (_get(entry, "data"), f"{where}.data")):
-            if not isinstance(group, Mapping | ConfigDict):
-                raise ValueError(f"{place} is {group!r}; expected a group of keys")
+        config_lib.group(config_lib.group(entry, where).get("data", {}), f"{where}.data")
         kind = EVALUATORS[require_known(f"{where}.kind", entry.get("kind", ""), EVALUATORS)]
         known = [*OWN, *(key for key in inspect.signature(kind).parameters if key != "given")]
         for key in entry:
@@ -51,10 +49,6 @@ def check(entries: Mapping[str, Mapping]) -> None:
         most = entry.get("examples", 0)
         if not isinstance(most, int) or most < 0:
             raise ValueError(f"{where}.examples is {most!r}; expected a whole number, 0 or more")
-
-
-def _get(entry, key: str):
-    return entry.get(key, {}) if isinstance(entry, Mapping | ConfigDict) else {}
 
 
 def make(config: ConfigDict, given: Given) -> dict[str, Evaluator]:
@@ -98,6 +92,6 @@ def _own(config: ConfigDict, name: str, entry: Mapping[str, Any], given: Given) 
     config_lib.check_keys(data, config.data, where=where)
     test = data_lib.load_split(data, entry.get("eval_split") or config.eval_split, where=where)
     train = test
-    if entry["kind"] in FITTED:
+    if entry["kind"] not in HELD_OUT:
         train = data_lib.load_split(data, entry.get("split") or config.split, where=where)
     return given._replace(clean=train, source=train, eval_source=test)

@@ -7,7 +7,7 @@ import numpy as np
 
 from noisy_fm import sharding
 from noisy_fm.data import identity
-from noisy_fm.data.damage import LEFT_OUT, Damage, tolerated
+from noisy_fm.data.damage import LEFT_OUT, Damage
 from noisy_fm.features.prediction import stream
 from noisy_fm.features.store import GrowingStore
 from noisy_fm.messages import unknown
@@ -51,29 +51,21 @@ def extract(
         model.task, keep=keep, batch_size=batch_size, mesh=mesh, pooled=True, threads=threads
     )
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    with (
-        GrowingStore(path, made_from=made_from) as store,
-        Progress(
-            "features", len(source), start=len(source) if store.finished else store.read,
-            unit="image",
-        ) as bar,
-    ):  # fmt: skip
-        damage = Damage(max_bad, store.left_out, examples=store.read, fate=LEFT_OUT)
+    with GrowingStore(path, made_from=made_from) as store:
+        read = len(source) if store.finished else store.read
+        damage = Damage(max_bad, store.left_out, examples=read, fate=LEFT_OUT)
+        damage.check()
         if store.finished:
-            if damage.count > tolerated(max_bad, len(source)):
-                raise ValueError(
-                    f"{store.path} is without {damage.count} of {len(source)} images, which could "
-                    f"not be read; more than max_bad = {max_bad:g}"
-                )
             return store.left_out
         variables = jax.device_put(separated(model.variables), everywhere)
-        for out in outputs(variables, seen, damage, store.read):
-            ids = source.ids[store.read : store.read + len(out["mask"])]
-            there = out["mask"][: len(ids)] != 0
-            rows = out[keep[1]][: len(ids)][there].astype(np.float32)
-            why = {str(id_): damage.names[int(id_)] for id_ in ids[~there]}
-            store.append(rows, read=len(ids), left_out=why)
-            bar.update(len(ids), f"{len(store.left_out)} unreadable" if store.left_out else "")
+        with Progress("features", len(source), start=read, unit="image") as bar:
+            for out in outputs(variables, seen, damage, read):
+                ids = source.ids[store.read : store.read + len(out["mask"])]
+                there = out["mask"][: len(ids)] != 0
+                rows = out[keep[1]][: len(ids)][there].astype(np.float32)
+                why = {str(id_): damage.names[int(id_)] for id_ in ids[~there]}
+                store.append(rows, read=len(ids), left_out=why)
+                bar.update(len(ids), f"{len(store.left_out)} unreadable" if store.left_out else "")
         kept = ~np.isin(source.ids, np.array(list(store.left_out), np.int64))
         labels = source.columns["label"][kept]
         store.finish(ids=source.ids[kept], labels=labels, meta=source.info)

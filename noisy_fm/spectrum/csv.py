@@ -50,11 +50,10 @@ def taken(path) -> str:
     kept = [name for i, name in enumerate(names) if i not in index]
     several = len(kept) > 1
     which = f"{kept[0]} … {kept[-1]}" if several else kept[0]
-    ours: dict[bool, list[str]] = {True: [], False: []}
-    for name in index.values():
-        ours[name.lower() in NO_FEATURE].append(repr(name))
-    parts = [f"the index ({', '.join(ours[False])})"] if ours[False] else []
-    parts += [f"{', '.join(ours[True])}, no features by their names"] if ours[True] else []
+    ours = [repr(name) for name in index.values() if name.lower() in NO_FEATURE]
+    theirs = [repr(name) for name in index.values() if name.lower() not in NO_FEATURE]
+    parts = [f"the index ({', '.join(theirs)})"] if theirs else []
+    parts += [f"{', '.join(ours)}, no features by their names"] if ours else []
     left = f"; left out: {', and '.join(parts)}" if parts else ""
     return (
         f"{'a' if header else 'no'} header; features are {'all ' * several}{len(kept)} "

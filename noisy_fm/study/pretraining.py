@@ -41,7 +41,7 @@ def work(cell: Cell, config: ConfigDict) -> dict:
             "group": groups,
         },
         "manifest": made.manifest.summary(),
-        "unreadable": [*result["unreadable"].values(), *result["unreadable_eval"].values()],
+        "unreadable": [*result["unreadable"].values(), *result.get("unreadable_eval", {}).values()],
         "examples": wrong_labels(made, cell.rate),
         "num_params": result["num_params"],
         "steps": result["steps"],

@@ -79,25 +79,19 @@ def completed(config: ConfigDict) -> ConfigDict:
     config.model = config.pretrain.model.name
     config.transfers = {
         name: _filled(one, f"config.transfers.{name}")
-        for name, one in _group(config.get("transfers", {}), "config.transfers").items()
+        for name, one in config_lib.group(config.get("transfers", {}), "config.transfers").items()
     }
     return config
 
 
 def _filled(given, where: str) -> dict:
     """A transfer with all its keys."""
-    given, whole = _group(given, where), transfer({})
-    data = _group(given.get("data", {}), f"{where}.data")
+    given, whole = config_lib.group(given, where), transfer({})
+    data = config_lib.group(given.get("data", {}), f"{where}.data")
     for keys, known, place in ((given, whole, where), (data, whole["data"], f"{where}.data")):
         for key in keys:
             require_known("key", f"{place}.{key}", [f"{place}.{name}" for name in known])
     return {**whole, **given, "data": {**whole["data"], **data}}
-
-
-def _group(value, where: str) -> Mapping:
-    if not isinstance(value, Mapping | ConfigDict):
-        raise ValueError(f"{where} is {value!r}; expected a group of keys")
-    return value
 
 
 def check(config: ConfigDict) -> None:
@@ -129,7 +123,7 @@ def check(config: ConfigDict) -> None:
     for name, one in config.transfers.items():
         where = f"config.transfers.{name}.unseen"
         known = [*one.data, "eval_split"]
-        for target, changes in _group(one.unseen, where).items():
-            for key in _group(changes, f"{where}.{target}"):
+        for target, changes in config_lib.group(one.unseen, where).items():
+            for key in config_lib.group(changes, f"{where}.{target}"):
                 require_known(f"key of {where}.{target}", key, known)
     protocols.heads(config)

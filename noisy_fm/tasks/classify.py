@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from clu import metrics as clu_metrics
 from ml_collections import ConfigDict
 
@@ -19,7 +18,7 @@ from noisy_fm import losses, models, optim
 from noisy_fm.data import Source
 from noisy_fm.data import augment as augment_lib
 from noisy_fm.data.storage.labels import appearance
-from noisy_fm.messages import require_known
+from noisy_fm.messages import require_known, warn
 from noisy_fm.tasks.task import Task
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
@@ -106,10 +105,7 @@ def check_data(source: Source, eval_source: Source, *, where: tuple[str, str]) -
         images = np.bincount(one.columns["label"], minlength=len(ours))
         empty = [name for name, found in zip(ours, images, strict=True) if not found]
         if empty:
-            logging.warning(
-                "%s: %d of %d classes have no image, as %s",
-                *(place, len(empty), len(ours), empty[0]),
-            )
+            warn(f"{place}: {len(empty)} of {len(ours)} classes have no image, as {empty[0]}")
 
 
 def _alone(place: str, names: Sequence[str], others: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import logging
+
+from noisy_fm.messages import warn
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 # What a conversion to text makes of a missing value; a class may be called so all the same.
@@ -56,7 +57,7 @@ def numbers_or_texts(values: Sequence | np.ndarray, names, where: str) -> np.nda
     texts = [os.fsdecode(v) if isinstance(v, bytes) else str(v) for v in values]
     words = Counter(text for text in texts if text.strip().lower() in MISSING_WORDS)
     for word, count in words.items():
-        logging.warning("%s: %r is taken for the class of %d images", where, word, count)
+        warn(f"{where}: {word!r} is taken for the class of {count} images")
     return texts
 
 
@@ -107,5 +108,5 @@ def _lines(file: Path) -> list[str]:
         )
     twice = [name for name, count in Counter(lines).items() if count > 1]
     if twice:
-        logging.warning("%s: %d classes share their name with another: %s", file, len(twice), twice)
+        warn(f"{file}: {len(twice)} classes share their name with another: {twice}")
     return lines

@@ -6,10 +6,10 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 
 from noisy_fm.data.storage.listing import make_listing
 from noisy_fm.data.storage.shards import find_shards
+from noisy_fm.messages import warn
 
 KEPT_GROUPS = 8
 
@@ -50,10 +50,8 @@ class ParquetStorage:
             labels += _as_in(first, columns, rows[columns.label].to_pylist())
         assert first is not None
         if first.label != "label" and len(first.among) > 1:
-            logging.warning(
-                "%s: labels are those of column %s (of %s)",
-                *(self.where, first.label, ", ".join(first.among)),
-            )
+            among = ", ".join(first.among)
+            warn(f"{self.where}: labels are those of column {first.label} (of {among})")
         self.image = first.image
         self.ends = np.cumsum(ends)
         self.listing = make_listing(names, labels, first.names, self.where)

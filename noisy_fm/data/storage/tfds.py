@@ -7,11 +7,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from absl import logging
 from etils import epath
 
 from noisy_fm.data.storage.listing import make_listing
 from noisy_fm.data.storage.shards import cached_index
+from noisy_fm.messages import warn
 from noisy_fm.progress import Progress
 
 NAME_KEYS = ("file_name", "filename", "image/filename", "id")
@@ -129,7 +129,7 @@ def _keys(features, where: str) -> tuple[str, str, str | None]:
     labels = [key for key in features if isinstance(features[key], tfds.features.ClassLabel)]
     label = "label" if "label" in labels else labels[0] if labels else None
     if label != "label" and len(labels) > 1:
-        logging.warning("%s: labels are those of %s (of %s)", where, label, ", ".join(labels))
+        warn(f"{where}: labels are those of {label} (of {', '.join(labels)})")
     if len(images) != 1 or label is None:
         raise ValueError(f"{where} has features {', '.join(features)}; expected an image, a label")
     return images[0], label, next((key for key in NAME_KEYS if key in features), None)
