@@ -155,6 +155,10 @@ def test_what_is_something_elses_is_left_alone(net, source, tmp_path, monkeypatc
     (tmp_path / "mine/thesis.tex").touch()
     with pytest.raises(ValueError, match="is no feature store"):
         extract(net, source, tmp_path / "mine")
+    (tmp_path / "mine").rename(tmp_path / "yours.part")
+    with pytest.raises(ValueError, match=r"a store would grow, and has thesis\.tex"):
+        extract(net, source, tmp_path / "yours")
+    assert [path.name for path in (tmp_path / "yours.part").iterdir()] == ["thesis.tex"]
     assert content(tmp_path / "store") == before
     with pytest.raises(ValueError, match=r"unknown feature 'x'; .*pre_logits"):
         extract(net, source, tmp_path / "x", feature="x")

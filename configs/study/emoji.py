@@ -2,7 +2,7 @@
 
     python -m noisy_fm.study --config=configs/study/emoji.py --workdir=runs/emoji
 
-Hardware: two CPU cores, six to seven minutes with the installation. Three pre-training seeds
+Hardware: two CPU cores, five to ten minutes with the installation. Three pre-training seeds
 (--config.seeds=3) take three times as long, --config.model=vit_tiny some half an hour. The `full`
 variant trains twenty times longer on three seeds, meant to memorise the wrong labels (a night on
 two cores at most, estimated from the short run's speed; not run yet):

@@ -93,6 +93,7 @@ class GrowingStore:
     """
 
     SAVE_SECONDS = 10.0
+    FILES = ("features.npy", "ids.npy", "labels.npy", "progress.json", "meta.json")
 
     def __init__(self, path, *, made_from: Mapping):
         self.path = Path(path).expanduser().absolute()
@@ -104,6 +105,12 @@ class GrowingStore:
         if self.finished:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
+        if others := sorted(names.difference(self.FILES)):
+            raise ValueError(
+                f"{self.folder} is where a store would grow, and has {others[0]}; move that away, "
+                "or choose another name"
+            )
         self._file = (self.folder / "features.npy").open("a+b")  # neither begins anew nor ends it
         try:
             self._lock()
