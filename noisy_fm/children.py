@@ -86,6 +86,7 @@ def run(
             stdin=subprocess.PIPE,  # nothing is written; it closes when this process ends
             stdout=out,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # out of reach of Ctrl-C: a second signal would end a save
         )
         _running.add(child.pid)
         try:
@@ -168,6 +169,14 @@ def on_worker(
     variables = environment(os.environ, asked, device=device, children=sharing)
     code = run(line, folder=folder, variables=variables, log=Path(log), wanted=wanted)
     return code, time.monotonic() - began, tail(Path(log))
+
+
+def ignore_interrupts() -> None:
+    """To be called by a Dask worker: a terminal's Ctrl-C, which it gets too, does not end it.
+
+    It then has time to let its child save.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def tail(log: Path, lines: int = 15) -> str:

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -151,6 +153,32 @@ def test_a_scheduler_and_a_client_killed_change_nothing(serial, tmp_path):
         said, _ = process.communicate(timeout=600)
         assert process.returncode == 0, said[-3000:]
     pd.testing.assert_frame_equal(records(folder), serial, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_terminals_interrupt_lets_the_cells_save(tmp_path):
+    pytest.importorskip("distributed")
+    folder = tmp_path / "run"
+    line = [sys.executable, "-m", "noisy_fm.study", TINY, f"--workdir={folder}"]
+    longer = ["--config.pretrain.epochs=100", "--config.pretrain.checkpoint_every=0"]
+    process = subprocess.Popen(
+        [*line, *longer, "--config.seeds=1", "--scheduler=local:2"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may ignore it
+    )
+    until = time.monotonic() + 300
+    while sum("loss" in log.read_text() for log in folder.glob("cells/*/log.txt")) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that it started
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.endswith("error: interrupted; run the same line again to go on\n")
+    assert len(list(folder.glob("cells/*/train/checkpoints/[0-9]*"))) == 2
 
 
 @pytest.mark.slow

@@ -65,6 +65,7 @@ def connected(scheduler: str) -> Iterator[tuple[Any, int]]:
         ) as local,
         Client(local) as client,
     ):
+        client.register_worker_callbacks(children.ignore_interrupts)
         yield client, count
 
 
