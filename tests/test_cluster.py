@@ -161,14 +161,15 @@ def test_a_terminals_interrupt_lets_the_cells_save(tmp_path):
     folder = tmp_path / "run"
     line = [sys.executable, "-m", "noisy_fm.study", TINY, f"--workdir={folder}"]
     longer = ["--config.pretrain.epochs=100", "--config.pretrain.checkpoint_every=0"]
+    heed = "signal.signal(signal.SIGINT, signal.SIG_DFL)"  # CI may start its jobs without
+    heed = f"import os, signal, sys; {heed}; os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(
-        [*line, *longer, "--config.seeds=1", "--scheduler=local:2"],
+        [sys.executable, "-c", heed, *line, *longer, "--config.seeds=1", "--scheduler=local:2"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may ignore it
     )
     until = time.monotonic() + 300
     while sum("loss" in log.read_text() for log in folder.glob("cells/*/log.txt")) < 2:
