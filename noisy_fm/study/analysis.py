@@ -219,11 +219,22 @@ def probes(cell: Cell, config: ConfigDict) -> dict:
                     groups=test.groups,
                 )
                 place = {"target": target, "shift": shift(one, target)}
+                if target == one.source:
+                    metrics |= training_losses(result)
                 rows.append({**about, **place, "metrics": metrics})
                 if spectrum_wanted(result.head, config):
                     z = np.asarray(result.transform(test.features))
                     transformed.append({**about, **place, **spectrum_row(z, test.groups, config)})
     return {"rows": rows, "spectra": transformed}
+
+
+def training_losses(result: probe.Result) -> dict:
+    """Mean cross-entropy of a head's last epoch and of the one halfway, where it was trained."""
+    if not len(result.losses) or result.diverged:
+        return {}
+    halfway, last = result.losses[(len(result.losses) - 1) // 2], result.losses[-1]
+    found = {"train_loss_halfway": halfway, "train_loss": last}
+    return {name: {"value": float(loss), "n": result.examples} for name, loss in found.items()}
 
 
 def head_fields(head: probe.Head) -> dict:
