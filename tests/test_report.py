@@ -1,5 +1,6 @@
 """The report on made-up records."""
 
+import base64
 import html.parser
 import json
 import re
@@ -7,13 +8,22 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_study import COMMON, HEADS, RATES, collected, with_sweep, write_lines, write_study
+from made_up_study import (
+    COMMON,
+    HEADS,
+    RATES,
+    by_hand,
+    collected,
+    with_sweep,
+    write_lines,
+    write_study,
+)
 from PIL import Image
 from scipy import stats
 
 from noisy_fm import report
 from noisy_fm.report import __main__ as command
-from noisy_fm.report import artifacts, figures, tables
+from noisy_fm.report import artifacts, figures, overview, tables
 
 
 class Page(html.parser.HTMLParser):
@@ -44,12 +54,12 @@ class Page(html.parser.HTMLParser):
             self.tables[-1].append([])
         if tag in ("td", "th"):
             self.tables[-1][-1].append("")
-        if tag not in ("meta", "link", "img", "br"):
+        if tag not in ("meta", "link", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
         self.handle_starttag(tag, attributes)
-        if tag not in ("meta", "link", "img", "br"):
+        if tag not in ("meta", "link", "img", "br", "input"):
             self.open.pop()
 
     def handle_endtag(self, tag):
@@ -74,8 +84,9 @@ class Page(html.parser.HTMLParser):
 def unsaved(monkeypatch):
     """Figures are drawn but not rendered to files, for tests that are about the rest."""
     monkeypatch.setattr(
-        figures.Studio, "save", lambda _, canvas, name, alt: figures.Drawing(name, "", alt)
+        figures.Studio, "save", lambda _, canvas, name, alt, *more: figures.Drawing(name, "", alt)
     )
+    monkeypatch.setattr(figures, "tile", lambda *given: None)
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +108,29 @@ def test_one_of_a_thing_is_singular():
 
 def test_page_is_self_contained_and_complete(built):
     folder, page = built
-    local = ("#", "data:image/png;base64,", "records.", "figures/")
+    local = ("#", "data:image/png;base64,", "data:text/csv;", "records.", "runs.csv", "figures/")
     assert [r for r in page.resources if not r.startswith(local)] == []
     text = (folder / "index.html").read_text()
     assert "@import" not in text
     assert "<script" not in text
     assert "url(http" not in text
-    sections = ["statement", "findings", "pretraining", "downstream", "spectrum", "tasks"]
+    assert """Content-Security-Policy" content="default-src 'none'; style-src""" in text
+    sections = [
+        "statement",
+        "overview",
+        "wrong",
+        "findings",
+        "pretraining",
+        "downstream",
+        "spectrum",
+        "tasks",
+    ]
     assert {*sections, "noise", "run"} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids)), "the inline SVGs' ids meet"
-    assert "concept <0>" in page.text  # escaped in the source
+    assert 'alt="concept &lt;0&gt;"' in text
     assert "concept <0>" not in text
-    for needle in ("1,200 steps", "python -m noisy_fm.study --x=1", "c0ffee12", "abc300"):
+    shown = "python -m noisy_fm.study \\\n    --x=1"  # which a shell reads as one line
+    for needle in ("1,200 steps", shown, "c0ffee12", "abc300"):
         assert needle in page.text
 
 
@@ -140,7 +162,8 @@ def test_tables_equal_an_independent_computation(study, built):
             means = rows.groupby("noise_rate").value.mean() * 100
             assert shown[label] == [f"{m:.1f}" for m in means]
     truth = frame[frame.stage == "pretrain"].set_index(["metric", "noise_rate"]).value * 100
-    shown = {row[0]: row[1:] for row in page.tables[0]}
+    (cells,) = (rows for rows in page.tables if rows[1][0] == "Accuracy, %")
+    shown = {row[0]: row[1:] for row in cells}
     assert shown["Accuracy, %"] == [f"{m:.1f}" for m in truth["accuracy"]]
     changes = [f"{m:.1f}".replace("-", "\N{MINUS SIGN}") for m in truth["accuracy_change"]]
     assert shown["Accuracy, change from γ = 0, points"] == ["–", *changes]
@@ -161,7 +184,7 @@ def test_one_seed_is_described(built):
     for needle in (
         "Difference of out-of-domain accuracy between NMTune and MLP tuning",
         "1 pre-training seed: it speaks of these 5 models only",
-        "nothing could be judged",
+        "Nothing could be judged here",
     ):
         assert needle in page.text
     described = page.text.split("Change of out-of-domain accuracy")[1]
@@ -169,6 +192,80 @@ def test_one_seed_is_described(built):
     assert " p < " not in described
     for claim in ("falls with γ", "did to", "Too few", "may have hidden"):
         assert claim not in page.text
+
+
+def test_the_first_screen_shows_every_run(repeated):
+    path = report.build(repeated)
+    text, page = path.read_text(), Page(path.read_text())
+    assert page.text.strip().startswith("With wrong labels in pre-training, ")
+    assert "out-of-domain accuracy falls" in page.text.split("\n:root")[0]
+    lp, mlp, nmtune = (by_run(repeated, "ood", name) for name in ("lp", "mlp", "nmtune"))
+    runs = pd.read_csv(path.parent / "runs.csv").set_index(["seed", "noise_rate"])
+    for column, expected in (
+        ("Out-of-domain accuracy: LP", lp),
+        ("Out-of-domain: one head less another: MLP − LP", mlp - lp),
+        ("Out-of-domain: one head less another: NMTune − MLP", nmtune - mlp),
+    ):
+        np.testing.assert_allclose(runs[column], expected.stack())
+    every = page.tables[page.captions.index("Every run")]
+    assert every[1][:3] == ["0", "0", f"{runs.iloc[0, 0]:.4g}"]
+    assert len(every) == 1 + lp.size
+    encoded = text.split("data:text/csv;charset=utf-8;base64,")[1].split('"')[0]
+    assert base64.b64decode(encoded).decode() == (path.parent / "runs.csv").read_text()
+    # Under the pointer a dot says which run it is.
+    dot = f"<title>seed 2, 30\N{NO-BREAK SPACE}%: {lp.loc[2, 0.3]:.4g}</title>"
+    figure = text.split('id="figure-accuracy-ood-resnet-w16"')[1].split("</figure>")[0]
+    assert dot in figure
+    assert figure.count("<title>seed ") == 3 * lp.size
+    assert "Memorised 40% of the wrong labels at the highest γ: too few" in page.text
+    assert (path.parent / "figures" / "overview-resnet-w16.png").stat().st_size > 10_000
+
+
+def by_run(folder, shift, method):
+    """Accuracy in points [seeds × γ], tasks counting alike."""
+    means = by_hand(folder, shift).xs(method, level="method")
+    return means.groupby(["seed", "noise_rate"]).mean().unstack()
+
+
+def test_the_map_of_tasks_shows_changes_and_which_are_clear(repeated):
+    page = Page(report.build(repeated).read_text())
+    frame = pd.read_json(repeated / "records.jsonl", lines=True, precise_float=True)
+    rows = frame[(frame.stage == "probe") & (frame.metric == "accuracy") & (frame.method == "lp")]
+    wide = rows[(rows.labels == "subject") & (rows.source == "noto") & (rows.target == "fluent3d")]
+    wide = wide.groupby(["seed", "noise_rate"]).value.mean().unstack() * 100
+    shown = {row[0]: row[1:] for row in page.tables[page.captions.index("Out-of-domain")]}
+    cells = shown["subject, noto → fluent3d"]
+    assert cells[0] == f"{wide[0.0].mean():.1f}"
+    for cell, rate in zip(cells[1:], (0.1, 0.3), strict=True):
+        change = wide[rate] - wide[0.0]
+        interval = stats.ttest_1samp(change, 0).confidence_interval(0.95)
+        clear = interval.low > 0 or interval.high < 0
+        assert cell == tables.signed(change.mean(), 1) + (" ●" if clear else "")
+
+
+def test_heads_that_are_still_learning_are_told(repeated, tmp_path):
+    rows = [json.loads(text) for text in (repeated / "records.jsonl").read_text().splitlines()]
+    records = tables.prepare(artifacts.tidy(rows, []))
+    assert overview.still_learning(records) == []  # their losses are not recorded
+    heads = [r for r in rows if r["stage"] == "probe" and r["metric"] == "accuracy"]
+    fell = {"lp": (1.9, 1.7), "mlp": (0.05, 0.01), "nmtune": (0.4, 0.35)}
+    for head in [r for r in heads if r["source"] == r["target"]]:
+        losses = dict(zip(("train_loss_halfway", "train_loss"), fell[head["method"]], strict=True))
+        for metric, loss in losses.items():
+            rows.append({**head, "metric": metric, "value": loss, "low": None, "high": None})
+    write_lines(tmp_path / "records.jsonl", rows)
+    page = Page(report.build(tmp_path).read_text())
+    assert page.text.count("heads were still learning") == 1
+    assert (
+        "LP's heads were still learning: the second half of their training took 0.20" in page.text
+    )
+
+
+@pytest.mark.slow
+def test_a_study_ten_times_as_large_makes_a_page_below_two_megabytes(tmp_path):
+    rates = (0.0, 0.025, 0.05, 0.1, 0.2, 0.3)
+    write_study(tmp_path / "run", seeds=range(100), probe_seeds=(0,), rates=rates)
+    assert report.build(tmp_path / "run").stat().st_size < 2e6
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure as Canvas
+from PIL import Image
 
 from noisy_fm.report import tables
 
@@ -25,9 +26,20 @@ METHOD_COLOURS = {
     "NMTune": "#0f8a6b",
     "LoRA": "#8a55c2",
     "Full FT": "#b8466f",
-    "wrong label": "#c05a4a",
-    "true label": "#4a7a96",
-    "chance": "#6b7280",
+    "MLP − LP": "#c77d11",
+    "NMTune − MLP": "#0f8a6b",
+    "repeated": "#c05a4a",
+    "by chance": "#6b7280",
+    "follow": "#8a55c2",
+    "do not": "#2f6fb7",
+}
+DASHES = {  # no meaning by colour alone
+    "MLP": "--",
+    "NMTune": ":",
+    "MLP − LP": "--",
+    "NMTune − MLP": ":",
+    "by chance": ":",
+    "do not": "--",
 }
 SPARE_COLOURS = ["#a0522d", "#4a7a96", "#7d8b1c", "#9b3fa0", "#c05a4a"]
 STYLE: dict = {
@@ -62,6 +74,8 @@ STYLE: dict = {
     "lines.markersize": 5,
 }
 SIZE = (4.6, 3.3)
+WRAP = re.compile(r" \(| − ")  # where a long label is broken
+MOST_DOTS = 100  # of a line, up to which each says what run it is
 PERCENT = "\N{NO-BREAK SPACE}%"
 LABEL_GAP = 0.075  # of the axis' height, so that two direct labels never overlap
 
@@ -85,6 +99,7 @@ class Studio:
         by_rate = zip(map(tables.percent, rates), self.levels, strict=True)
         self.colours = {**METHOD_COLOURS, **method_colours(labels), **dict(by_rate)}
         self.rates = rates
+        self.named = set(labels) - {tables.METHODS["features"]}
 
     def lines(
         self,
@@ -98,12 +113,15 @@ class Studio:
         xlabel: str = "pre-training noise γ, %",
         places: Mapping[float, str] | None = None,
         zero: bool = False,
+        dots: pd.DataFrame | None = None,
     ) -> Drawing:
         """One line a label (method) over `x`, with intervals and the labels at the lines' ends.
 
         `places` names the values of `x`, which are shares by default; `zero` draws a line at 0.
+        `dots` are single runs: label, `x`, value, seed, which on the page say what they are.
         """
         canvas, axes = self.new(title, right=0.80)
+        titles: dict[str, str] = {}
         labels = tables.ordered_labels(summary["label"])
         places = places or {value: tables.percent(value) for value in sorted(summary[x].unique())}
         if zero:
@@ -117,8 +135,14 @@ class Studio:
             mean = line["value"].to_numpy() * scale
             colour = self.colours.get(label, METHOD_COLOURS["LP"])
             bars = np.abs(line[["low", "high"]].to_numpy().T * scale - mean)
-            axes.plot(at, mean, "o-", color=colour)
-            axes.vlines(at, mean - bars[0], mean + bars[1], color=colour, alpha=0.45, lw=1.4)
+            dashes = DASHES.get(label.split(" (")[0], "-")
+            axes.plot(at, mean, marker="o", ls=dashes, color=colour, gid=f"of--{slug(label)}-mean")
+            bar = axes.vlines(at, mean - bars[0], mean + bars[1], color=colour, alpha=0.45, lw=1.4)
+            bar.set_gid(f"of--{slug(label)}-bars")
+            if dots is not None:
+                places_of = dict(zip(line[x], at, strict=True))
+                own = dots[dots["label"] == label]
+                titles |= add_dots(axes, own, places_of, x, scale, colour, slug(label))
             ends.append((at[-1], mean[-1], label, colour))
         axes.set_xticks(list(places), [place.removesuffix(PERCENT) for place in places.values()])
         for place in axes.get_xticklabels():
@@ -126,19 +150,34 @@ class Studio:
                 place.set_fontsize(7)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
-        if labels[0] in self.colours:
+        if len(labels) > 1 or labels[0] in self.named:
             direct_labels(axes, ends)
-        else:  # one line without a name to give: write its values instead
+        elif dots is None:  # one line without a name to give: write its values instead
             write_values(axes, line[x], line["value"] * scale)
-        return self.save(canvas, name, line_alt(summary, labels, title, x, scale, places))
+        alt = line_alt(summary, labels, title, x, scale, places)
+        return self.save(canvas, name, alt, titles)
 
-    def spectra(self, curves: dict, *, name: str, title: str, ylabel: str, log_y=True) -> Drawing:
-        """Curves over the singular values' rank i, one a γ, coloured from low to high γ."""
+    def spectra(
+        self,
+        curves: Mapping,
+        *,
+        name: str,
+        title: str,
+        ylabel: str,
+        log_y=True,
+        bands: Mapping | None = None,
+    ) -> Drawing:
+        """Curves over the singular values' rank i, one a γ, coloured from low to high γ.
+
+        `bands` [2 n] are drawn behind the curves of their γ.
+        """
         canvas, axes = self.new(title, right=0.96)
         for rate, curve in curves.items():
             rank = np.arange(1, len(curve) + 1)
             colour = self.levels[self.rates.index(rate)]
             axes.plot(rank, curve, color=colour, lw=1.6, label=tables.percent(rate))
+            if bands and rate in bands:
+                axes.fill_between(rank, *bands[rate], color=colour, alpha=0.2, lw=0)
         axes.set_xscale("log")
         if log_y:
             axes.set_yscale("log")
@@ -161,13 +200,19 @@ class Studio:
             axes.set_title(title, x=-0.12 * 0.8 / (right - 0.15))
         return canvas, axes
 
-    def save(self, canvas, name: str, alt: str) -> Drawing:
-        """Write NAME.svg and NAME.png and return the drawing for the page."""
+    def save(self, canvas, name: str, alt: str, titles: Mapping[str, str] = {}) -> Drawing:
+        """Write NAME.svg and NAME.png and return the drawing for the page.
+
+        `titles` are what parts of the drawing say under the pointer, by their ids.
+        """
         text = io.StringIO()
         with rc_context(STYLE):
             canvas.savefig(text, format="svg", metadata={"Date": None})
             canvas.savefig(self.folder / f"{name}.png", dpi=160)
         svg = text.getvalue()
+        for part, words in titles.items():
+            opened = f'<g id="{part}">'
+            svg = svg.replace(opened, f"{opened}<title>{html.escape(words)}</title>", 1)
         (self.folder / f"{name}.svg").write_text(svg)
         return Drawing(name, self.inline(svg, name, alt), alt)
 
@@ -191,6 +236,44 @@ class Studio:
             f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box} role="img" '
             f'aria-label="{alt}"><title>{alt}</title>{body}'
         )
+
+
+def tile(paths: list[Path], out: Path, *, columns: int = 3) -> None:
+    """Write pictures of one size beside and below one another, as one PNG."""
+    pictures = [Image.open(path).convert("RGB") for path in paths]
+    width, height = pictures[0].size
+    columns = min(columns, len(pictures))
+    sheet = Image.new("RGB", (width * columns, height * -(-len(pictures) // columns)), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (width * (i % columns), height * (i // columns)))
+    sheet.save(out, optimize=True)
+
+
+def slug(*parts: str) -> str:
+    """Words to a file's stem."""
+    return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") for p in parts)))
+
+
+def add_dots(axes, dots: pd.DataFrame, places: Mapping, x: str, scale, colour, name) -> dict:
+    """Draw single runs beside the means of `places`; returns {id: what it says}, if they are few.
+
+    Each that says something is an element of its own, which for very many would make a large page.
+    """
+    at = dots[x].map(places).to_numpy(float)
+    values = dots["value"].to_numpy(float) * scale
+    style = {"color": colour, "alpha": 0.4, "ms": 2.8, "mew": 0, "ls": "", "marker": "o"}
+    if len(dots) > MOST_DOTS:
+        axes.plot(at, values, gid=f"of--{name}-runs", **style)
+        return {}
+    titles = {}
+    for i, (place, value, level, seed) in enumerate(
+        zip(at, values, dots[x], dots["seed"], strict=True)
+    ):
+        part = f"of--{name}-run{i}"
+        axes.plot([place], [value], gid=part, **style)
+        level = tables.percent(level) if x == "noise_rate" else f"{level:g}"
+        titles[part] = f"seed {seed:g}, {level}: {value:.4g}"
+    return titles
 
 
 def method_colours(labels: list[str]) -> dict[str, str]:
@@ -226,13 +309,13 @@ def direct_labels(axes, ends: list[tuple]) -> None:
     bottom, top = axes.get_ylim()
     ends = sorted(ends, key=lambda end: end[1])
     heights = [(end[1] - bottom) / (top - bottom) for end in ends]
-    gaps = [LABEL_GAP * (1.6 if " (" in end[2] else 1) for end in ends]
+    gaps = [LABEL_GAP * (1.6 if WRAP.search(end[2]) else 1) for end in ends]
     for index in range(1, len(heights)):
         gap = (gaps[index] + gaps[index - 1]) / 2
         heights[index] = max(heights[index], heights[index - 1] + gap)
     overshoot = max(0.0, heights[-1] - 1.0)
     for (_, _, label, colour), height in zip(ends, heights, strict=True):
-        wrapped = label.replace(" (", "\n(")
+        wrapped = WRAP.sub(lambda match: "\n" + match[0].strip(" "), label)
         axes.text(
             1.02,
             height - overshoot,

@@ -1,9 +1,11 @@
 """Assemble the page: sections of text, tables and drawings, rendered by template.html."""
 
+import base64
 import datetime
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import jinja2
@@ -11,7 +13,17 @@ import numpy as np
 import pandas as pd
 
 from noisy_fm import record
-from noisy_fm.report import artifacts, figures, findings, paired, questions, sections, sweep, tables
+from noisy_fm.report import (
+    artifacts,
+    figures,
+    findings,
+    overview,
+    paired,
+    questions,
+    sections,
+    sweep,
+    tables,
+)
 
 MANIFEST = ("kind", "rate", "realised", "seed", "n", "changed", "num_classes", "hash")
 EXAMPLE = ("image", "true", "given", "concept", "name", "noise_rate")
@@ -22,9 +34,9 @@ def build(workdir, out=None) -> Path:
     """Write the report of a study's `workdir` to `out` (WORKDIR/report); returns index.html.
 
     `out` receives index.html, which needs no other file and no network, figures/*.svg and
-    *.png, and the records as .jsonl, .csv and .parquet. Scores are fractions in [0, 1]. Raises
-    FileNotFoundError or ValueError if there are no records and OSError if `out` cannot be
-    written, each with one line.
+    *.png, runs.csv (one row a pre-training run), and the records as .jsonl, .csv and .parquet.
+    Scores are fractions in [0, 1]. Raises FileNotFoundError or ValueError if there are no records
+    and OSError if `out` cannot be written, each with one line.
     """
     return write(artifacts.load(workdir), out)
 
@@ -35,7 +47,8 @@ def write(found: artifacts.Artifacts, out=None) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         record.publish(found.records, out)
-        page = render(found, out / "figures")
+        page, runs = render(found, out / "figures")
+        (out / "runs.csv").write_text(runs, encoding="utf-8")
         unfinished = out / "index.html.part"
         unfinished.write_text(page, encoding="utf-8")
         os.replace(unfinished, out / "index.html")
@@ -44,29 +57,43 @@ def write(found: artifacts.Artifacts, out=None) -> Path:
     return out / "index.html"
 
 
-def render(found: artifacts.Artifacts, folder: Path) -> str:
-    """The page as HTML; the figures are also written to `folder`."""
+def render(found: artifacts.Artifacts, folder: Path) -> tuple[str, str]:
+    """(The page as HTML, one row a run as CSV); the figures are also written to `folder`."""
     everything = tables.prepare(found.records)
     records = everything[~tables.is_sweep(everything)]
     rates = sorted(records["noise_rate"].unique())
     studio = figures.Studio(folder, tables.ordered_labels(records["label"]), rates)
     studied = questions.collect(records)
     several = records["model"].nunique() > 1
-    parts = [
-        {
-            "model": model if several else None,
-            "sections": model_sections(model, everything, found.spectra, studio),
-        }
-        for model in sorted(records["model"].unique())
-    ]
+    parts, runs = [], []
+    for model in sorted(records["model"].unique()):
+        own = records[records["model"] == model]
+        panels = overview.panels(own, studio, model)
+        if panels:
+            files = [folder / f"{panel['drawing'].name}.png" for panel in panels]
+            figures.tile(files, folder / f"{figures.slug('overview', model)}.png")
+        runs.append(overview.runs_table(panels, model if several else ""))
+        parts.append(
+            {
+                "model": model if several else None,
+                "panels": panels,
+                "judged": own["seed"].nunique() >= tables.FEWEST,
+                "runs": shown(runs[-1]),
+                "csv": base64.b64encode(runs[-1].to_csv(index=False).encode()).decode(),
+                "sections": model_sections(model, everything, found.spectra, studio),
+            }
+        )
+    methods = [label for label in tables.ordered_labels(records["label"]) if label != FEATURES]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=overview.title(studied),
         statement=statement(records, found),
+        warnings=overview.still_learning(records),
+        toggles=[(label, figures.slug(label)) for label in methods],
         records=f"{len(everything):,}",
         findings=[(finding, strip(finding)) for finding in studied],
-        verdicts=verdict_counts(studied),
         family=max(finding.family for finding in studied),
         parts=parts,
         examples=shaped(found.examples, EXAMPLE, "image")[:24],
@@ -79,8 +106,22 @@ def render(found: artifacts.Artifacts, folder: Path) -> str:
         light=figures.level_colours(len(rates)),
         dark=figures.level_colours(len(rates), dark=True),
         percent=tables.percent,
+        signed=tables.signed,
         today=datetime.date.today().isoformat(),
     )
+    return html, pd.concat(runs, ignore_index=True).to_csv(index=False)
+
+
+FEATURES = tables.METHODS["features"]
+
+
+def shown(runs: pd.DataFrame) -> dict:
+    """A table of runs as text."""
+    rows = [
+        ["" if pd.isna(cell) else cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row]
+        for row in runs.itertuples(index=False)
+    ]
+    return {"columns": list(runs), "rows": rows}
 
 
 def model_sections(model: str, everything, spectra: list, studio: figures.Studio) -> list[dict]:
@@ -110,7 +151,6 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
         for unit in ("step", "epoch")
         if isinstance(find(found.config, f"{unit}s"), (int, float))
     ]
-    tests = {shift: probes[probes["shift"] == shift] for shift in tables.SHIFTS}
     kinds = sorted(records["noise_kind"].dropna().unique())
     return {
         "models": sorted(records["model"].unique()),
@@ -124,7 +164,6 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
         "methods": tables.ordered_labels(probes["label"]),
         "recipes": " and ".join(recipes(probes)),
         "runs": tables.plural(len(records[paired.RUN].drop_duplicates()), "model"),
-        **{shift: tables.sizes(rows) if len(rows) else "none" for shift, rows in tests.items()},
     }
 
 
@@ -139,16 +178,6 @@ def recipes(probes: pd.DataFrame) -> list[str]:
             text += f" (λ = {tables.lambda_text(json.loads(recorded.iloc[0]))})"
         found.append(text)
     return found
-
-
-def verdict_counts(studied: list[findings.Finding]) -> list[tuple[str, str, list]]:
-    """(verdict, badge, the questions with it) in a fixed order, empty ones left out."""
-    grouped = []
-    for verdict, badge in findings.VERDICTS.items():
-        those = [finding for finding in studied if finding.verdict == verdict]
-        if those:
-            grouped.append((verdict, badge, those))
-    return grouped
 
 
 def shaped(rows: list, keys: tuple[str, ...], needed: str) -> list[dict]:
@@ -199,11 +228,16 @@ def reproduce(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
     commits = [*records["commit"].dropna(), *(str(commit) for commit in recorded if commit)]
     commits = commits or [str(found.environment.get("commit") or "")]
     return {
-        "command": " ".join(map(str, command)) if isinstance(command, list) else command,
+        "command": wrapped(shlex.join(map(str, command)) if isinstance(command, list) else command),
         "commits": [commit for commit in dict.fromkeys(commits) if commit],
         "config_hash": ", ".join(sorted(records["config_hash"].dropna().unique())) or None,
         "manifest_hash": records["manifest_hash"].nunique(),
     }
+
+
+def wrapped(command: str | None) -> str | None:
+    """A command line with a flag a line, which a shell reads as one."""
+    return command and command.replace(" --", " \\\n    --")
 
 
 def flat(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
@@ -243,7 +277,7 @@ def strip(finding: findings.Finding) -> dict | None:
 
     digits = 0 if reach >= 10 else 1 if reach >= 1 else 2
     return {
-        "dots": [(place(d), 12 + (7 * i) % 17) for i, d in enumerate(dots[:400])],
+        "dots": [(place(d), 7 + (7 * i) % 17) for i, d in enumerate(dots[:400])],
         "effect": place(finding.effect),
         "low": place(finding.low),
         "high": place(finding.high),

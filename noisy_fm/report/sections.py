@@ -1,15 +1,14 @@
 """The page's sections on scores and spectra: text, what is missing, drawings and tables."""
 
-import functools
-import re
-
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from noisy_fm.report import figures, paired, tables
+from noisy_fm.report.figures import slug
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
-DRAWN = ("accuracy", "macro_f1")
+DRAWN = ("macro_f1",)  # accuracy is drawn above all else
 CELL = ["noise_rate", "label"]
 
 
@@ -21,10 +20,12 @@ def section(key: str, title: str) -> dict:
         "text": "",
         "missing": [],
         "drawings": [],
+        "folded": [],  # drawings to be looked up
         "caption": "",
         "groups": [],
         "columns": [],
         "tasks": [],
+        "heat": [],
     }
 
 
@@ -35,12 +36,10 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
     if frame[frame["metric"] == "accuracy"].empty:
         part["missing"] = ["No pre-training accuracy was recorded."]
         return part
-    part["text"] = "Accuracy on held-out images against their true labels (the paper's Table 1)."
+    part["text"] = "Held-out images against their true labels (the paper's Table 1)."
     if (frame["metric"] == "flipped_fits_given").any():
-        part["text"] += (
-            " A changed label that the model predicts has been memorised only as far as that is "
-            "above chance, (1 − share whose truth it predicts)/(classes − 1)."
-        )
+        part["text"] += " By chance a model would repeat (1 − share whose truth it predicts)/"
+        part["text"] += "(classes − 1) of the wrong labels."
     rows_shown: list[tuple] = []
     part["groups"] = [{"title": "", "rows": rows_shown}]
     for metric, rows in frame.groupby("metric"):
@@ -69,38 +68,15 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
     metrics = set(frame["metric"])
     if "flipped_fits_given" in metrics and "flipped_fits_chance" not in metrics:
         part["missing"].append("How many changed labels chance predicts was not recorded.")
-    part["drawings"] += memorised(frame, studio, model)
     return part
-
-
-def memorised(frame: pd.DataFrame, studio: figures.Studio, model: str) -> list:
-    """What a model predicts for the training examples whose label was changed."""
-    labels = {
-        "flipped_fits_given": "wrong label",
-        "flipped_fits_true": "true label",
-        "flipped_fits_chance": "chance",
-    }
-    frame = frame[frame["metric"].isin(labels)]
-    if frame["noise_rate"].nunique() < 2:
-        return []
-    summary = tables.summarise(frame.assign(label=frame["metric"].map(labels)), CELL)
-    drawing = studio.lines(
-        summary,
-        name=slug("memorised", model),
-        title="Changed training labels: what is predicted",
-        ylabel="share of them, %",
-        scale=100,
-    )
-    return [drawing]
 
 
 def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dict:
     """Figs. 3 and 7 of the paper: in- and out-of-domain scores by method and γ."""
     part = section("downstream", "Downstream, by method")
     part["text"] = (
-        "Mean over tasks of heads tuned on frozen features, in the domain they were tuned on and "
-        "outside it (the paper's Figs. 3 and 7). A task counts once: its heads, one a domain to "
-        "tune on, and their tests, one a domain, are averaged first."
+        "Heads tuned on frozen features, in the domain they were tuned on and outside it (the "
+        "paper's Figs. 3 and 7). A task counts once, its heads and tests averaged."
     )
     notes = []
     for shift, metric in ((s, m) for m in SCORES for s in tables.SHIFTS):
@@ -127,41 +103,33 @@ def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dic
             part["drawings"].append(
                 studio.lines(summary, name=name, title=title, ylabel=ylabel, scale=100)
             )
-    drawn = gains(records, studio, model)
+    drawn = changes(records, studio, model)
     if drawn:
-        part["drawings"] += drawn
-        part["caption"] += (
-            " The panels of changes and gains pair the same heads, so that their difficulty "
-            "cancels. Changes from γ = 0 have 95 % intervals over seeds, gains over LP over tasks "
-            "and seeds, where there are three or more of them; with fewer seeds they are of these "
-            "models alone."
-        )
+        part["drawings"] = [*drawn, *part["drawings"]]
+        part["caption"] += " Changes from γ = 0 are of the same seed, heads and tests."
     if part["groups"] and not part["drawings"]:
         part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
     part["missing"] += notes
     return part
 
 
-def gains(records: pd.DataFrame, studio: figures.Studio, model: str) -> list:
-    """The same accuracies as paired differences: from γ = 0, and from LP at the same γ."""
+def changes(records: pd.DataFrame, studio: figures.Studio, model: str) -> list:
+    """Accuracy at each γ less that at γ = 0, by method."""
     drawings = []
-    changes = paired.changes_from_clean
-    over_lp = functools.partial(paired.gains_over, base=tables.METHODS["lp"], by="noise_rate")
-    for title, difference_of in (("change from γ = 0", changes), ("gain over LP", over_lp)):
-        for shift, where in tables.SHIFTS.items():
-            scores = tables.probe_scores(records, shift=shift, metric="accuracy")
-            difference = difference_of(tables.full_data(scores))
-            if difference.empty or difference["noise_rate"].nunique() < 2:
-                continue
-            drawing = studio.lines(
-                difference,
-                name=slug(title, shift, model),
-                title=f"{where.capitalize()} accuracy, {title}",
-                ylabel="points",
-                scale=100,
-                zero=True,
-            )
-            drawings.append(drawing)
+    for shift, where in tables.SHIFTS.items():
+        scores = tables.probe_scores(records, shift=shift, metric="accuracy")
+        change = paired.changes_from_clean(tables.full_data(scores))
+        if change.empty or change["noise_rate"].nunique() < 2:
+            continue
+        drawing = studio.lines(
+            change,
+            name=slug("change from γ = 0", shift, model),
+            title=f"{where.capitalize()} accuracy, change from γ = 0",
+            ylabel="points",
+            scale=100,
+            zero=True,
+        )
+        drawings.append(drawing)
     return drawings
 
 
@@ -208,12 +176,10 @@ def spectrum(records: pd.DataFrame, spectra: list, studio: figures.Studio, model
     """Fig. 5 of the paper: SVE, LSVR and the normalised singular values."""
     part = section("spectrum", "Singular value spectrum of the features")
     part["text"] = (
-        "SVE is the entropy of σᵢ/Σσ, LSVR is −log σ₁/Σσ, both in nats (eqs. 2 and 3). A larger "
-        "SVE is a flatter spectrum, a larger LSVR a weaker dominant direction. As in the paper's "
-        "section 5, SVE is asked about on in-domain images and LSVR on out-of-domain images; with "
-        "noise LSVR “drops” in the caption of its Fig. 5 and rises in its text, and eq. 3 and the "
-        "text are followed here. F are the frozen features, Z what a method's head makes of them "
-        "(Fig. 7)."
+        "SVE is the entropy of σᵢ/Σσ, LSVR is −log σ₁/Σσ (eqs. 2 and 3), in nats. As in section 5 "
+        "of the paper, SVE is asked about on in-domain images and LSVR on the others; with noise "
+        "LSVR “drops” in the caption of its Fig. 5 and rises in its text, which is followed here. "
+        "F are the frozen features, Z what a head makes of them (Fig. 7)."
     )
     for metric, shift in (("sve", "id"), ("lsvr", "ood"), ("sve", "ood"), ("lsvr", "id")):
         title = f"{metric.upper()} of F, {tables.SHIFTS[shift]} images"
@@ -225,15 +191,14 @@ def spectrum(records: pd.DataFrame, spectra: list, studio: figures.Studio, model
         frame, note = tables.common_units(frame, unit, CELL, "feature set")
         part["missing"] += [f"{title}: {note}"] * bool(note)
         summary = tables.summarise(frame, CELL, ["dataset", "target"])
-        drawn = (metric, shift) in JUDGED
-        add_spectrum(part, summary, studio, title, slug("spectrum", metric, model) if drawn else "")
+        add_spectrum(part, summary, studio, title, "")
         caption = tables.interval_kind(summary, "images whose features these are")
         part["caption"] = caption.replace("over tasks", "over feature sets")
     for metric, shift in JUDGED:
         add_same_images(part, records, studio, model, metric, shift)
     if not spectra:
         part["missing"].append("The singular values themselves were not recorded.")
-    part["drawings"] += spectrum_curves(spectra, studio, model)
+    spectrum_curves(part, spectra, studio, model)
     return part
 
 
@@ -267,9 +232,8 @@ def add_same_images(part, records, studio, model: str, metric: str, shift: str) 
     add_spectrum(part, tables.summarise(frame, CELL), studio, title, slug("same", metric, model))
 
 
-def spectrum_curves(spectra: list, studio: figures.Studio, model: str) -> list:
-    """σ_i/Σσ of F and of each method's Z, and F's against γ = 0."""
-    drawings = []
+def spectrum_curves(part: dict, spectra: list, studio: figures.Studio, model: str) -> None:
+    """F's σᵢ/Σσ against γ = 0; and, to be looked up, σᵢ/Σσ of F and of each method's Z."""
     for method in sorted({row.get("method") or "features" for row in spectra}, key=method_rank):
         rows = [r for r in spectra if (r.get("method") or "features") == method]
         if method == "features":
@@ -279,56 +243,99 @@ def spectrum_curves(spectra: list, studio: figures.Studio, model: str) -> list:
         if not curves:
             continue
         name = "F" if method == "features" else f"Z, {tables.METHODS.get(method, method)}"
-        drawings.append(
-            studio.spectra(
-                curves,
-                name=slug("spectrum", method, model),
-                title=f"Normalised spectrum of {name}",
-                ylabel="σᵢ / Σσ",
-            )
+        drawing = studio.spectra(
+            curves,
+            name=slug("spectrum", method, model),
+            title=f"Normalised spectrum of {name}",
+            ylabel="σᵢ / Σσ",
         )
+        part["folded"].append(drawing)
         if method == "features" and 0.0 in curves and len(curves) > 1:
-            clean = curves.pop(0.0)
-            length = min(len(clean), *(len(curve) for curve in curves.values()))
-            floor = clean[:length] > 1e-6 * clean[0]  # below that a ratio is rounding
-            ratios = {
-                rate: np.where(floor, curve[:length] / clean[:length].clip(1e-300), np.nan)
-                for rate, curve in curves.items()
-            }
-            drawings.append(
-                studio.spectra(
-                    ratios,
-                    name=slug("spectrum", "ratio", model),
-                    title="Spectrum of F relative to γ = 0 %",
-                    ylabel="ratio of σᵢ / Σσ",
-                    log_y=False,
-                )
+            ratios, bands = spectrum_ratios(rows)
+            drawing = studio.spectra(
+                ratios,
+                bands=bands,
+                name=slug("spectrum", "ratio", model),
+                title="Spectrum of F relative to γ = 0 %",
+                ylabel="ratio of σᵢ / Σσ",
+                log_y=False,
             )
-    return drawings
+            part["drawings"].append(drawing)
+
+
+def spectrum_ratios(rows: list[dict]) -> tuple[dict, dict]:
+    """({γ: mean over seeds of σᵢ/Σσ at γ over that at γ = 0}, {γ: its 95 % interval [2 n]}).
+
+    The intervals are over the seeds at each i, where there are three or more.
+    """
+    by_seed: dict[float, list] = {}
+    for seed in sorted({row.get("seed", 0) for row in rows}):
+        curves = figures.mean_spectra([row for row in rows if row.get("seed", 0) == seed])
+        if 0.0 not in curves:
+            continue
+        clean = curves.pop(0.0)
+        for rate, curve in curves.items():
+            length = min(len(clean), len(curve))
+            floor = clean[:length] > 1e-6 * clean[0]  # below that a ratio is rounding
+            ratio = np.where(floor, curve[:length] / clean[:length].clip(1e-300), np.nan)
+            by_seed.setdefault(rate, []).append(ratio)
+    means, bands = {}, {}
+    for rate, ratios in sorted(by_seed.items()):
+        length = min(len(ratio) for ratio in ratios)
+        table = np.stack([ratio[:length] for ratio in ratios])
+        means[rate] = table.mean(axis=0)
+        if len(table) >= tables.FEWEST:
+            half = stats.t.isf(0.025, len(table) - 1) * table.std(axis=0, ddof=1)
+            half /= np.sqrt(len(table))
+            bands[rate] = np.stack([means[rate] - half, means[rate] + half])
+    return means, bands
 
 
 def tasks(records: pd.DataFrame) -> dict:
-    """Every task's accuracy by method and γ."""
+    """Every task: LP's change from γ = 0 as a map, and accuracy by method and γ."""
     part = section("tasks", "Every task")
     part["text"] = (
-        "Accuracy in %, probe and pre-training seeds averaged, to be looked up. No best method is "
-        "marked: among so many uncorrected comparisons some would stand out by luck."
+        "LP's accuracy at γ = 0 in %, and its change with γ in points; ● where the 95 % interval "
+        "over seeds leaves out 0, uncorrected: among so many some stand out by luck."
     )
+    several = records["dataset"].replace("", None).nunique() > 1
     for shift, name in tables.SHIFTS.items():
         frame = tables.full_data(tables.probe_scores(records, shift=shift, metric="accuracy"))
         if frame.empty:
             part["missing"].append(f"No {name} task is recorded.")
             continue
         rates = sorted(frame["noise_rate"].unique())
-        rows = tables.task_table(frame, records["dataset"].replace("", None).nunique() > 1)
+        part["heat"].append({"title": name.capitalize(), **heat(frame, rates, several)})
+        rows = tables.task_table(frame, several)
         for row in rows:
             peers = [r for r in rows if (r["task"], r["route"]) == (row["task"], row["route"])]
-            row["spark"] = sparkline(row["values"])
             row["span"] = len(peers)
             row["first"] = peers[0] is row
         columns = [tables.percent(rate) for rate in rates]
         part["tasks"].append({"title": name.capitalize(), "columns": columns, "rows": rows})
     return part
+
+
+def heat(frame: pd.DataFrame, rates: list[float], several: bool) -> dict:
+    """LP's accuracy of each test at γ = 0 and its change at every other γ, with a shade."""
+    lp = frame[frame["method"] == "lp"]
+    rows, largest = [], 1.0
+    for (dataset, labels, source, target), test in lp.groupby(paired.TEST):
+        wide = test.groupby(["seed", "noise_rate"])["value"].mean().unstack() * 100
+        if 0.0 not in wide:
+            continue
+        cells = []
+        for rate in rates[1:]:
+            change = (wide[rate] - wide[0.0]).dropna() if rate in wide else pd.Series(dtype=float)
+            found = paired.interval(change) if len(change) else None
+            cells.append(found and {**found, "clear": found["low"] > 0 or found["high"] < 0})
+            largest = max(largest, abs(found["value"]) if found else 0)
+        route = target if source in ("", target) else f"{source} → {target}"
+        name = f"{tables.task_name(dataset, labels, several)}{', ' * bool(route)}{route}"
+        rows.append({"name": name, "clean": wide[0.0].mean(), "cells": cells})
+    for cell in (cell for row in rows for cell in row["cells"] if cell):
+        cell["shade"] = round(60 * abs(cell["value"]) / largest)
+    return {"columns": [tables.percent(rate) for rate in rates], "rows": rows}
 
 
 def aligned(table: dict, part: dict) -> list:
@@ -354,18 +361,3 @@ def is_score(metric: str) -> bool:
 def method_rank(method: str) -> tuple:
     known = list(tables.METHODS)
     return (known.index(method) if method in known else len(known), method)
-
-
-def slug(*parts: str) -> str:
-    """Words to a file's stem."""
-    return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") for p in parts)))
-
-
-def sparkline(values: list[float]) -> str:
-    """Points of a small polyline in an 80 × 20 box; empty if a value is missing."""
-    array = np.asarray(values)
-    if len(array) < 2 or not np.isfinite(array).all():
-        return ""
-    height = (array - array.min()) / max(float(np.ptp(array)), 1e-9)
-    across = np.linspace(3, 77, len(array))
-    return " ".join(f"{x:.1f},{17 - 14 * y:.1f}" for x, y in zip(across, height, strict=True))

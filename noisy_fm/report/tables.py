@@ -181,10 +181,7 @@ def summarise(frame: pd.DataFrame, by: list[str], count: Sequence[str] = TASK) -
     of the records' own intervals (test-set sampling), which would be exact if the tasks' errors
     were fully correlated and is too wide for the sample of images otherwise.
     """
-    columns = ["value", "low", "high"]
-    keys = [*by, "model", "seed"]
-    tasks = frame.groupby([*keys, *count], dropna=False)[columns].mean()
-    runs = tasks.groupby(level=keys, dropna=False).mean()
+    runs = run_means(frame, by, count)
     sizes = frame.groupby(by, dropna=False).size()
     rows = []
     for key, group in runs.groupby(level=by, dropna=False):
@@ -196,12 +193,23 @@ def summarise(frame: pd.DataFrame, by: list[str], count: Sequence[str] = TASK) -
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "cells", "runs"])
 
 
+def run_means(frame: pd.DataFrame, by: list[str], count: Sequence[str] = TASK) -> pd.DataFrame:
+    """value, low, high of every run in each cell, indexed by `by`, model and seed.
+
+    Each group of `count` (a task) counts once, with the mean of its rows.
+    """
+    columns = ["value", "low", "high"]
+    keys = [*by, "model", "seed"]
+    tasks = frame.groupby([*keys, *count], dropna=False)[columns].mean()
+    return tasks.groupby(level=keys, dropna=False).mean()
+
+
 def interval_kind(summary: pd.DataFrame, sample: str = "test images") -> str:
     """What the intervals of `summarise` are, in words for a caption."""
     if not summary["low"].notna().any():
         return "The records hold no intervals."
     if summary["runs"].min() >= FEWEST:
-        return f"Bars: 95 % intervals over {summary['runs'].min()} pre-training runs (Student's t)."
+        return f"Bars: 95 % intervals over {summary['runs'].min()} pre-training runs."
     averaged = ", averaged over tasks (too wide rather than too narrow)"
     return (
         f"Bars: 95 % intervals from the sample of {sample}"

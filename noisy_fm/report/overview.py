@@ -1,0 +1,229 @@
+"""The first screen: what was seen in a sentence, and the few curves that show it, run by run."""
+
+import pandas as pd
+
+from noisy_fm.report import figures, paired, tables
+from noisy_fm.report.figures import slug
+from noisy_fm.report.findings import Finding
+
+CELL = ["noise_rate", "label"]
+MEMORISING = 0.5  # share of the wrong labels that a model must repeat for its features to show it
+STILL_LEARNING = 0.1  # nats of training loss that the second half of a head's training took off
+# What a finding that is seen says in a title: up, down.
+TITLES = {
+    "ood": ("out-of-domain accuracy rises", "out-of-domain accuracy falls"),
+    "slight": ("slight noise helps in domain", "slight noise hurts in domain"),
+    "sve": ("the spectrum flattens (SVE)", "the spectrum sharpens (SVE)"),
+    "lsvr": ("its leading direction weakens (LSVR)", "its leading direction grows (LSVR)"),
+    "relation": (
+        "tasks that do not follow from the wrong labels are spared",
+        "tasks that do not follow from the wrong labels suffer most",
+    ),
+    "nmtune mlp ood": (
+        "NMTune's terms help out of domain",
+        "NMTune's terms cost accuracy out of domain",
+    ),
+}
+DIFFERENCES = (("MLP", "LP"), ("NMTune", "MLP"))
+
+
+def title(findings: list[Finding]) -> str:
+    """One sentence of what is seen, or that nothing is."""
+    seen = {finding.key: finding for finding in findings if finding.verdict == "seen"}
+    said = [TITLES[key][seen[key].effect < 0] for key in TITLES if key in seen]
+    if said:
+        first, *others = said
+        return f"With wrong labels in pre-training, {first}{'; ' * bool(others)}{'; '.join(others)}"
+    if any(finding.verdict == "not seen" for finding in findings):
+        return "No effect of wrong labels in pre-training is seen"
+    return "Wrong labels in pre-training: too few runs to judge by"
+
+
+def panels(records: pd.DataFrame, studio: figures.Studio, model: str) -> list[dict]:
+    """The figures of the first screen, each with its sentence."""
+    found = [
+        accuracy(records, studio, model, "id"),
+        accuracy(records, studio, model, "ood"),
+        memorised(records, studio, model),
+        spectrum(records, studio, model, "sve", "id"),
+        spectrum(records, studio, model, "lsvr", "ood"),
+        related(records, studio, model),
+        differences(records, studio, model, "id"),
+        differences(records, studio, model, "ood"),
+    ]
+    return [panel for panel in found if panel]
+
+
+def panel(studio, summary, dots, sentence: str, **about) -> dict | None:
+    """A figure over γ and its sentence; None where there is one γ only."""
+    if summary.empty or summary["noise_rate"].nunique() < 2:
+        return None
+    drawing = studio.lines(summary, dots=dots, **about)
+    return {"drawing": drawing, "sentence": sentence, "title": about["title"], "dots": dots,
+            "scale": about.get("scale", 1)}  # fmt: skip
+
+
+def runs_table(panels: list[dict], model: str) -> pd.DataFrame:
+    """One row a run: seed, γ and what the panels draw of it, in their units."""
+    runs = pd.DataFrame({"seed": [], "noise_rate": []})
+    for one in panels:
+        wide = one["dots"].pivot_table("value", ["seed", "noise_rate"], "label") * one["scale"]
+        several = one["dots"]["label"].nunique() > 1 or set(one["dots"]["label"]) & NAMED
+        wide.columns = [
+            f"{one['title']}: {label}" if several else one["title"] for label in wide.columns
+        ]
+        runs = runs.merge(wide.reset_index(), on=["seed", "noise_rate"], how="outer")
+    return runs.assign(model=model) if model else runs
+
+
+NAMED = {"LP", "MLP", "NMTune"}  # labels that a column says even where there is but one
+
+
+def both(frame: pd.DataFrame, count=tables.TASK) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(Mean and interval of each γ and label, every run's own)."""
+    return tables.summarise(frame, CELL, count), tables.run_means(frame, CELL, count).reset_index()
+
+
+def intervals(dots: pd.DataFrame) -> pd.DataFrame:
+    """Mean and interval of each γ and label of paired numbers, one a run."""
+    rows = [
+        {"label": label, "noise_rate": rate, **paired.interval(group["value"])}
+        for (label, rate), group in dots.groupby(["label", "noise_rate"])
+    ]
+    return pd.DataFrame(rows)
+
+
+def accuracy(records, studio, model: str, shift: str) -> dict | None:
+    """Accuracy of every method against γ."""
+    frame = tables.full_data(tables.probe_scores(records, shift=shift, metric="accuracy"))
+    if frame.empty:
+        return None
+    frame, note = tables.common_units(frame, tables.UNIT, CELL)
+    where = tables.SHIFTS[shift]
+    summary, dots = both(frame)
+    sentence = f"{tables.sizes(frame).capitalize()}; tasks count alike." + (
+        f" {note}" if note else ""
+    )
+    return panel(
+        studio, summary, dots, sentence, name=slug("accuracy", shift, model),
+        title=f"{where.capitalize()} accuracy", ylabel="accuracy, %", scale=100,
+    )  # fmt: skip
+
+
+def differences(records, studio, model: str, shift: str) -> dict | None:
+    """What the MLP adds to LP, and NMTune's terms to the MLP, paired by run."""
+    frame = tables.full_data(tables.probe_scores(records, shift=shift, metric="accuracy"))
+    labels = set(frame["label"])
+    parts = []
+    for ours, theirs in DIFFERENCES:
+        if {ours, theirs} <= labels:
+            grids = [
+                paired.grid(frame[frame["label"] == one], paired.TEST) for one in (ours, theirs)
+            ]
+            runs, _ = paired.by_run(grids[0] - grids[1], tables.TASK)
+            long = runs.stack().rename("value").reset_index()
+            parts.append(long.assign(label=f"{ours} − {theirs}"))
+    if not parts:
+        return None
+    dots, where = pd.concat(parts, ignore_index=True), tables.SHIFTS[shift]
+    return panel(
+        studio, intervals(dots), dots,
+        "Paired by run: what the MLP adds to LP, and NMTune's terms to the MLP.",
+        name=slug("heads", shift, model), title=f"{where.capitalize()}: one head less another",
+        ylabel="points", scale=100, zero=True,
+    )  # fmt: skip
+
+
+def spectrum(records, studio, model: str, metric: str, shift: str) -> dict | None:
+    """A spectral metric of F against γ."""
+    frame = tables.feature_sets(records, metric, shift)
+    if frame.empty:
+        return None
+    frame, _ = tables.common_units(frame, tables.SPECTRUM_UNIT, CELL, "feature set")
+    summary, dots = both(frame, paired.SET)
+    sentence = {
+        "sve": "Larger: a flatter spectrum of the features (eq. 2).",
+        "lsvr": "Larger: a weaker leading direction (eq. 3).",
+    }[metric]
+    return panel(
+        studio, summary, dots, sentence, name=slug(metric, model),
+        title=f"{metric.upper()} of the features, {tables.SHIFTS[shift]}", ylabel="nats",
+    )  # fmt: skip
+
+
+def memorised_share(records: pd.DataFrame) -> float | None:
+    """The share of wrong labels that models at the highest γ repeat, or None."""
+    rows = records[records["metric"] == "flipped_fits_given"]
+    if rows.empty:
+        return None
+    return float(rows[rows["noise_rate"] == rows["noise_rate"].max()]["value"].mean())
+
+
+def memorised(records, studio, model: str) -> dict | None:
+    """How many of the wrong labels the models repeat: the precondition of all else."""
+    labels = {"flipped_fits_given": "repeated", "flipped_fits_chance": "by chance"}
+    frame = records[records["metric"].isin(labels)]
+    if frame.empty:
+        return None
+    summary, dots = both(frame.assign(label=frame["metric"].map(labels)))
+    share = memorised_share(records)
+    assert share is not None
+    sentence = f"Memorised {share:.0%} of the wrong labels at the highest γ"
+    if share < MEMORISING:
+        sentence += ": too few for SVE and LSVR to be expected to move"
+    return panel(
+        studio, summary, dots, f"{sentence}.", name=slug("memorised", model),
+        title="Wrong labels that the model repeats", ylabel="share of them, %", scale=100,
+    )  # fmt: skip
+
+
+KINDS = {"determined": "follow", "free": "do not"}
+
+
+def related(records, studio, model: str) -> dict | None:
+    """Change of in-domain accuracy on tasks that follow from the labels of pre-training or not."""
+    frame = tables.full_data(tables.probe_scores(records, shift="id", metric="accuracy"))
+    if "relation" not in records or frame.empty:
+        return None
+    kind = records.dropna(subset="relation").groupby(tables.TASK)["relation"].first()
+    tasks = pd.MultiIndex.from_frame(frame[tables.TASK])
+    frame = frame.assign(relation=kind.reindex(tasks).to_numpy())
+    frame = frame[(frame["method"] == "lp") & frame["relation"].notna()]
+    if frame["relation"].nunique() < 2:
+        return None
+    parts = []
+    for name, rows in frame.groupby("relation"):
+        runs, _ = paired.by_run(paired.grid(rows, paired.TEST), tables.TASK)
+        if 0.0 in runs:
+            change = runs.sub(runs[0.0], axis=0).stack().rename("value").reset_index()
+            parts.append(change.assign(label=KINDS[name]))
+    if not parts:
+        return None
+    dots = pd.concat(parts, ignore_index=True)
+    which = {
+        name: ", ".join(sorted(set(rows["labels"]))) for name, rows in frame.groupby("relation")
+    }
+    return panel(
+        studio, intervals(dots), dots,
+        f"LP, in domain. Follow from the labels of pre-training: {which['determined']}; do not: "
+        f"{which['free']}.",
+        name=slug("relation", model), title="Tasks that follow from the labels, or do not",
+        ylabel="change from γ = 0, points", scale=100, zero=True,
+    )  # fmt: skip
+
+
+def still_learning(records: pd.DataFrame) -> list[str]:
+    """A line for each method whose heads, on average, were far from the end of their training."""
+    losses = records[records["metric"].isin(["train_loss", "train_loss_halfway"])]
+    if losses.empty:
+        return []
+    keys = ["label", "model", "seed", "noise_rate", *tables.TASK, "source", "probe_seed"]
+    wide = losses.pivot_table("value", [*keys, "fraction", "label_noise"], "metric", dropna=False)
+    fell = (wide["train_loss_halfway"] - wide["train_loss"]).groupby("label").mean()
+    return [
+        f"{label}'s heads were still learning: the second half of their training took "
+        f"{fell[label]:.2f} nats off the training loss. Methods are not compared fairly then; "
+        "tune for longer (config.probe_epochs)."
+        for label in tables.ordered_labels(fell.index)
+        if fell[label] > STILL_LEARNING
+    ]
