@@ -5,7 +5,7 @@
     s = spectrum.Spectrum()                      # or batch by batch, host by host
     for batch in batches: s.update(batch)
     s.merge(other).summary()
-    spectrum.jackknife(features, groups=concept) # intervals
+    spectrum.jackknife(features, groups=concept) # intervals; of a `difference` too
     spectrum.plot({"clean": a, "noisy": b})      # and `compare`, `report`; `device` in jit
     spectrum.track({"layer1": x, "layer2": y})   # for a log; `plot_track` draws it by step
 
@@ -19,7 +19,7 @@ from noisy_fm.spectrum.arrays import as_array, as_features, as_mask
 from noisy_fm.spectrum.compare import compare
 from noisy_fm.spectrum.draw import plot, plot_track
 from noisy_fm.spectrum.files import load_features
-from noisy_fm.spectrum.intervals import Interval, band, bootstrap, jackknife
+from noisy_fm.spectrum.intervals import Interval, band, bootstrap, difference, jackknife
 from noisy_fm.spectrum.metrics import METRICS, as_labels, class_alignment, from_singular_values
 from noisy_fm.spectrum.moments import CONVENTIONS, Spectrum, resolve
 from noisy_fm.spectrum.report import report
@@ -33,6 +33,7 @@ __all__ = [
     "bootstrap",
     "class_alignment",
     "compare",
+    "difference",
     "from_singular_values",
     "jackknife",
     "load_features",
