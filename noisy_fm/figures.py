@@ -29,9 +29,6 @@ STYLE: dict = {
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
     "axes.titlecolor": INK,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
@@ -50,7 +47,7 @@ STYLE: dict = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
 }
-LONGEST_NAME = 28
+LONGEST_NAME = 20
 
 
 class Figure(figure.Figure):
@@ -106,7 +103,7 @@ def forest(
         axes.margins(x=0.08)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", labelleft=axes is panels[0][0], labelcolor=INK)
-        axes.set_title(name)
+        head(axes, name)
     return titled(made, title)
 
 
@@ -160,7 +157,7 @@ def points(
             axes.set_xlim(-0.5, len(names) - 0.5)
         axes.grid(visible=False, axis="x")
         axes.set(xlabel=xlabel, ylabel=ylabel if axes is panels[0][0] or not sharey else "")
-        axes.set_title(name)
+        head(axes, name)
     if len(groups) > 1:
         made.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower left",
                     ncols=len(groups), labelcolor=INK)  # fmt: skip
@@ -191,6 +188,11 @@ def subplots(rows: int, columns: int, size: tuple[float, float], **options):
     with rc_context(STYLE):
         made = Figure(figsize=size, layout="constrained")
         return made, made.subplots(rows, columns, squeeze=False, **options)
+
+
+def head(axes, text: str) -> None:
+    """A panel's title, at its left."""
+    axes.set_title(text, loc="left", fontweight="bold", fontsize=11, pad=10)
 
 
 def titled(made: Figure, title: str | None) -> Figure:

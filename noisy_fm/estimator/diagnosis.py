@@ -92,7 +92,7 @@ class Diagnosis(Comparison):
 
     def plot(self):
         """Draws the spectrum and the accuracies with their intervals; a matplotlib Figure."""
-        from noisy_fm.figures import COLOURS, INK, plain_logs, subplots
+        from noisy_fm.figures import COLOURS, INK, head, plain_logs, subplots
 
         figure, ((left, right),) = subplots(1, 2, (10, 3.8))
         p = self.singular_values / self.singular_values.sum()
@@ -109,7 +109,7 @@ class Diagnosis(Comparison):
         for axis in (left.xaxis, left.yaxis):
             plain_logs(axis)
         text = f"SVE {self.spectrum['sve']:.2f}, LSVR {self.spectrum['lsvr']:.2f}"
-        left.set_title(f"Normalised singular values: {text}", fontsize=11)
+        head(left, f"Normalised singular values: {text}")
         drawn = [self, *filter(None, [self.test])]
         for each, lower, face in zip(drawn, (0, 0.35), (None, "white"), strict=False):
             for place, row in enumerate((100 * each.table).to_numpy()):
@@ -123,7 +123,7 @@ class Diagnosis(Comparison):
         right.set_yticks(range(len(self.table)), self.table.index)
         right.set(ylim=(len(self.table) - 0.5, -0.6), xlabel=f"{SCORINGS[self.scoring]}, %")
         beside = "" if self.test is None else "; hollow: X_test"
-        right.set_title(f"Cross-validated, 95 % intervals{beside}", fontsize=11)
+        head(right, f"Cross-validated, 95 % intervals{beside}")
         return figure
 
 

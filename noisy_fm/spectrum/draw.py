@@ -81,9 +81,9 @@ def _draw(axes, spectra, intervals: Mapping, bands: Mapping) -> None:
             decay.fill_between(index[: len(low)], low, high, color=colour, alpha=0.2, linewidth=0)
         gathered.plot(index, np.cumsum(values**2) / (values**2).sum(), **style)
     decay.set(xscale="log", yscale="log", xlabel="index i", ylabel="share of Σσ: σᵢ / Σσ")
-    decay.set_title("Normalised singular values")
+    figures.head(decay, "Normalised singular values")
     gathered.set(xscale="log", xlabel="index i", ylabel="share of Σσ²", ylim=(0, 1.02))
-    gathered.set_title("Energy in the first i directions")
+    figures.head(gathered, "Energy in the first i directions")
     for axis in (decay.xaxis, decay.yaxis, gathered.xaxis):
         figures.plain_logs(axis)
 
@@ -132,7 +132,7 @@ def plot_track(
             values = [history[step].get(name, np.nan) for step in steps]
             axes.plot(steps, values, "o-", color=colours[layer], markersize=3, label=layer)
         axes.set_xlabel("training step")
-        axes.set_title(metric_title(metric))
+        figures.head(axes, metric_title(metric))
     return _finished(figure, title)
 
 
