@@ -237,7 +237,7 @@ def svg(made: Figure, name: str, alt: str, *, levels: Sequence[str] = ()) -> str
     head, body = text.split(">", 1)
     box = "".join(re.findall(r'viewBox="[^"]*"', head))
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
-    body = re.sub(r"(font: [^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", body)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", body)
     for index, colour in enumerate(levels):
         body = body.replace(colour, f"var(--level-{index})")
     for colour, variable in PAGE_COLOURS.items():

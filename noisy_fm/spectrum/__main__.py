@@ -69,8 +69,8 @@ def load_named(sources: list[str]) -> tuple[dict, dict]:
         if name in named:
             raise ValueError(f"{name}: given twice; name them apart as NAME=FILE")
         named[name] = load_features(file)
-        if (own := row_ids(file)) is not None:
-            ids[name] = own
+        if (found := row_ids(file)) is not None:
+            ids[name] = found
         taken = columns_taken(file)
         if taken:
             print(f"{name}: {taken}", file=sys.stderr)

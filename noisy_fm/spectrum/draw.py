@@ -42,10 +42,12 @@ def panels(spectra, *, intervals=None, bands=None) -> tuple[list, dict[str, str]
     """The two panels of `plot` as figures of their own, and their legend: {label: colour}."""
     from noisy_fm import figures
 
-    made, axes = zip(*(figures.subplots(1, 1, (4.6, 3.3)) for _ in range(2)), strict=True)
-    axes = [each[0, 0] for each in axes]
+    drawn = [figures.subplots(1, 1, (4.6, 3.3)) for _ in range(2)]
+    axes = [each[0, 0] for _, each in drawn]
     _draw(axes, spectra, intervals or {}, bands or {})
-    return list(made), {str(line.get_label()): line.get_color() for line in axes[0].lines}
+    return [figure for figure, _ in drawn], {
+        str(line.get_label()): line.get_color() for line in axes[0].lines
+    }
 
 
 def _draw(axes, spectra, intervals: Mapping, bands: Mapping) -> None:

@@ -159,15 +159,14 @@ def _sure(one: Interval) -> bool:
     return one.low > 0 or one.high < 0
 
 
-def _decimals(one: Interval | None) -> int:
-    half = (one.high - one.low) / 2 if one is not None else 0.0
-    if not math.isfinite(half) or half <= 0:
-        return 2
-    return min(4, max(2, math.ceil(-math.log10(half / 2))))
-
-
 def _number(value: float, one: Interval | None, *, sign: bool = False) -> str:
-    return f"{value:{'+' if sign else ''}.{_decimals(one)}f}".replace("-", "−")
+    """A number to the decimals that its interval deserves."""
+    half = (one.high - one.low) / 2 if one is not None else 0.0
+    decimals = 2
+    if math.isfinite(half) and half > 0:
+        decimals = min(4, max(2, math.ceil(-math.log10(half / 2))))
+    text = f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
+    return text if any(digit in text for digit in "123456789") else text.lstrip("+−")
 
 
 def _bracket(one: Interval | None, value: float) -> str:
