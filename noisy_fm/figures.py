@@ -98,7 +98,7 @@ def forest(
                 between(value, low, high, decimals), (1, place), (6, 0), va="center", fontsize=8.5,
                 xycoords=("axes fraction", "data"), textcoords="offset points",
             )  # fmt: skip
-        axes.set_yticks(range(len(rows)), [shortened(row) for row in rows])
+        axes.set_yticks(range(len(rows)), [shortened(row) for row in rows], parse_math=False)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.margins(x=0.08)
         axes.grid(visible=False, axis="y")
