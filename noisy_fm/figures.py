@@ -64,6 +64,7 @@ def forest(
     *,
     title: str | None = None,
     share: bool = False,
+    columns: int = 3,
 ) -> Figure:
     """Draws differences and their intervals around 0: a panel a quantity, a row a comparison.
 
@@ -74,6 +75,7 @@ def forest(
         `Interval` or a `statistics.Test`; NaN bounds for a value without an interval. A panel
         that lacks a row of another one leaves it empty.
       share: one scale for all panels, where they are of one unit.
+      columns: panels side by side, before a next row of them.
 
     Raises:
       ValueError: no panel, or no row in any.
@@ -81,12 +83,15 @@ def forest(
     rows = list(dict.fromkeys(row for panel in differences.values() for row in panel))
     if not rows:
         raise ValueError("a forest needs one difference at least")
-    width = 4.6 if len(differences) == 1 else 2 + 3.6 * len(differences)
-    made, panels = subplots(1, len(differences), (width, 1.0 + 0.34 * len(rows)), sharex=share)
-    for axes, (name, panel) in zip(panels[0], differences.items(), strict=True):
+    columns = min(columns, len(differences))
+    width = 4.6 if columns == 1 else 1.2 + 3.4 * columns
+    height = -(-len(differences) // columns) * (1.0 + 0.34 * len(rows))
+    made, grid = _grid(differences, columns, (width, height), sharex=share)
+    for axes, (name, panel) in zip(grid.flat, differences.items(), strict=False):
         axes.axvline(0, color=MUTED, lw=1)
         bounds = np.array([panel.get(row, [np.nan] * 3)[:3] for row in rows], float)
-        decimals = decimals_of(np.nanmax(np.abs(bounds[:, 2] - bounds[:, 1]), initial=0) / 2)
+        half = np.nanmax(bounds[:, 2] - bounds[:, 1], initial=0) / 2
+        decimals = decimals_of(half or np.nanmax(np.abs(bounds[:, 0]), initial=0) / 5)
         for place, (value, low, high) in enumerate(bounds):
             if np.isnan(value):
                 continue
@@ -101,8 +106,9 @@ def forest(
         axes.set_yticks(range(len(rows)), [shortened(row) for row in rows], parse_math=False)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.margins(x=0.08)
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", labelleft=axes is panels[0][0], labelcolor=INK)
+        axes.tick_params(axis="y", labelleft=axes in grid[:, 0], labelcolor=INK)
         head(axes, name)
     return titled(made, title)
 
@@ -119,6 +125,7 @@ def points(
     colours: Mapping[str, str] | None = None,
     title: str | None = None,
     sharey: bool = True,
+    columns: int = 3,
 ) -> Figure:
     """Draws values with their intervals: a panel a value of `panel`, one colour a value of `by`.
 
@@ -127,6 +134,7 @@ def points(
         those that `x`, `by` and `panel` name. Numbers in `x` keep their distances, all else is
         drawn side by side in the order that it comes in.
       lines: join the points of one colour.
+      columns: panels side by side, before a next row of them.
       colours: of values of `by`; those that are not named take `COLOURS` in turn.
 
     Raises:
@@ -143,8 +151,10 @@ def points(
     step = 0.015 * np.ptp([*place.values()]) if numbers else 0.6 / max(len(groups) - 1, 3)
     parts = [(str(name), part) for name, part in table.groupby(panel, sort=False)] if panel else []
     parts = parts or [("", table)]
-    made, panels = subplots(1, len(parts), (1.4 + 3.1 * len(parts), 3.4), sharey=sharey)
-    for axes, (name, part) in zip(panels[0], parts, strict=True):
+    columns = min(columns, len(parts))
+    size = (1.4 + 3.1 * columns, 0.6 + 2.8 * -(-len(parts) // columns))
+    made, grid = _grid(parts, columns, size, sharey=sharey)
+    for axes, (name, part) in zip(grid.flat, parts, strict=False):
         for index, group in enumerate(groups):
             own = part[part[by] == group]
             at = own[x].map(place) + step * (index - (len(groups) - 1) / 2)
@@ -156,10 +166,10 @@ def points(
         if not numbers:
             axes.set_xlim(-0.5, len(names) - 0.5)
         axes.grid(visible=False, axis="x")
-        axes.set(xlabel=xlabel, ylabel=ylabel if axes is panels[0][0] or not sharey else "")
+        axes.set(xlabel=xlabel, ylabel=ylabel if axes in grid[:, 0] else "")
         head(axes, name)
     if len(groups) > 1:
-        made.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower left",
+        made.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower left",
                     ncols=len(groups), labelcolor=INK)  # fmt: skip
     return titled(made, title)
 
@@ -193,6 +203,14 @@ def subplots(rows: int, columns: int, size: tuple[float, float], **options):
 def head(axes, text: str) -> None:
     """A panel's title, at its left."""
     axes.set_title(text, loc="left", fontweight="bold", fontsize=11, pad=10)
+
+
+def _grid(parts, columns: int, size: tuple[float, float], **options):
+    """A figure with one of its axes [rows columns] for each part, and nothing in the rest."""
+    made, grid = subplots(-(-len(parts) // columns), columns, size, **options)
+    for axes in grid.flat[len(parts) :]:
+        axes.axis("off")
+    return made, grid
 
 
 def titled(made: Figure, title: str | None) -> Figure:

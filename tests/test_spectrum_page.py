@@ -170,7 +170,11 @@ def test_unlike_sets_are_told_on_the_page_and_the_command_line(tmp_path, capsys)
     assert table[6][4] == f"{sve(cut) / np.log(6):.4g}"
     assert f"{sve(cut) / np.log(6):.4g}" in text
     assert "<small>of 99</small>" in text
-    assert text.count('id="forest-') == 0 or "forest-sve_share" in text
+    panels = re.findall(r'aria-label="([^"]*), difference from a: ([^"]*)"', text)
+    assert [(title, told.count(" ")) for title, told in panels] == [
+        *(("SVE, nats", 1), ("LSVR, nats", 1)),  # b alone, which has the d of a
+        ("SVE / log min(n, d)", 3),
+    ]
 
 
 def test_equal_sets_get_no_warning(tmp_path, capsys):

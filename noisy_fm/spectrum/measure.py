@@ -26,6 +26,7 @@ FEWEST_ROWS = 6
 # Whole groups may miss the common number of rows by this share and count as equal.
 EQUAL = 0.01
 NAN = float("nan")
+PANELS = {"sve": "SVE, nats", "lsvr": "LSVR, nats", "sve_share": "SVE / log min(n, d)"}
 
 
 class Measured(NamedTuple):
@@ -51,7 +52,25 @@ class Measured(NamedTuple):
 
     @property
     def first(self) -> str:
+        """The name of the set that the others are compared with."""
         return next(iter(self.spectra))
+
+    @property
+    def panels(self) -> dict[str, dict[str, Interval]]:
+        """The differences as `figures.forest` draws them: a panel a metric, a row a set.
+
+        SVE and LSVR are of the sets that compare in raw values; where some do not, all are
+        compared by SVE / log min(n, d) as well.
+        """
+        raw = all("sve" in found for found in self.differences.values())
+        made = {
+            PANELS[metric]: {
+                name: found[metric] for name, found in self.differences.items() if metric in found
+            }
+            for metric in PANELS
+            if not (raw and metric == "sve_share")
+        }
+        return {title: rows for title, rows in made.items() if rows}
 
 
 def measure(

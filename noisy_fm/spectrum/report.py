@@ -108,23 +108,14 @@ def _how(found: Measured) -> str:
 
 
 def _forests(found: Measured) -> str:
-    """Differences from the first set: SVE and LSVR where they compare, shares where some don't."""
+    """Differences from the first set, a figure a metric."""
     from noisy_fm.figures import forest, signed, svg
 
-    by_metric = {
-        metric: {name: d[metric] for name, d in found.differences.items() if metric in d}
-        for metric in TITLES
-    }
-    if all("sve" in d for d in found.differences.values()):
-        del by_metric["sve_share"]
     drawn = ""
-    for metric, rows in by_metric.items():
-        if rows:
-            unit = "" if metric == "sve_share" else ", nats"
-            told = "; ".join(f"{name} {signed(d.value, 3)}" for name, d in rows.items())
-            alt = f"{TITLES[metric]}, difference from {found.first}: {told}."
-            figure = svg(forest({f"{TITLES[metric]}{unit}": rows}), f"forest-{metric}", alt)
-            drawn += f"<figure>{figure}</figure>"
+    for number, (title, rows) in enumerate(found.panels.items()):
+        told = "; ".join(f"{name} {signed(d.value, 3)}" for name, d in rows.items())
+        alt = f"{title}, difference from {found.first}: {told}."
+        drawn += f"<figure>{svg(forest({title: rows}), f'forest{number}', alt)}</figure>"
     if not drawn:
         return ""
     note = f"{pairing(found)}. Bars: 95 % intervals, not corrected for the number of differences"
