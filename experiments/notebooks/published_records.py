@@ -75,6 +75,9 @@ measured = {
     "SVE in domain, nats": by_run(of("spectrum", "sve", method=None, shift="id"), SET),
     "LSVR out of domain, nats": by_run(of("spectrum", "lsvr", method=None, shift="ood"), SET),
 }
+for name, wide in measured.items():
+    means = (f"{value:.3f} at {100 * rate:.0f} %" for rate, value in wide.mean().items())
+    print(f"{name}: {', '.join(means)}")
 
 # %% [markdown]
 # ## Against γ
