@@ -55,7 +55,7 @@ class Figure(figure.Figure):
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
-        self.savefig(file, format="png")
+        self.savefig(file, format="png", dpi=80)  # as wide as a notebook, and small in it
         return file.getvalue()
 
 
@@ -170,7 +170,7 @@ def points(
         head(axes, name)
     if len(groups) > 1:
         made.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower left",
-                    ncols=len(groups), labelcolor=INK)  # fmt: skip
+                    ncols=len(groups), labelcolor=INK, frameon=False)  # fmt: skip
     return titled(made, title)
 
 
@@ -186,7 +186,7 @@ def images(rows: Mapping[str, Sequence], *, size: float = 0.7) -> Figure:
     made, panels = subplots(len(rows), longest, shape)
     for axes, (name, row) in zip(panels, rows.items(), strict=True):
         for each, image in zip(axes, row, strict=False):
-            each.imshow(image)
+            each.imshow(image, interpolation="nearest")
         for each in axes:
             each.axis("off")
         axes[0].set_title(name, fontsize=8)
