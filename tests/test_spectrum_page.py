@@ -2,6 +2,7 @@
 
 import html
 import re
+import sys
 import tracemalloc
 
 import numpy as np
@@ -179,7 +180,11 @@ def test_unlike_sets_are_told_on_the_page_and_the_command_line(tmp_path, capsys)
 
 def test_equal_sets_get_no_warning(tmp_path, capsys):
     assert main([*save(tmp_path, a=A, b=WIDER), "--out", str(tmp_path / "r.html")]) == 0
-    assert capsys.readouterr().err == ""
+    out, err = capsys.readouterr()
+    assert err == ""
+    said, paired = out.splitlines()[-3:-1]
+    assert said == headline(measure({"a": A, "b": WIDER}))
+    assert paired == "Paired: rows of b are taken to be the examples of a, in its order."
     assert 'class="missing"' not in (tmp_path / "r.html").read_text()
 
 
@@ -247,3 +252,41 @@ def test_the_page_is_of_the_study_reports_language():
     ids = re.findall(r' id="([^"]*)"', text)
     assert len(ids) == len(set(ids))
     assert "DejaVu" not in body
+
+
+def test_what_is_left_out_is_said(monkeypatch):
+    monkeypatch.setattr(sys.modules["noisy_fm.spectrum.measure"], "INTERVAL_WORK", 30 * 8**2)
+    found = measure({"a": A, "b": WIDER})
+    assert not found.bounds
+    assert cautions(found) == [
+        "no intervals of a and b: too large for the page's jackknife: spectrum.jackknife has no "
+        "limit"
+    ]
+    assert "Without intervals, chance is not judged" in page(found)
+    few = measure({"a": A[:5]})
+    assert cautions(few) == ["no intervals of a: fewer than 6 rows"]
+    assert cautions(measure({"a": A}, intervals=False)) == []  # as it was asked for
+
+
+def test_many_sets_are_counted_and_not_listed():
+    sets = {f"s{i}": A + 0.1 * i * WIDER[::-1] for i in range(9)}
+    found = measure({**sets, "s9": power_law(50, 8)})
+    n, *_ = cautions(found)
+    assert n.startswith("n differs (50 to 90), and")
+    assert "from the 9 larger sets, and the rest" in n
+    changes = {name: d["sve"].value for name, d in found.differences.items()}
+    furthest = max(changes, key=lambda name: abs(changes[name]))
+    assert re.search(rf"\d sets \({furthest} ", headline(found))
+
+
+def test_sets_that_share_no_scale_are_compared_by_their_share():
+    narrow = power_law(90, 5, seed=3)
+    groups = np.arange(90) // 6
+    found = measure({"a": A, "b": narrow}, groups=groups)
+    got = found.differences["b"]["sve_share"]
+    assert got.value == pytest.approx(sve(narrow) / np.log(5) - sve(A) / np.log(8))
+    left = left_out(narrow, groups) / np.log(5) - left_out(A, groups) / np.log(8)
+    assert got.error == pytest.approx(np.sqrt(14 * np.var(left)), rel=1e-6)
+    assert list(found.panels) == ["SVE / log min(n, d)"]
+    assert "SVE / log min(n, d)" in headline(found)
+    assert "LSVR" not in headline(found)

@@ -15,7 +15,7 @@ from noisy_fm.spectrum.files import columns_taken, load_features, row_ids, split
 from noisy_fm.spectrum.measure import measure
 from noisy_fm.spectrum.moments import CONVENTIONS
 from noisy_fm.spectrum.report import page, prepare_page, table, write_page
-from noisy_fm.spectrum.words import cautions, headline
+from noisy_fm.spectrum.words import cautions, headline, pairing
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
             say(f"warning: {line}", file=sys.stderr)
         print(table(measured.summaries, measured.bounds, encoding=sys.stdout.encoding))
         if len(features) > 1:
-            print(headline(measured))
+            print(headline(measured), *[f"{pairing(measured)}."] * bool(measured.bounds), sep="\n")
         if args.out:
             print(f"report: {args.out}")
         sys.stdout.flush()

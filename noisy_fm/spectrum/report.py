@@ -118,7 +118,9 @@ def _forests(found: Measured) -> str:
         drawn += f"<figure>{svg(forest({title: rows}), f'forest{number}', alt)}</figure>"
     if not drawn:
         return ""
-    note = f"{pairing(found)}. Bars: 95 % intervals, not corrected for the number of differences"
+    note = "Without intervals, chance is not judged"
+    if found.bounds:
+        note = f"{pairing(found)}. Bars: 95 % intervals, not corrected for how many there are"
     return f"""
 <h2>Differences from {html.escape(found.first)}</h2><div class="grid">{drawn}</div>
 <p class="caption">Right of 0 a set has more than {html.escape(found.first)}; a filled point is one

@@ -9,6 +9,7 @@ from noisy_fm.spectrum.sample import SEED
 
 TITLES = {"sve": "SVE", "lsvr": "LSVR", "sve_share": "SVE / log min(n, d)"}
 NAMED = 3  # more sets than that in one direction are counted, and the furthest is named
+SIZED = 6  # of more sets than that the range of sizes is told
 
 
 def headline(found: Measured) -> str:
@@ -24,10 +25,7 @@ def headline(found: Measured) -> str:
         rest = [name for name in others if name not in raw]
         parts.append(_metric(found, "sve_share", rest))
     if len(others) == 1:
-        again = "has " * parts[0].startswith("has ")
-        sentence = (
-            f"{others[0]} {' and '.join([parts[0], *(p.removeprefix(again) for p in parts[1:])])}"
-        )
+        sentence = f"{others[0]} {' and '.join(parts)}".replace(" and has ", " and ")
     else:
         sentence = f"Against {first}, {'; '.join(parts)}"
     rows = sorted(row["n"] for row in found.summaries.values())
@@ -60,7 +58,7 @@ def _alone(found: Measured, name: str) -> str:
     row, bounds = found.summaries[name], found.bounds.get(name, {})
     share = share_of_most(row)
     most = "" if math.isnan(share) else f", {share:.0%} of the most that its n and d allow"
-    sve, lsvr = (f"{row[m]:.3g}{_bracket(bounds.get(m), row[m])}" for m in ("sve", "lsvr"))
+    sve, lsvr = (f"{row[m]:.3g}{_bracket(bounds.get(m))}" for m in ("sve", "lsvr"))
     one = min(1.0, math.exp(-row["lsvr"]))
     name = name or "The features"
     return (
@@ -80,7 +78,7 @@ def _metric(found: Measured, metric: str, names: list[str]) -> str:
             return f"has {title} {_number(abs(one.value), one)}{unit} {side} {found.first}" + (
                 _magnitudes(one)
             )
-        return f"shows no difference from {found.first} in {title}{_bracket(one, one.value)}"
+        return f"shows no difference from {found.first} in {title}{_bracket(one)}"
     sides = {
         "higher in": {n: d for n, d in differences.items() if _counts(d) and d.value > 0},
         "lower in": {n: d for n, d in differences.items() if _counts(d) and d.value < 0},
@@ -109,7 +107,8 @@ def _rows(found: Measured) -> list[str]:
     how = f"drawn without replacement by seed {SEED}"
     if not found.grouped:
         least = min(taken.values())
-        line += f": {least:,} rows were {how} from {_listed(list(cut))}, and the rest left out"
+        those = _listed(list(cut)) if len(cut) <= SIZED else f"the {len(cut)} larger sets"
+        line += f": {least:,} rows were {how} from {those}, and the rest left out"
     else:
         line += f": whole groups were {how}, which leaves {_sizes(taken)} rows"
     unequal = [n for n in taken.values() if abs(n - min(taken.values())) > EQUAL * n]
@@ -143,6 +142,8 @@ def _flat(found: Measured) -> list[str]:
 
 
 def _sizes(sizes: Mapping[str, int]) -> str:
+    if len(sizes) > SIZED:
+        return f"{min(sizes.values()):,} to {max(sizes.values()):,}"
     return ", ".join(f"{name} {size:,}" for name, size in sizes.items())
 
 
@@ -169,7 +170,7 @@ def _number(value: float, one: Interval | None, *, sign: bool = False) -> str:
     return text if any(digit in text for digit in "123456789") else text.lstrip("+−")
 
 
-def _bracket(one: Interval | None, value: float) -> str:
+def _bracket(one: Interval | None) -> str:
     if one is None or not math.isfinite(one.low):
         return ""
     return f" [{_number(one.low, one)}, {_number(one.high, one)}]"
