@@ -90,7 +90,8 @@ def difference(
     """Jackknife intervals of metric(y) − metric(x), for every metric.
 
     Paired, row i of both is of the same example, and the same examples are left out of both: what
-    makes both spectra wide or narrow cancels. Else the two errors add in squares, with
+    makes both spectra wide or narrow cancels. (Pairs that have nothing in common cost nothing: the
+    interval is then as wide as the unpaired one.) Else the two errors add in squares, with
     Satterthwaite's degrees of freedom (1946).
 
     Args:

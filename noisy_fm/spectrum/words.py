@@ -48,7 +48,7 @@ def pairing(found: Measured) -> str:
     apart = [name for name in others if name not in found.paired]
     same = f"rows of {_listed(paired)} are taken to be the examples of {found.first}, in its order"
     if not apart:
-        return f"Paired: {same}"
+        return f"Paired: {same} (were they others, the intervals would still hold)"
     if not paired:
         return "Not paired: the sets have other rows, so both errors count"
     return f"Paired: {same}; not paired: {_listed(apart)}, whose rows are others"
