@@ -1,9 +1,11 @@
-# make study    one command from a bare checkout to the report (DEVICE=cuda13 or tpu for those)
+# make study    one command from a bare checkout to the report (DEVICE=cuda13 or tpu for those;
+#               JOBS models at a time, one on a TPU, which a process has to itself)
 # make test     installs what the tests need and runs them (test-slow: the parity suites too)
 # make docs     an index of the API in docs/, from the docstrings
 PYTHON ?= python3
 DEVICE ?= cpu
 WORKDIR ?= runs/emoji
+JOBS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -18,7 +20,8 @@ endif
 .PHONY: study test test-slow lint format bench docs clean
 
 study: $(VENV)/.installed-$(DEVICE)
-	$(BIN)/python -m noisy_fm.study --config=configs/study/emoji.py --workdir=$(WORKDIR) $(ARGS)
+	$(BIN)/python -m noisy_fm.study --config=configs/study/emoji.py --workdir=$(WORKDIR) \
+	  $(if $(filter tpu,$(DEVICE)),,--scheduler=local:$(JOBS)) $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 PARENT = "NOISY_FM_PARENT"  # the process that a child must not outlive
 # What tells JAX and MPI of a job of many processes, of which a child is none.
@@ -88,7 +89,6 @@ def run(
             stderr=subprocess.STDOUT,
             start_new_session=True,  # out of reach of Ctrl-C: a second signal would end a save
         )
-        _running.add(child.pid)
         try:
             while child.poll() is None and wanted():
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -98,16 +98,7 @@ def run(
                 stop(child)
             if child.stdin:
                 child.stdin.close()
-            _running.discard(child.pid)
     return child.returncode
-
-
-_running: set[int] = set()
-
-
-def running() -> int:
-    """How many children of this process are."""
-    return len(_running)
 
 
 def stop(child: subprocess.Popen, *, seconds: float = PATIENCE) -> None:
@@ -145,38 +136,65 @@ def _watch(pipe: int) -> None:
 
 
 def on_worker(
-    line: Sequence[str], *, folder: str, asked: Mapping[str, str], log: str, beside: int
+    line: Sequence[str], *, folder: str, asked: Mapping[str, str], log: str
 ) -> tuple[int, float, str]:
-    """`run` in a Dask worker: (exit code, seconds, the end of the log).
+    """`timed` in a Dask worker; the child sees the first CUDA device that the worker does.
 
-    It sees one CUDA device: `beside` workers, all on this machine, take turns; otherwise (0) it is
-    the first that the worker sees. The child is stopped when who asked for it is gone.
+    It is stopped when who asked for it is gone.
     """
     from distributed import get_worker
 
-    worker, began = get_worker(), time.monotonic()
+    worker = get_worker()
     key = worker.get_current_task()
 
     def wanted() -> bool:
         task = worker.state.tasks.get(key)
         return task is not None and task.state in ("executing", "long-running")
 
-    seen = devices(os.environ)
-    device, sharing = None, worker.state.nthreads
-    if seen:
-        device = seen[int(worker.name) % len(seen)] if beside else seen[0]
-        sharing = -(-beside // len(seen)) if beside else sharing
-    variables = environment(os.environ, asked, device=device, children=sharing)
-    code = run(line, folder=folder, variables=variables, log=Path(log), wanted=wanted)
-    return code, time.monotonic() - began, tail(Path(log))
+    device = next(iter(devices(os.environ)), None)
+    variables = environment(os.environ, asked, device=device, children=worker.state.nthreads)
+    return timed(line, folder=folder, variables=variables, log=Path(log), wanted=wanted)
 
 
-def ignore_interrupts() -> None:
-    """To be called by a Dask worker: a terminal's Ctrl-C, which it gets too, does not end it.
+def timed(line: Sequence[str], *, log: Path, **about) -> tuple[int, float, str]:
+    """`run`, and how it went: (exit code, seconds, the end of the log)."""
+    began = time.monotonic()
+    code = run(line, log=log, **about)
+    return code, time.monotonic() - began, tail(log)
 
-    It then has time to let its child save.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+class Share(NamedTuple):
+    """What one of several children on this machine has of it."""
+
+    cores: tuple[int, ...]
+    device: str | None  # the one CUDA device it sees, None where there is none
+    sharing: int  # how many children see that device
+
+
+def shares(count: int) -> list[Share]:
+    """The shares of `count` children: the cores dealt out, the devices in turn."""
+    cores, seen = available_cores(), devices(os.environ)
+    return [
+        Share(
+            tuple(cores[i::count]) or (cores[i % len(cores)],),
+            seen[i % len(seen)] if seen else None,
+            -(-count // len(seen)) if seen else 1,
+        )
+        for i in range(count)
+    ]
+
+
+def available_cores() -> list[int]:
+    """The CPU cores that this thread may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def keep_to(cores: Iterable[int]) -> None:
+    """Keeps this thread, and the processes that it starts, to some cores, where a system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
 
 
 def tail(log: Path, lines: int = 15) -> str:

@@ -2,7 +2,8 @@
 
 `IDENTITY` says which number it is: `labels` is a labelling of the data set, `source` the domain
 that a head was tuned on, `target` the one it, or the spectrum, is of. `MEASUREMENT` is the number,
-and what made it.
+and what made it; `relation` says whether a labelling follows from the labels of pre-training
+("determined"), or does not ("free"), where they are of the same images.
 """
 
 import json
@@ -20,7 +21,7 @@ IDENTITY = (
     *("source", "target", *HEAD, "metric"),
 )
 MEASUREMENT = (
-    *("value", "low", "high", "n"),
+    *("value", "low", "high", "n", "relation"),
     *("config_hash", "manifest_hash", "commit", "versions", "duration_s"),
 )
 NUMERIC = (

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 import pytest
 
@@ -51,6 +52,33 @@ def test_the_environment_of_a_cell_is_one_process_with_one_device():
     }
     assert children.devices(machine) == ["4", "5"]
     assert children.devices({"CUDA_VISIBLE_DEVICES": ""}) == []
+
+
+def test_children_share_the_cores_and_take_turns_at_the_devices(monkeypatch):
+    monkeypatch.setattr(children, "available_cores", lambda: [0, 2, 4, 6])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert children.shares(3) == [
+        children.Share((0, 6), "0", 2),
+        children.Share((2,), "1", 2),
+        children.Share((4,), "0", 2),
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [one.cores for one in children.shares(6)] == [(0,), (2,), (4,), (6,), (0,), (2,)]
+    assert {one.device for one in children.shares(6)} == {None}
+
+
+def test_a_thread_keeps_what_it_starts_to_its_cores(tmp_path):
+    cores = children.available_cores()
+    code = "import os; print(sorted(os.sched_getaffinity(0)))"
+
+    def start():
+        children.keep_to(cores[-1:])
+        return run(sys.executable, "-c", code, folder=tmp_path)
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(start).result() == 0
+    assert children.tail(tmp_path / "log.txt", 1) == str(cores[-1:])
+    assert children.available_cores() == cores  # this thread has all of them still
 
 
 def test_a_child_says_how_it_ended_and_why(tmp_path):

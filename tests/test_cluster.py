@@ -1,4 +1,4 @@
-"""A study's cells on Dask's workers, some of them killed, and on the processes of a pod."""
+"""A study's cells side by side: here, on Dask's workers, some killed, on processes of a pod."""
 
 import contextlib
 import json
@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from test_hosts import joined
 
+from noisy_fm import children
 from noisy_fm.study import cluster
 
 ROOT = Path(__file__).parent.parent
@@ -53,16 +54,38 @@ def test_a_scheduler_that_is_none_is_one_line(scheduler, message):
 def test_without_dask_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ValueError, match=r"pip install 'noisy-fm\[cluster\]'"):
-        cluster.check("local:2")
+        cluster.check("tcp://host:8786")
+    cluster.check("local:2")  # takes no Dask
 
 
-def workers_of(process: subprocess.Popen) -> list:
-    """Dask's workers among a study's processes."""
+def study_line(folder, *more, cores) -> list[str]:
+    """A study on some cores of this machine."""
+    keep = f"import os, sys; os.sched_setaffinity(0, {set(cores)})"
+    keep += "; os.execv(sys.argv[1], sys.argv[1:])"
+    line = [sys.executable, "-m", "noisy_fm.study", TINY, f"--workdir={folder}", *more]
+    return [sys.executable, "-c", keep, *line]
+
+
+@pytest.mark.slow
+def test_cells_side_by_side_give_what_they_do_alone_on_as_many_cores(tmp_path):
+    cores = children.available_cores()[:2]
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    subprocess.run(study_line(alone, cores=cores[:1]), cwd=ROOT, check=True, capture_output=True)
+    line = study_line(beside, "--scheduler=local:2", cores=cores)
+    done = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "4 of 4 cells to run, 2 at a time" in done.stdout
+    assert done.stdout.count(": done in ") == 4
+    pd.testing.assert_frame_equal(records(beside), records(alone), check_exact=True)
+
+
+def workers_of(nannies: list[subprocess.Popen]) -> list:
+    """Dask's workers, which their nannies start again."""
     import psutil
 
     return [
         one
-        for one in psutil.Process(process.pid).children()
+        for nanny in nannies
+        for one in psutil.Process(nanny.pid).children()
         if "spawn_main" in " ".join(one.cmdline())
     ]
 
@@ -73,13 +96,13 @@ def test_workers_killed_at_random_change_nothing(serial, tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
     line = [sys.executable, "-m", "noisy_fm.study", TINY, f"--workdir={folder}"]
     rng, killed = random.Random(0), 0
-    with log.open("w") as out:
+    with deployed(tmp_path / "dask", 3) as (address, _, nannies), log.open("w") as out:
         process = subprocess.Popen(
-            [*line, "--scheduler=local:3"], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+            [*line, f"--scheduler={address}"], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
         )
         while process.poll() is None:
             time.sleep(rng.uniform(3, 12))
-            if killed < ROUNDS and process.poll() is None and (found := workers_of(process)):
+            if killed < ROUNDS and process.poll() is None and (found := workers_of(nannies)):
                 rng.choice(found).kill()
                 killed += 1
     assert process.returncode == 0, log.read_text()[-3000:]
@@ -88,8 +111,8 @@ def test_workers_killed_at_random_change_nothing(serial, tmp_path):
 
 
 @contextlib.contextmanager
-def deployed(folder):
-    """(Address, process) of a Dask scheduler with two workers, each started by its own line."""
+def deployed(folder, count=2):
+    """(Address, process, workers) of a Dask scheduler, each started by its own line."""
     folder.mkdir()
     file = folder / "scheduler.json"
 
@@ -105,8 +128,8 @@ def deployed(folder):
         while not file.exists():
             assert started[0].poll() is None, (folder / "log").read_text()
             time.sleep(0.1)
-        started += [dask("worker", "--nthreads=1", "--memory-limit=0") for _ in range(2)]
-        yield json.loads(file.read_text())["address"], started[0]
+        started += [dask("worker", "--nthreads=1", "--memory-limit=0") for _ in range(count)]
+        yield json.loads(file.read_text())["address"], started[0], started[1:]
     finally:
         for process in started:
             process.terminate()
@@ -137,14 +160,14 @@ def test_a_scheduler_and_a_client_killed_change_nothing(serial, tmp_path):
             text=True,
         )
 
-    with deployed(tmp_path / "one") as (address, scheduler):
+    with deployed(tmp_path / "one") as (address, scheduler, _):
         process = study(address)
         checkpointed(folder, 1)
         scheduler.kill()
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 2
         assert f"the scheduler {address} is gone; run the same line again" in said
-    with deployed(tmp_path / "two") as (address, _):
+    with deployed(tmp_path / "two") as (address, _, _):
         process = study(address)
         checkpointed(folder, 2)
         process.kill()
@@ -157,7 +180,6 @@ def test_a_scheduler_and_a_client_killed_change_nothing(serial, tmp_path):
 
 @pytest.mark.slow
 def test_a_terminals_interrupt_lets_the_cells_save(tmp_path):
-    pytest.importorskip("distributed")
     folder = tmp_path / "run"
     line = [sys.executable, "-m", "noisy_fm.study", TINY, f"--workdir={folder}"]
     longer = ["--config.pretrain.epochs=100", "--config.pretrain.checkpoint_every=0"]
@@ -184,7 +206,6 @@ def test_a_terminals_interrupt_lets_the_cells_save(tmp_path):
 
 @pytest.mark.slow
 def test_a_cell_that_fails_has_three_tries_and_shows_its_log(tmp_path):
-    pytest.importorskip("distributed")
     config = tmp_path / "broken.py"
     config.write_text(
         "import os, sys\n"

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -127,31 +129,52 @@ def test_t_test_agrees_with_scipy():
     assert statistics.t_test(np.ones(4)).p == 0
 
 
-def test_a_two_way_test_is_the_one_way_test_of_what_varies():
+@pytest.mark.parametrize("n", [4, 10, 14])
+def test_several_contrasts_are_tested_at_once(n):
     rng = np.random.default_rng(5)
-    by_row = np.tile(rng.normal(1, 1, (5, 1)), (1, 4))
-    assert statistics.two_way_test(by_row) == pytest.approx(statistics.t_test(by_row[:, 0]))
-    table = by_row + rng.normal(0, 1, (1, 4)) + rng.normal(0, 0.1, (5, 4))
-    assert statistics.two_way_test(table) == pytest.approx(statistics.two_way_test(table.T))
-    # Where rows and columns vary alike, an interval over either alone is too narrow.
-    widths = [
-        test.high - test.low
-        for test in (statistics.two_way_test(table), statistics.t_test(table.mean(axis=1)))
-    ]
-    assert widths[0] > widths[1]
+    table = rng.normal(0, 1, (n, 3)) + rng.normal(0, 2, (n, 1)) + [2.0, 0.3, 0.0]
+    found = statistics.max_t(table)
+    alone = stats.ttest_1samp(table, 0)
+    np.testing.assert_allclose([test.effect for test in found], table.mean(axis=0))
+    half = [(test.high - test.low) / 2 for test in found]
+    far = half / (table.std(axis=0, ddof=1) / np.sqrt(n))  # the same for all of them
+    np.testing.assert_allclose(far, far[0])
+    p = np.array([test.p for test in found])
+    assert (p >= alone.pvalue * 0.5).all()
+    assert (p <= 1).all()
+    if n < statistics.SIGNS:
+        np.testing.assert_allclose(p, np.minimum(1, 3 * alone.pvalue))
+        np.testing.assert_allclose(far[0], stats.t.isf(0.025 / 3, n - 1))
+    elif n == 10:  # SciPy's test, which knows all changes of sign, one contrast at a time
+        one = stats.permutation_test(
+            (table[:, 0],), lambda x: abs(x.mean()), permutation_type="samples",
+            n_resamples=np.inf, alternative="greater", vectorized=False,
+        )  # fmt: skip
+        assert one.pvalue <= p[0] <= 3 * one.pvalue + 1e-9
+    else:  # 10,000 drawn signs find what all 2ⁿ do
+        np.testing.assert_allclose(p, brute_force(table), atol=0.02)
+    assert statistics.max_t(table[:, :1])[0] == statistics.t_test(table[:, 0])
 
 
-@pytest.mark.parametrize("spreads", [(2.0, 0.0, 1.0), (0.0, 1.0, 0.5), (1.0, 1.0, 0.5)])
-def test_a_two_way_interval_holds_the_mean_of_new_rows_and_columns(spreads):
+def brute_force(table):
+    """p of the largest |t| over every change of sign of the rows."""
+    n = len(table)
+    observed = np.abs(stats.ttest_1samp(table, 0).statistic)
+    signs = np.array(list(itertools.product([1, -1], repeat=n)))
+    largest = [np.abs(stats.ttest_1samp(s[:, None] * table, 0).statistic).max() for s in signs[::7]]
+    return [np.mean(np.array(largest) >= t - 1e-9) for t in observed]
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_one_of_several_null_contrasts_is_rarely_seen_and_intervals_hold_all(n):
     rng = np.random.default_rng(6)
-    a, b, studies = 4, 5, 1500
-    rows, columns, rest = spreads
-    covered = 0
+    studies, seen, held = 600, 0, 0
     for _ in range(studies):
-        table = rng.normal(0, rows, (a, 1)) + rng.normal(0, columns, (1, b))
-        test = statistics.two_way_test(table + rng.normal(0, rest, (a, b)))
-        covered += test.low <= 0 <= test.high
-    assert 0.93 <= covered / studies <= 0.975
+        found = statistics.max_t(rng.normal(0, 1, (n, 3)) + rng.normal(0, 1, (n, 1)))
+        seen += min(test.p for test in found) < 0.05
+        held += all(test.low <= 0 <= test.high for test in found)
+    assert seen / studies <= 0.08
+    assert held / studies >= 0.92
 
 
 def test_slopes_and_correlations_agree_with_scipy():
@@ -171,7 +194,7 @@ def test_holm_agrees_with_its_definition():
 
 @pytest.mark.parametrize("df", [1, 2, 4, 14, 200])
 def test_the_smallest_effect_has_the_power_asked_for(df):
-    effect = statistics.smallest_effect(2 * stats.t.isf(0.025, df), df)  # standard error 1
+    effect = statistics.smallest_effect(np.sqrt(df + 1), df + 1)  # standard error 1
     chi = np.random.default_rng(8).chisquare(df, 200_000)
     t = np.random.default_rng(9).normal(effect, 1, 200_000) / np.sqrt(chi / df)
     assert np.mean(t > stats.t.isf(0.025, df)) == pytest.approx(0.8, abs=0.005)
@@ -181,8 +204,8 @@ def test_the_smallest_effect_has_the_power_asked_for(df):
 def test_tests_refuse_what_has_no_spread(values):
     with pytest.raises(ValueError, match="at least two finite numbers"):
         statistics.t_test(values)
-    with pytest.raises(ValueError, match=r"finite \[a b\]"):
-        statistics.two_way_test(values)
+    with pytest.raises(ValueError, match=r"finite \[n k\]"):
+        statistics.max_t(values)
 
 
 @pytest.mark.parametrize("clusters", [1, 7, 36])

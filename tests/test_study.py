@@ -89,6 +89,36 @@ def test_its_spectra_are_those_of_the_stored_features(done):
     assert set(of_z.n) == {len(images)}
 
 
+def test_tasks_that_follow_from_the_labels_of_pre_training_are_told(done):
+    rows = records(done[0])
+    heads = rows[rows.stage == "probe"].drop_duplicates(["dataset", "labels"])
+    found = dict(zip(heads["dataset"], heads["relation"].fillna(""), strict=True))
+    assert found == {"emoji_domains": "determined", "digits": ""}
+    assert rows[rows.stage == "pretrain"].relation.isna().all()
+    config = small.get_config()
+    config.transfers.tone = {
+        "data": {"name": "emoji_domains", "labels": "skin_tone", "domain": "noto"}
+    }
+    config = settings.completed(config)
+    collected = {one.name: one for one in transfers.collect(config)}
+    for name, expected in (("category", "determined"), ("tone", "free"), ("digits", None)):
+        assert transfers.relation(collected[name], config.pretrain.data, 32) == expected
+    category = transfers.load(collected["category"].train, 32, labels="category")
+    subcategory = transfers.load(collected["category"].train, 32, labels="subcategory")
+    both = pd.Series(category.columns["category"], category.ids).reindex(subcategory.ids)
+    assert both.groupby(subcategory.columns["label"]).nunique().max() == 1  # as the drawings say
+
+
+def test_heads_record_how_their_training_loss_fell(done):
+    rows = records(done[0])
+    last, halfway = (rows[rows.metric == metric] for metric in ("train_loss", "train_loss_halfway"))
+    trained = rows[(rows.stage == "probe") & (rows.metric == "accuracy") & (rows["shift"] == "id")]
+    assert len(last) == len(halfway) == len(trained)
+    assert (last.value.to_numpy() <= halfway.value.to_numpy()).mean() > 0.9
+    assert last.low.isna().all()
+    assert (last.n > 100).all()
+
+
 def test_memorised_labels_stand_beside_chance(done):
     rows = records(done[0])
     rows = rows[(rows.stage == "pretrain") & (rows.noise_rate == 0.3)].set_index("metric")

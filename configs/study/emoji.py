@@ -10,6 +10,7 @@ long do: without that neither the spectrum nor what is tuned on the features is 
                                                    experiments/emoji_full/
     --config=configs/study/emoji.py:full,augmented the same with augmentation, which keeps the
                                                    models from memorising
+    --config=configs/study/emoji.py:full,persons   labels of persons wrong among one another
 """
 
 from noisy_fm import config as config_lib
@@ -25,6 +26,7 @@ LABELS = {
     "skin_tone": COLOURED,  # … and two that do not
     "gender": COLOURED,
 }
+PERSONS = (36, 37, 38, 39, 40)  # labels of pre-training: activity, fantasy, gesture, role, sport
 
 
 def transfers() -> dict:
@@ -45,7 +47,7 @@ def transfers() -> dict:
 
 
 def get_config(arg: str = ""):
-    args = config_lib.parse_arg(arg, full=False, augmented=False)
+    args = config_lib.parse_arg(arg, full=False, augmented=False, persons=False)
     config = study.defaults()
     config.transfers = transfers()
     config.noise_rates = (0.0, 0.3)
@@ -61,4 +63,6 @@ def get_config(arg: str = ""):
         config.pretrain.epochs = 25.0
     if not args.augmented:
         config.pretrain.task.augment = {"name": "none"}
+    if args.persons:
+        config.pretrain.noise = {"kind": "subset", "rate": 0.0, "classes": PERSONS}
     return config

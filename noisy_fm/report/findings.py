@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from noisy_fm import statistics
-from noisy_fm.report import paired, tables
+from noisy_fm.report import tables
 
 VERDICTS = {
     "seen": "Seen",
@@ -32,12 +32,12 @@ class Finding:
     unit: str = "points"
     p: float = np.nan  # NaN: described, not judged
     p_holm: float = np.nan
-    df: float = np.nan
     verdict: str = "missing"
     test: str = ""
     scope: str = ""
     by_part: str = ""
-    differences: tuple[float, ...] = ()
+    differences: tuple[float, ...] = ()  # one a pre-training seed
+    contrasts: int = 1  # of which this is the clearest, p and interval being for all
     check: bool = False
     family: int = 0  # the number of questions that were corrected for
 
@@ -97,29 +97,44 @@ class Finding:
         text = f"p {p_value(self.p)}; a check of the set-up, outside the correction"
         if not self.check:
             text = f"p {p_value(self.p)}, Holm-corrected p {p_value(self.p_holm)}"
-        suffix = "" if self.unit == "r" else f"\N{NO-BREAK SPACE}{self.unit}"
-        smallest = f"{'r = ' if self.unit == 'r' else ''}{self.smallest:.{self.digits}f}{suffix}"
-        return f"{text}. Four of five such tests find an effect of {smallest}, uncorrected"
+        seeds = tables.plural(len(self.differences), "seed")
+        least = f"{self.smallest:.{self.digits}f}"
+        least = f"r = {least}" if self.unit == "r" else f"{least}\N{NO-BREAK SPACE}{self.unit}"
+        spread = f"{np.std(self.differences, ddof=1):.{self.digits}f}"
+        return (
+            f"{text}. Standard deviation between runs {spread}: with {seeds} an effect under "
+            f"{least} is missed more than once in five times, before correction"
+        )
 
     @property
     def smallest(self) -> float:
         """The effect that four of five tests with this spread would find."""
-        if self.unit != "r":
-            return statistics.smallest_effect(self.high - self.low, self.df)
-        width = np.arctanh(self.high) - np.arctanh(self.low)
-        return float(np.tanh(statistics.smallest_effect(width, self.df)))
+        values = np.asarray(self.differences)
+        if self.unit == "r":
+            values = fisher(values)
+        spread, n = float(np.std(values, ddof=1)), len(values)
+        found = statistics.smallest_effect(spread, n, questions=self.contrasts)
+        return float(np.tanh(found)) if self.unit == "r" else found
 
-    def measured(self, found: paired.Judged, **words) -> "Finding":
-        """The finding with its numbers, and the words about it; `corrected` judges it."""
-        finding = dataclasses.replace(self, effect=found.effect, verdict="described", **words)
-        if found.test:
-            low, high, p, df = found.test[1:]
-            finding = dataclasses.replace(finding, low=low, high=high, p=p, df=df)
-        return finding
+    def measured(self, values, outcome: statistics.Test | None, **words) -> "Finding":
+        """The finding with one number a seed and what they gave; `corrected` judges it."""
+        values = tuple(float(value) for value in values)
+        effect = outcome.effect if outcome else float(np.mean(values))
+        found = dataclasses.replace(
+            self, effect=effect, differences=values, verdict="described", **words
+        )
+        if not outcome:
+            return found
+        return dataclasses.replace(found, low=outcome.low, high=outcome.high, p=outcome.p)
 
     def unavailable(self, reason: str) -> "Finding":
         """The finding as one that the records do not hold, with the reason."""
         return dataclasses.replace(self, change=f"{self.change} ({reason})")
+
+
+def fisher(r) -> np.ndarray:
+    """Fisher's z = artanh r, kept finite."""
+    return np.arctanh(np.clip(r, -1 + 1e-9, 1 - 1e-9))
 
 
 def p_value(p: float) -> str:

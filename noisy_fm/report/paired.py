@@ -1,11 +1,9 @@
-"""Scores to the paired numbers that are tested: one a pre-training run, or one a task and seed.
+"""Scores to the paired numbers that are tested: one a pre-training run.
 
 Another study draws its pre-training runs anew. All heads, artists, domains and probe seeds within
 a run share its luck and are averaged to one number, and the noise levels are paired by the seed
-that they share. Where methods are compared at the same runs, tasks are what varies besides.
+that they share; so are two methods, by the run whose features both are tuned on.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,15 +14,6 @@ from noisy_fm.report import tables
 RUN = ["model", "seed", "noise_rate"]
 TEST = ["dataset", "labels", "source", "target"]  # a head, by task and source, on a domain
 SET = ["dataset", "target"]  # the images of a feature set
-
-
-class Judged(NamedTuple):
-    """A mean over `units`, tested where they are enough (`test` is None otherwise)."""
-
-    effect: float
-    test: statistics.Test | None
-    units: str  # over what it was tested, or would have been
-    limit: str  # what the test does not generalise over: "", "models" or "tasks"
 
 
 def grid(frame: pd.DataFrame, unit: list[str]) -> pd.DataFrame:
@@ -63,41 +52,6 @@ def by_run(wide: pd.DataFrame, count: list[str]) -> tuple[pd.DataFrame, str]:
     return runs.groupby(level=["seed", "noise_rate"]).mean().unstack("noise_rate"), note
 
 
-def by_task(wide: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Differences as [tasks × seeds], heads, domains, γ and models averaged, and the same line."""
-    whole, note = complete(wide)
-    if whole.empty:
-        return pd.DataFrame(), note
-    tasks = whole.groupby(level=tables.TASK).mean()
-    return tasks.T.groupby(level="seed").mean().T, note
-
-
-def judge_runs(values) -> Judged:
-    """A number a seed [n], against 0."""
-    values = np.asarray(values, float)
-    test = statistics.t_test(values) if len(values) >= tables.FEWEST else None
-    return Judged(float(values.mean()), test, tables.plural(len(values), "pre-training seed"), "")
-
-
-def judge_tasks(table: pd.DataFrame) -> Judged:
-    """A number a task and seed [tasks × seeds], against 0.
-
-    The interval holds the variation over tasks and over seeds where there are enough of both,
-    else over the one there is enough of, and `limit` names the other.
-    """
-    values = table.to_numpy()
-    tasks, seeds = (tables.plural(n, noun) for n, noun in zip(
-        values.shape, ("task", "pre-training seed"), strict=True))  # fmt: skip
-    effect = float(values.mean())
-    if min(values.shape) >= tables.FEWEST:
-        return Judged(effect, statistics.two_way_test(values), f"{tasks} and {seeds}", "")
-    if len(values) >= tables.FEWEST:
-        return Judged(effect, statistics.t_test(values.mean(axis=1)), tasks, "models")
-    if values.shape[1] >= tables.FEWEST:
-        return Judged(effect, statistics.t_test(values.mean(axis=0)), seeds, "tasks")
-    return Judged(effect, None, f"{tasks} and {seeds}", "")
-
-
 def changes_from_clean(frame: pd.DataFrame) -> pd.DataFrame:
     """value, low, high of each γ less γ = 0 by label, paired by seed; NaN where seeds are few."""
     rows = []
@@ -106,8 +60,9 @@ def changes_from_clean(frame: pd.DataFrame) -> pd.DataFrame:
             both = scores[scores["noise_rate"].isin([0.0, rate])]
             runs, _ = by_run(grid(both, TEST), tables.TASK)
             if {0.0, rate} <= set(runs):
-                found = judge_runs(runs[rate] - runs[0.0])
-                rows.append({"label": label, "noise_rate": rate, **interval(found)})
+                rows.append(
+                    {"label": label, "noise_rate": rate, **interval(runs[rate] - runs[0.0])}
+                )
     return pd.DataFrame(rows)
 
 
@@ -117,14 +72,16 @@ def gains_over(frame: pd.DataFrame, base: str, by: str) -> pd.DataFrame:
     for at, scores in frame.groupby(by) if by else [(None, frame)]:
         grids = {label: grid(part, TEST) for label, part in scores.groupby("label")}
         for label in sorted(set(grids) - {base}) if base in grids else ():
-            table, _ = by_task(grids[label] - grids[base])
-            if table.size:
-                rows.append({"label": label, **({by: at} if by else {})})
-                rows[-1] |= interval(judge_tasks(table))
+            runs, _ = by_run(grids[label] - grids[base], tables.TASK)
+            if runs.size:
+                own = {"label": label, **({by: at} if by else {})}
+                rows.append({**own, **interval(runs.mean(axis=1))})
     return pd.DataFrame(rows)
 
 
-def interval(found: Judged) -> dict:
-    """What a figure draws of a judged mean."""
-    low, high = (found.test.low, found.test.high) if found.test else (np.nan, np.nan)
-    return {"value": found.effect, "low": low, "high": high}
+def interval(values: pd.Series) -> dict:
+    """value, low, high of one number a pre-training seed; NaN bounds where seeds are few."""
+    if len(values) < tables.FEWEST:
+        return {"value": float(values.mean()), "low": np.nan, "high": np.nan}
+    test = statistics.t_test(values)
+    return {"value": test.effect, "low": test.low, "high": test.high}

@@ -1,8 +1,8 @@
 """What the records show and what they do not: each question with its test.
 
-The unit of every question about γ is a pre-training run, of which there is one a seed and γ; with
-fewer than three seeds it is described and not judged. NMTune is compared with another method over
-tasks, and over seeds where there are enough of them (see `paired`).
+The unit of every question is a pre-training run, of which there is one a seed and γ: what is
+measured on a run is averaged to one number, and the runs of a seed are paired. With fewer than
+three seeds a question is described and not judged.
 """
 
 import dataclasses
@@ -12,9 +12,12 @@ import pandas as pd
 
 from noisy_fm import statistics
 from noisy_fm.report import paired, tables
-from noisy_fm.report.findings import Finding, corrected
+from noisy_fm.report.findings import Finding, corrected, fisher
 
 SLIGHT_NOISE = 0.10
+COMPARED = (("mlp", "lp"), ("nmtune", "mlp"))  # the head's own part, and that of NMTune's terms
+NAMES = {"lp": "LP", "mlp": "MLP tuning", "nmtune": "NMTune"}
+AVERAGED = "tasks, each with its heads, domains and probe seeds averaged, count alike"
 
 
 def collect(records: pd.DataFrame) -> list[Finding]:
@@ -25,12 +28,15 @@ def collect(records: pd.DataFrame) -> list[Finding]:
     sve, lsvr = (spectrum_of(records, *which) for which in (("sve", "id"), ("lsvr", "ood")))
     findings = [
         pretraining_trend(records),
-        *slight_noise(lp["id"]),
+        slight_noise(lp["id"]),
+        relation_trend(lp["id"], relations(records)),
         noise_out_of_domain(lp["ood"]),
         spectrum_trend(sve, "sve", "id"),
         spectrum_trend(lsvr, "lsvr", "ood"),
         lsvr_with_accuracy(lsvr, lp["ood"]),
-        *(method_effect(of, other, shift) for other in OTHERS for shift, of in scores.items()),
+        *(method_effect(of, *pair, shift) for pair in COMPARED for shift, of in scores.items()),
+        rectified_in_domain(scores["id"]),
+        rectified_out_of_domain(scores["ood"]),
     ]
     return corrected(findings)
 
@@ -57,6 +63,11 @@ def spectrum_of(records: pd.DataFrame, metric: str, shift: str) -> pd.DataFrame:
 def levels_of(wide: pd.DataFrame) -> list[float]:
     """The noise levels of a grid, in order."""
     return [] if wide.empty else sorted(set(wide.columns.get_level_values("noise_rate")))
+
+
+def at(wide: pd.DataFrame, rates: list[float]) -> pd.DataFrame:
+    """The runs of a grid at these noise levels."""
+    return wide.loc[:, wide.columns.get_level_values("noise_rate").isin(rates)]
 
 
 def pretraining_trend(records: pd.DataFrame) -> Finding:
@@ -92,36 +103,94 @@ def accuracy_changes(frame: pd.DataFrame) -> pd.DataFrame:
     return summary[["value", "low", "high", "runs"]].mul([100, 100, 100, 1]).dropna()
 
 
-def slight_noise(lp: pd.DataFrame) -> list[Finding]:
-    """Does slight noise change in-domain accuracy? One question for each γ up to 10 %."""
+def slight_noise(lp: pd.DataFrame) -> Finding:
+    """Does slight noise change in-domain accuracy? The clearest of all γ up to 10 %.
+
+    Its p and its interval are for all of these γ at once (`statistics.max_t`).
+    """
+    base = Finding("slight", "change of in-domain accuracy (LP) under slight noise")
     rates = [rate for rate in levels_of(lp) if 0 < rate <= SLIGHT_NOISE]
     if not rates:
-        base = Finding("slight", "change of in-domain accuracy (LP) under slight noise")
         reason = "there is no noise rate above 0 and up to 10 % with in-domain LP accuracy"
-        return [base.unavailable(reason)]
-    return [slight_effect(lp, rate) for rate in rates]
-
-
-def slight_effect(lp: pd.DataFrame, rate: float) -> Finding:
-    """In-domain accuracy at one γ less that at γ = 0, paired by seed."""
+        return base.unavailable(reason)
+    if 0.0 not in levels_of(lp):
+        return base.unavailable("there is no clean model (γ = 0) to compare with")
+    runs, note = paired.by_run(at(lp, [0.0, *rates]), tables.TASK)
+    if runs.empty:
+        return base.unavailable("no task was measured at these γ in one seed")
+    changes = runs[rates].sub(runs[0.0], axis=0) * 100
+    tests = statistics.max_t(changes) if len(changes) >= tables.FEWEST else None
+    clearest = 0
+    if tests:
+        clearest = int(np.argmin([test.p for test in tests]))
+    elif len(rates) > 1:
+        clearest = int(np.abs(changes.mean()).argmax())
+    rate = rates[clearest]
     level = f"at γ = {tables.percent(rate)}"
-    base = Finding(
-        key=f"slight {rate:g}",
+    base = dataclasses.replace(
+        base,
         change=f"difference of in-domain accuracy (LP) {level} from clean pre-training",
         up=f"In-domain accuracy (LP) {level} is above clean pre-training",
         down=f"In-domain accuracy (LP) {level} is below clean pre-training",
+        contrasts=len(rates),
     )
-    if 0.0 not in levels_of(lp):
-        return base.unavailable("there is no clean model (γ = 0) to compare with")
-    both = lp.loc[:, lp.columns.get_level_values("noise_rate").isin([0.0, rate])]
-    runs, note = paired.by_run(both, tables.TASK)
-    if runs.empty:
-        return base.unavailable("no task was measured at both γ in one seed")
     what = f"{level} less γ = 0 of the same seed; {AVERAGED}"
-    return judged(base, (runs[rate] - runs[0.0]) * 100, runs.size, what, note)
+    if len(rates) > 1:
+        what = f"{level}, the clearest of {len(rates)} γ up to 10\N{NO-BREAK SPACE}%, less γ = 0 "
+        what += f"of the same seed; p and interval are for all of them at once; {AVERAGED}"
+    test = tests[clearest] if tests else None
+    found = judged(base, changes[rate], runs.size, what, note, test)
+    return dataclasses.replace(found, by_part=by_part(found.by_part, changes.mean(), found.digits))
 
 
-AVERAGED = "tasks, each with its heads, domains and probe seeds averaged, count alike"
+def relations(records: pd.DataFrame) -> pd.Series:
+    """Of each task (dataset, labels) how its labels stand to those of pre-training, if recorded."""
+    if "relation" not in records:
+        return pd.Series(dtype=object)
+    known = records.dropna(subset="relation")
+    return known.groupby(tables.TASK)["relation"].first()
+
+
+def relation_trend(lp: pd.DataFrame, relation: pd.Series) -> Finding:
+    """Does noise change tasks that follow from the labels of pre-training as it does others?
+
+    The change of in-domain accuracy with γ on tasks whose labels do not follow from those that were
+    made wrong, less that on tasks whose labels do.
+    """
+    base = Finding(
+        key="relation",
+        change="difference with γ between tasks that do not follow from the labels of pre-training "
+        "and those that do, in in-domain accuracy (LP)",
+        up="Tasks that do not follow from the labels of pre-training gain with γ on those that do, "
+        "in in-domain accuracy (LP)",
+        down="Tasks that do not follow from the labels of pre-training lose with γ on those that "
+        "do, in in-domain accuracy (LP)",
+    )
+    if lp.empty or len(levels_of(lp)) < 2:
+        return base.unavailable("in-domain accuracy is recorded at fewer than two γ")
+    tasks = pd.MultiIndex.from_arrays([lp.index.get_level_values(name) for name in tables.TASK])
+    kinds = relation.reindex(tasks).to_numpy() if len(relation) else np.full(len(lp), None)
+    runs = [paired.by_run(lp[kinds == kind], tables.TASK) for kind in ("free", "determined")]
+    if any(found.shape[1] < 2 for found, _ in runs):
+        return base.unavailable("tasks of both kinds were not recorded at several γ")
+    rates = sorted(set(runs[0][0]) & set(runs[1][0]))
+    free, determined = (
+        pd.Series(statistics.slope(rates, found[rates]) * 100 * (rates[-1] - rates[0]), found.index)
+        for found, _ in runs
+    )
+    difference = (free - determined).dropna()
+    if difference.empty:
+        return base.unavailable("no seed was measured alike at every γ")
+    what = (
+        f"change from γ = {tables.percent(rates[0])} to {tables.percent(rates[-1])}, along a line "
+        f"fitted to the levels of each seed, of tasks that do not follow less that of those that "
+        f"do; {AVERAGED}"
+    )
+    note = "; ".join(dict.fromkeys(note for _, note in runs if note))
+    found = judged(base, difference, runs[0][0].size, what, note)
+    means = [tables.signed(changes.mean(), 2) for changes in (free, determined)]
+    parts = f"Tasks that do not follow {means[0]}, tasks that do {means[1]}."
+    return dataclasses.replace(found, by_part=f"{parts} {found.by_part}".strip())
 
 
 def noise_out_of_domain(lp: pd.DataFrame) -> Finding:
@@ -205,37 +274,43 @@ def lsvr_with_accuracy(sets: pd.DataFrame, lp: pd.DataFrame) -> Finding:
     if len(r) < len(every):
         notes.append(f"{len(every) - len(r)} of {len(every)} seeds are without variation, left out")
     what = f"correlation over {lsvr.shape[1]} levels of γ within a seed, averaged as Fisher's z"
-    z = np.arctanh(r.clip(-1 + 1e-9, 1 - 1e-9))
-    found = judged(base, z, len(r) * lsvr.shape[1], what, "; ".join(filter(None, notes)))
-    return dataclasses.replace(
-        found,
-        effect=float(np.tanh(found.effect)),
-        low=float(np.tanh(found.low)),
-        high=float(np.tanh(found.high)),
-        differences=tuple(r),
-        by_part=by_seed(r, found.digits),
-        scope=f"{found.scope}; a correlation along γ is not a cause",
-    )
+    found = judged(base, r, len(r) * lsvr.shape[1], what, "; ".join(filter(None, notes)))
+    return dataclasses.replace(found, scope=f"{found.scope}; a correlation along γ is not a cause")
 
 
-def judged(base: Finding, values: pd.Series, models: int, what: str, note: str) -> Finding:
-    """`base` with its one number a pre-training seed, tested where there are enough seeds."""
-    found = paired.judge_runs(values)
+def judged(
+    base: Finding,
+    values: pd.Series,
+    models: int,
+    what: str,
+    note: str,
+    test: statistics.Test | None = None,
+) -> Finding:
+    """`base` with its one number a pre-training seed, tested where there are enough seeds.
+
+    `test` is given where it is of more than these numbers. Correlations are averaged and tested as
+    Fisher's z.
+    """
     seeds = tables.plural(len(values), "pre-training seed")
     how = f"One number a pre-training run: {what.removesuffix('; ')}"
-    if found.test:
-        how = f"Student's t over {seeds}. {how}"
+    correlation = base.unit == "r"
+    numbers = fisher(values) if correlation else np.asarray(values, float)
+    if len(values) >= tables.FEWEST:
+        signs = base.contrasts > 1 and len(values) >= statistics.SIGNS
+        how = f"{'Changes of sign' if signs else 'Student’s t'} over {seeds}. {how}"
         scope = "It speaks of pre-training runs like these, with these tasks and images"
+        test = test or statistics.t_test(numbers)
     else:
         models_only = "this one model" if models == 1 else f"these {models} models"
         scope = f"{seeds}: it speaks of {models_only} only, and a run's luck may be as large"
-    return base.measured(
-        found,
-        test=how + (f"; {note}" if note else ""),
-        scope=scope,
-        by_part=by_seed(values, base.digits),
-        differences=tuple(float(value) for value in values),
-    )
+    words = {"test": how + (f"; {note}" if note else ""), "scope": scope}
+    if correlation and test:
+        effect, low, high = np.tanh(test[:3]).tolist()
+        test = test._replace(effect=effect, low=low, high=high)
+    found = base.measured(values, test, by_part=by_seed(values, base.digits), **words)
+    if correlation and not test:
+        found = dataclasses.replace(found, effect=float(np.tanh(numbers.mean())))
+    return found
 
 
 def by_seed(values: pd.Series, digits: int) -> str:
@@ -246,69 +321,81 @@ def by_seed(values: pd.Series, digits: int) -> str:
     return f"By pre-training seed: {', '.join(parts)}."
 
 
-def method_effect(scores: dict[str, pd.DataFrame], other: str, shift: str) -> Finding:
-    """Mean accuracy of NMTune less that of LP or MLP tuning over all γ."""
-    name, where = OTHERS[other], tables.SHIFTS[shift]
-    ours = "NMTune (MLP and terms)" if other == "lp" else "NMTune"  # from MLP the terms differ
+def method_effect(scores: dict[str, pd.DataFrame], method: str, other: str, shift: str) -> Finding:
+    """Mean accuracy of a method less that of another on the same features, over all γ."""
+    where, ours, theirs = tables.SHIFTS[shift], NAMES[method], NAMES[other]
     base = Finding(
-        key=f"nmtune {other} {shift}",
-        change=f"difference of {where} accuracy between {ours} and {name}",
-        up=f"{ours} is above {name} in {where} accuracy",
-        down=f"{ours} is below {name} in {where} accuracy",
+        key=f"{method} {other} {shift}",
+        change=f"difference of {where} accuracy between {ours} and {theirs}",
+        up=f"{ours} is above {theirs} in {where} accuracy",
+        down=f"{ours} is below {theirs} in {where} accuracy",
     )
-    if not {"nmtune", other} <= set(scores):
+    if not {method, other} <= set(scores):
         return base.unavailable(f"no {where} task was measured with both")
-    difference = 100 * (scores["nmtune"] - scores[other])
-    table, note = paired.by_task(difference)
-    if table.empty:
+    difference = 100 * (scores[method] - scores[other])
+    runs, note = paired.by_run(difference, tables.TASK)
+    if runs.empty:
         return base.unavailable(f"no {where} task was measured with both in every run")
-    found = paired.judge_tasks(table)
-    models = tables.plural(difference.shape[1], "model")
-    scopes = {
-        "models": f"It speaks of other tasks like these on these {models}, not of what "
-        "pre-training would give again",
-        "tasks": "It speaks of other pre-training runs on these tasks, not of other tasks",
-        "": "It speaks of tasks and pre-training runs like these",
-    }
-    scope = scopes[found.limit]
-    if not found.test:
-        scope = f"Described, not judged: fewer than {tables.FEWEST} tasks and seeds"
-    kind = "Student's t" if found.limit else "Two-way test (Student's t)"
-    how = f"{kind} over {found.units}" if found.test else f"The mean over {found.units}"
-    over_seeds = found.limit == "tasks"
-    number = "seed: tasks, heads" if over_seeds else "task: heads"
-    how += f"; one number a {number}, domains, γ and probe seeds averaged"
-    return base.measured(
-        found,
-        test=how + (f"; {note}" if note else ""),
-        scope=scope,
-        by_part=f"{by_task(table, base.digits)} {split(scores, other)}".strip(),
-        differences=tuple(table.mean(axis=0 if over_seeds else 1)),
-    )
+    found = judged(base, runs.mean(axis=1), runs.size, f"mean over γ; {AVERAGED}", note)
+    parts = f"{by_task(difference, base.digits)} {found.by_part}".strip()
+    return dataclasses.replace(found, by_part=by_part(parts, runs.mean(), base.digits))
 
 
-OTHERS = {"lp": "LP", "mlp": "MLP tuning"}
-
-
-def by_task(table: pd.DataFrame, digits: int) -> str:
+def by_task(difference: pd.DataFrame, digits: int) -> str:
     """The mean difference of each task, where there are several."""
-    if not 1 < len(table) <= 12:
+    means = paired.complete(difference)[0].groupby(level=tables.TASK).mean().mean(axis=1)
+    if not 1 < len(means) <= 12:
         return ""
-    several = table.index.get_level_values("labels").duplicated().any()
+    several = means.index.get_level_values("labels").duplicated().any()
     parts = [
         f"{tables.task_name(dataset, task, several)} {tables.signed(value, digits)}"
-        for (dataset, task), value in table.mean(axis=1).items()
+        for (dataset, task), value in means.items()
     ]
     return f"By task: {', '.join(parts)}."
 
 
-def split(scores: dict[str, pd.DataFrame], other: str) -> str:
-    """How much of NMTune's difference from LP is the MLP's own, without NMTune's three terms."""
-    if other != "lp":
-        return ""
-    both = {"mlp", "lp"} <= set(scores)
-    table = paired.by_task(scores["mlp"] - scores["lp"])[0] if both else pd.DataFrame()
-    if table.empty:
-        return "How much of this is the MLP's and not its terms' was not recorded."
-    value = tables.signed(table.to_numpy().mean() * 100, 2)
-    return f"MLP tuning, the same head without NMTune's terms, differs from LP by {value}."
+def rectified_in_domain(scores: dict[str, pd.DataFrame]) -> Finding:
+    """Does NMTune make up for what slight noise gives the linear probe (section 6)?
+
+    In-domain accuracy at the best slight γ less that at γ = 0, under LP less the same under NMTune.
+    The best γ of a seed is that of all other seeds under LP, so that its own luck has no part in
+    the choice.
+    """
+    base = Finding(
+        key="rectified id",
+        change="difference between LP and NMTune in what slight noise adds in domain",
+        up="Slight noise adds less in domain under NMTune than under LP",
+        down="Slight noise adds more in domain under NMTune than under LP",
+    )
+    if not {"lp", "nmtune"} <= set(scores):
+        return base.unavailable("no in-domain task was measured with both")
+    slight = [rate for rate in levels_of(scores["lp"]) if 0 < rate <= SLIGHT_NOISE]
+    if not slight or 0.0 not in levels_of(scores["lp"]):
+        return base.unavailable("there is no γ = 0, or no γ above it and up to 10 %")
+    gains, _ = paired.by_run(at(scores["lp"], [0.0, *slight]), tables.TASK)
+    less = at(scores["lp"] - scores["nmtune"], [0.0, *slight])
+    less, note = paired.by_run(less, tables.TASK)
+    if less.empty:
+        return base.unavailable("no in-domain task was measured with both in every run")
+    gains = gains.loc[less.index, slight].sub(gains[0.0], axis=0)
+    others = [gains.drop(index=seed) if len(gains) > 1 else gains for seed in gains.index]
+    best = [other.mean().idxmax() for other in others]
+    values = [
+        less.at[*place] - less.at[place[0], 0.0] for place in zip(less.index, best, strict=True)
+    ]
+    chosen = ", ".join(sorted({tables.percent(rate) for rate in best}))
+    what = f"γ = {chosen} (best for LP of the other seeds) less γ = 0, LP less NMTune; {AVERAGED}"
+    return judged(base, 100 * pd.Series(values, less.index), less.size, what, note)
+
+
+def rectified_out_of_domain(scores: dict[str, pd.DataFrame]) -> Finding:
+    """Does NMTune make up for what noise costs the linear probe out of domain?"""
+    base = Finding(
+        key="rectified ood",
+        change="difference between NMTune and LP in how out-of-domain accuracy changes with γ",
+        up="Out-of-domain accuracy loses less (or gains more) with γ under NMTune than under LP",
+        down="Out-of-domain accuracy loses more (or gains less) with γ under NMTune than under LP",
+    )
+    if not {"lp", "nmtune"} <= set(scores):
+        return base.unavailable("no out-of-domain task was measured with both")
+    return trend(base, scores["nmtune"] - scores["lp"], tables.TASK, f"NMTune less LP; {AVERAGED}")

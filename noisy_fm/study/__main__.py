@@ -8,6 +8,8 @@ the new cells; a change in what is measured (transfers, methods, …) runs that 
 training.
 
     --scheduler=local:4            four cells at a time on this machine, each a process of its own
+                                   with a quarter of the cores (a core more or less is another draw
+                                   of the rounding: compare runs of one N)
     --scheduler=tcp://host:8786    on the workers of a Dask scheduler (tools/launch/); WORKDIR is a
                                    folder that all of them see
     --dry_run                      print the line that runs each cell, for any other scheduler; the
@@ -16,6 +18,7 @@ training.
 """
 
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -56,6 +59,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     place = grid.here
     if given.scheduler:
         cluster.check(given.scheduler)
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # memory is for the cells
         place = functools.partial(cluster.place, scheduler=given.scheduler, line=of_cell)
     path = study.run(config, workdir, place=place)
     if path is not None:

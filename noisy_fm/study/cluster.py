@@ -1,14 +1,17 @@
-"""Cells placed on other processes and machines by Dask distributed.
+"""Cells on other processes: a few side by side on this machine, or on the workers of Dask.
 
-Dask says where a cell runs, and nothing else: each is a fresh process of the ordinary command line,
-what it has done is in the study's folder, and running the same line again goes on from there.
+Either says where a cell runs, and nothing else: each is a fresh process of the ordinary command
+line, what it has done is in the study's folder, and running the same line again goes on from there.
 """
 
 import contextlib
+import functools
 import logging
 import os
-import time
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,13 +24,19 @@ from noisy_fm.study.cells import Cell
 LOCAL = "local:"
 PREEMPTED = 143  # a cell that was told to leave and saved: run again as often as that happens
 TRIES = 3  # of a cell that fails
+NEWS = 20.0  # seconds between words about the cells that run here
+
+Line = Callable[[str], Sequence[str]]
+# (puts a cell to work and returns its future, waits for the first future that is done)
+Workers = tuple[Callable[[Cell], Any], Callable[[dict], Any]]
 
 
 def check(scheduler: str) -> None:
-    """Raises ValueError, one line, for what names no scheduler, or without Dask."""
+    """Raises ValueError, one line, for what names no scheduler, or for Dask's without Dask."""
     count = scheduler.removeprefix(LOCAL)
-    local = scheduler.startswith(LOCAL) and count.isdecimal() and int(count) > 0
-    if not local and "://" not in scheduler:
+    if scheduler.startswith(LOCAL) and count.isdecimal() and int(count) > 0:
+        return
+    if "://" not in scheduler:
         raise ValueError(
             f"--scheduler is {scheduler!r}; expected local:N for N processes on this machine, or a "
             "Dask scheduler's address, as tcp://host:8786"
@@ -41,44 +50,92 @@ def check(scheduler: str) -> None:
 
 
 @contextlib.contextmanager
-def connected(scheduler: str) -> Iterator[tuple[Any, int]]:
-    """(A Dask client, how many workers of this machine alone it has: 0 for a cluster's)."""
-    from distributed import Client, LocalCluster
+def here(count: int, line: Line) -> Iterator[Workers]:
+    """`count` processes of this machine, each with its share of the cores, and of the GPUs."""
+    shares: queue.SimpleQueue = queue.SimpleQueue()
+    for share in children.shares(count):
+        shares.put(share)
+    own, leaving = threading.local(), threading.Event()
+
+    def settle() -> None:
+        own.share = shares.get()
+        children.keep_to(own.share.cores)  # this thread, and what it starts
+
+    def work(cell: Cell) -> tuple[int, float, str]:
+        return children.timed(
+            line(cell.name),
+            folder=os.getcwd(),
+            variables=children.environment(
+                os.environ, os.environ, device=own.share.device, children=own.share.sharing
+            ),
+            log=cell.folder / "log.txt",
+            wanted=lambda: not leaving.is_set(),
+        )
+
+    said: dict[Cell, str] = {}
+
+    def first_done(running: dict) -> futures.Future:
+        while not (done := futures.wait(running, NEWS, futures.FIRST_COMPLETED).done):
+            for future, cell in running.items():
+                news = children.tail(cell.folder / "log.txt", 1)
+                if future.running() and news and news != said.get(cell):
+                    said[cell] = news
+                    say(news)
+        return next(iter(done))
+
+    with futures.ThreadPoolExecutor(count, initializer=settle) as pool:
+        try:
+            yield functools.partial(pool.submit, work), first_done
+        except BaseException:
+            leaving.set()  # the cells save
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def by_dask(address: str, line: Line) -> Iterator[Workers]:
+    """The workers of the Dask scheduler at `address`."""
+    from distributed import Client, as_completed
 
     logging.getLogger("distributed").setLevel(logging.ERROR)  # what matters is said here
-    if not scheduler.startswith(LOCAL):
+    try:
+        client = Client(address, timeout=60)
+    except OSError as error:
+        raise ValueError(f"--scheduler {address} does not answer: {error}") from None
+    with client:
+        finished = as_completed()
+        pending = []
+
+        def submit(cell: Cell):
+            future = client.submit(
+                children.on_worker,
+                list(line(cell.name)),
+                folder=os.getcwd(),
+                asked=children.carried(os.environ),
+                log=str(cell.folder / "log.txt"),
+                pure=False,
+            )
+            finished.add(future)
+            pending.append(future)
+            return future
+
+        def first_done(running: dict):
+            future = next(finished)
+            if future.cancelled():
+                raise OSError(f"the scheduler {address} is gone; run the same line again to go on")
+            return future
+
         try:
-            client = Client(scheduler, timeout=60)
-        except OSError as error:
-            raise ValueError(f"--scheduler {scheduler} does not answer: {error}") from None
-        with client:
-            yield client, 0
-        return
-    count = int(scheduler.removeprefix(LOCAL))
-    with (
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            memory_limit=0,  # a worker's own is small, and its child's is not counted
-            dashboard_address=None,
-            silence_logs=logging.ERROR,
-        ) as local,
-        Client(local) as client,
-    ):
-        client.register_worker_callbacks(children.ignore_interrupts)
-        yield client, count
+            yield submit, first_done
+        except BaseException:
+            client.cancel(pending)  # their workers then let them save and leave
+            raise
 
 
-def place(
-    grid: Sequence[Cell],
-    config: ConfigDict,
-    *,
-    scheduler: str,
-    line: Callable[[str], Sequence[str]],
-) -> None:
+def place(grid: Sequence[Cell], config: ConfigDict, *, scheduler: str, line: Line) -> None:
     """Has the cells run by the workers of `scheduler`, `line(name)` each, until all are done.
 
-    A cell that is preempted, or whose worker dies, goes elsewhere; one that fails has `TRIES`. The
+    A cell that is preempted, or whose worker dies, runs again; one that fails has `TRIES`. The
     others go on, and at the end ValueError names those that failed; the ends of their logs are
     shown as they fail.
     """
@@ -86,35 +143,19 @@ def place(
     if not missing:
         return
     failures = dict.fromkeys((cell.name for cell in missing), 0)
-    with connected(scheduler) as (client, workers):
-        from distributed import as_completed
-
-        def submit(cell: Cell):
-            return client.submit(
-                children.on_worker,
-                list(line(cell.name)),
-                folder=os.getcwd(),
-                asked=children.carried(os.environ),
-                log=str(cell.folder / "log.txt"),
-                beside=workers,
-                pure=False,
-            )
-
+    if scheduler.startswith(LOCAL):
+        count = min(int(scheduler.removeprefix(LOCAL)), len(missing))
+        workers, where = here(count, line), f"{count} at a time"
+    else:
+        workers, where = by_dask(scheduler, line), f"by {scheduler}"
+    say(f"{len(missing)} of {len(grid)} cells to run, {where}")
+    with workers as (submit, first_done):
         running = {submit(cell): cell for cell in missing}
-        say(f"{len(missing)} of {len(grid)} cells to run by {client.scheduler.address}")
-        finished = as_completed(list(running))
-        try:
-            for future in finished:
-                cell = running.pop(future)
-                if not ended(future, cell, failures, scheduler):
-                    again = submit(cell)
-                    running[again] = cell
-                    finished.add(again)
-        except BaseException:
-            client.cancel(list(running))  # their workers then let them save and leave …
-            if workers:  # … and are ended with this process
-                wait_for_children(client)
-            raise
+        while running:
+            future = first_done(running)
+            cell = running.pop(future)
+            if not ended(future, cell, failures):
+                running[submit(cell)] = cell
     if lost := [name for name, count in failures.items() if count >= TRIES]:
         raise ValueError(
             f"{len(lost)} of {len(grid)} cells failed {TRIES} times: {', '.join(lost)}; the last "
@@ -122,20 +163,10 @@ def place(
         )
 
 
-def wait_for_children(client) -> None:
-    """Waits until no worker has a child, or cannot say, or for as long as a child may take."""
-    until = time.monotonic() + children.PATIENCE + 5
-    with contextlib.suppress(Exception):
-        while time.monotonic() < until and any(client.run(children.running).values()):
-            time.sleep(0.2)
-
-
-def ended(future, cell: Cell, failures: dict[str, int], scheduler: str) -> bool:
+def ended(future, cell: Cell, failures: dict[str, int]) -> bool:
     """Whether the cell is not to be run again; says what became of it, and counts failures."""
-    if future.cancelled():
-        raise OSError(f"the scheduler {scheduler} is gone; run the same line again to go on")
-    if future.status == "error":
-        why, log = f"{future.exception()}", children.tail(cell.folder / "log.txt")
+    if error := future.exception():
+        why, log = f"{error}", children.tail(cell.folder / "log.txt")
     else:
         code, seconds, log = future.result()
         if code == 0:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from noisy_fm import checkpoint, files, record, statistics
 from noisy_fm import config as config_lib
-from noisy_fm.study import stages
+from noisy_fm.study import stages, transfers
 from noisy_fm.study.cells import Cell
 
 Outputs = dict[Cell, dict[str, dict]]
@@ -23,6 +24,11 @@ STAGES = {"spectra": "spectrum", "probes": "probe"}  # what records call a stage
 def assemble(config: ConfigDict, workdir: Path, outputs: Outputs) -> None:
     """Writes what the report reads: records, spectra, stages, manifests and examples."""
     common = {"config_hash": config_lib.hash_of(config)}
+    size = config.pretrain.data.size
+    relations = {
+        (one.dataset, one.labels): transfers.relation(one, config.pretrain.data, size)
+        for one in transfers.collect(config)
+    }
     records, curves, durations, manifests = [], [], [], []
     for cell, out in outputs.items():
         about = {
@@ -33,7 +39,9 @@ def assemble(config: ConfigDict, workdir: Path, outputs: Outputs) -> None:
         }
         manifest = out["pretrain"]["manifest"]
         shared = {**about, "manifest_hash": manifest["hash"], **common}
-        records += list(cell_records(cell, out, shared))
+        for row in cell_records(cell, out, shared):
+            relation = relations.get((row["dataset"], row["labels"])) if row["method"] else None
+            records.append({**row, "relation": relation})
         records += change_record(cell, outputs, shared)
         curves += list(cell_curves(out, about))
         durations += [
@@ -128,5 +136,5 @@ def environment() -> dict:
         else os.cpu_count(),
         "device": f"{len(jax.devices())} × {device.device_kind}",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m noisy_fm.study", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "noisy_fm.study", *sys.argv[1:]]),
     }

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from noisy_fm import config as config_lib
@@ -104,6 +105,24 @@ def load(images: Images, size: int, *, labels: str = "") -> Source:
         return _listed(json.dumps(given), images.split, where)
     given["size"] = own or (size if size in sources.SIZES else sources.SIZES[0])
     return data_lib.load_split(given, images.split, where=where)
+
+
+def relation(one: Transfer, pretrained: Mapping, size: int) -> str | None:
+    """Whether the labels of a transfer follow from those of pre-training, on images of both.
+
+    "determined" where the images of each label of pre-training are of one label, "free" where they
+    are not, None where the transfer has no images of the data that was pre-trained on.
+    """
+    if any(one.train.data[key] != pretrained[key] for key in ("name", "path")):
+        return None
+    ours, theirs = (
+        load(one.train, size, labels=labels or "") for labels in (one.labels, pretrained["labels"])
+    )
+    _, i, j = np.intersect1d(ours.ids, theirs.ids, return_indices=True)
+    if not len(i):
+        return None
+    pairs = np.unique([theirs.columns["label"][j], ours.columns["label"][i]], axis=1)
+    return "determined" if len(np.unique(pairs[0])) == pairs.shape[1] else "free"
 
 
 @functools.lru_cache(maxsize=32)
