@@ -290,3 +290,18 @@ def test_sets_that_share_no_scale_are_compared_by_their_share():
     assert list(found.panels) == ["SVE / log min(n, d)"]
     assert "SVE / log min(n, d)" in headline(found)
     assert "LSVR" not in headline(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": {"c": np.arange(90)}}, "unknown name in groups 'c'"),
+        ({"groups": {"a": np.arange(9)}}, r"a: groups must be \[90\], one a row"),
+        ({"ids": {"c": np.arange(90)}}, "unknown name in ids 'c'"),
+        ({"ids": {"b": np.arange(9)}}, r"b: ids must be \[90\], got \[9\]"),
+        ({"whole": "yes"}, "whole must be True or False"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        measure({"a": A, "b": WIDER}, **options)

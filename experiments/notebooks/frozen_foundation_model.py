@@ -154,8 +154,8 @@ print(table.pivot_table("value", "method", "domain", sort=False).round(3))
 figures.points(table, x="domain", by="method", ylabel="accuracy")
 
 # %% [markdown]
-# **What to see:** the fall from ID to OOD is larger than what methods differ by. The overlap of
-# these intervals settles nothing, as all methods answer the same questions.
+# **What to see:** all methods fall from ID to OOD, most of all on line art. That their intervals
+# overlap settles nothing between them, as all methods answer the same questions.
 
 # %% [markdown]
 # ## Conclusion

@@ -17,7 +17,7 @@ from noisy_fm.spectrum.intervals import (
     replicate,
 )
 from noisy_fm.spectrum.moments import Spectrum, resolve
-from noisy_fm.spectrum.sample import equal_rows, groups_by_name
+from noisy_fm.spectrum.sample import equal_rows, groups_by_name, require_names
 
 CHUNK = 8192
 # Rows × d² up to which the page's jackknife takes seconds; `jackknife` itself has no limit.
@@ -109,7 +109,11 @@ def measure(
     lengths = {name: len(x) for name, x in arrays.items()}
     for name, n in lengths.items():  # before the others are cut to that
         _named(name, _require_two, n)
-    owners = groups_by_name(groups, lengths)
+    owners, ids = groups_by_name(groups, lengths), ids or {}
+    require_names("ids", ids, lengths)
+    for name, own in ids.items():
+        if len(own) != lengths[name]:
+            raise ValueError(f"{name}: ids must be [{lengths[name]}], got [{len(own)}]")
     drawn = {} if whole else equal_rows(lengths, owners)
     spectra, summaries, bounds, bands, unbounded, replicates = {}, {}, {}, {}, {}, {}
     for name, x in arrays.items():
@@ -126,7 +130,7 @@ def measure(
         found = replicates[name] = _named(name, replicate, x, own, 20, 0, settings)
         bounds[name], bands[name] = intervals_of(found), band_of(found)
     first, *others = arrays
-    paired = {name for name in others if _paired(first, name, lengths, owners, ids or {})}
+    paired = {name for name in others if _paired(first, name, lengths, owners, ids)}
     differences = {
         name: _differences(first, name, summaries, replicates, paired=name in paired)
         for name in others

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from noisy_fm.messages import unknown
 from noisy_fm.spectrum.metrics import as_labels
 
 SEED = 0
@@ -47,8 +48,9 @@ def _drawn(n: int, most: int, groups, seed: int, name: str) -> np.ndarray:
 def groups_by_name(groups, lengths: Mapping[str, int]) -> dict[str, np.ndarray | None]:
     """Groups [n] of every set: one array for all of them, or a mapping of names to arrays.
 
-    Raises ValueError for missing entries and another length.
+    Raises ValueError for missing entries, another length and an unknown name.
     """
+    require_names("groups", groups if isinstance(groups, Mapping) else {}, lengths)
     found = {}
     for name, n in lengths.items():
         own = groups.get(name) if isinstance(groups, Mapping) else groups
@@ -60,3 +62,9 @@ def groups_by_name(groups, lengths: Mapping[str, int]) -> dict[str, np.ndarray |
                 )
         found[name] = own
     return found
+
+
+def require_names(what: str, given: Mapping, known: Mapping) -> None:
+    """ValueError for a name in `given` that no set of features has."""
+    for name in given.keys() - known.keys():
+        raise ValueError(unknown(f"name in {what}", name, known))
