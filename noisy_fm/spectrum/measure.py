@@ -111,9 +111,9 @@ def measure(
         _named(name, _require_two, n)
     owners, ids = groups_by_name(groups, lengths), ids or {}
     require_names("ids", ids, lengths)
-    for name, own in ids.items():
-        if len(own) != lengths[name]:
-            raise ValueError(f"{name}: ids must be [{lengths[name]}], got [{len(own)}]")
+    for name, known in ids.items():
+        if len(known) != lengths[name]:
+            raise ValueError(f"{name}: ids must be [{lengths[name]}], got [{len(known)}]")
     drawn = {} if whole else equal_rows(lengths, owners)
     spectra, summaries, bounds, bands, unbounded, replicates = {}, {}, {}, {}, {}, {}
     for name, x in arrays.items():
