@@ -263,8 +263,11 @@ def test_what_is_left_out_is_said(monkeypatch):
         "limit"
     ]
     assert "Without intervals, chance is not judged" in page(found)
+    monkeypatch.undo()
     few = measure({"a": A[:5]})
     assert cautions(few) == ["no intervals of a: fewer than 6 rows"]
+    two = measure({"a": A}, groups=np.arange(90) % 2)
+    assert cautions(two) == ["no intervals of a: fewer than 3 groups"]
     assert cautions(measure({"a": A}, intervals=False)) == []  # as it was asked for
 
 

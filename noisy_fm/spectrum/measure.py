@@ -22,7 +22,7 @@ from noisy_fm.spectrum.sample import equal_rows, groups_by_name, require_names
 CHUNK = 8192
 # Rows × d² up to which the page's jackknife takes seconds; `jackknife` itself has no limit.
 INTERVAL_WORK = 3e10
-FEWEST_ROWS = 6
+FEWEST_ROWS, FEWEST_GROUPS = 6, 3
 # Whole groups may miss the common number of rows by this share and count as equal.
 EQUAL = 0.01
 NAN = float("nan")
@@ -124,7 +124,7 @@ def measure(
         summaries[name] = _named(name, spectra[name].summary)
         if not intervals:
             continue
-        if reason := _without_intervals(x):
+        if reason := _without_intervals(x, own):
             unbounded[name] = reason
             continue
         found = replicates[name] = _named(name, replicate, x, own, 20, 0, settings)
@@ -183,10 +183,12 @@ def _spectrum(x, settings: dict, progress, name: str) -> Spectrum:
     return spectrum
 
 
-def _without_intervals(x) -> str:
+def _without_intervals(x, groups) -> str:
     """Why there are no intervals of features x; "" where there are."""
     if len(x) < FEWEST_ROWS:
         return f"fewer than {FEWEST_ROWS} rows"
+    if groups is not None and len(np.unique(groups)) < FEWEST_GROUPS:
+        return f"fewer than {FEWEST_GROUPS} groups"
     if len(x) * x.shape[1] ** 2 > INTERVAL_WORK:
         return "too large for the page's jackknife: spectrum.jackknife has no limit"
     return ""
