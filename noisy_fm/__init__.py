@@ -9,7 +9,10 @@ import importlib
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "features", "losses", "models", "nmtune", "noise", "probe", "spectrum")
+_MODULES = (
+    *("data", "features", "figures", "losses", "models", "nmtune", "noise", "probe"),
+    "spectrum",
+)
 _NAMES = {
     "LinearProbe": "estimator",
     "MLPTuneClassifier": "estimator",

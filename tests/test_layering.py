@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "noisy_fm"
 LAYERS = (
     {
         *("noise", "manifest", "spectrum", "polar", "nmtune", "losses", "statistics"),
-        *("progress", "messages", "files", "scalars"),
+        *("progress", "messages", "files", "scalars", "figures"),
     },
     {"data", "models"},
     {
@@ -35,7 +35,7 @@ LAYERS = (
     {"probe", "estimator"},
     {"study", "record", "report", "__main__"},
 )
-HELPERS = ("progress", "messages", "files", "scalars")
+HELPERS = ("progress", "messages", "files", "scalars", "figures")
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -6,11 +6,16 @@ ipykernel), in experiments/notebooks: jupytext --to ipynb --execute SCRIPT.py
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+
+from noisy_fm.record import today
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -53,7 +58,7 @@ def test_a_notebook_was_executed_in_order_without_error(script):
 
 
 def test_notebooks_are_small():
-    assert sum(script.with_suffix(".ipynb").stat().st_size for script in SCRIPTS) < 600_000
+    assert sum(script.with_suffix(".ipynb").stat().st_size for script in SCRIPTS) < 800_000
 
 
 def run(name, tmp_path):
@@ -73,7 +78,12 @@ def run(name, tmp_path):
 @pytest.mark.slow
 def test_features_to_nmtune_runs(tmp_path):
     out = run("features_to_nmtune", tmp_path)
-    assert out.count("NMTune − ") == 12  # two models, three domains, two other methods
+    assert out.startswith("black and white has SVE ")
+    for other in ("LP", "MLP"):  # two models, three domains
+        counts = re.search(
+            rf"NMTune − {other}, points: better in (\d) of 6 .* (\d), open in (\d)", out
+        )
+        assert sum(map(int, counts.groups())) == 6
     assert "{'γ = 0.0': (338, 128), 'γ = 0.3': (338, 128)}" in out
 
 
@@ -81,7 +91,38 @@ def test_features_to_nmtune_runs(tmp_path):
 def test_frozen_foundation_model_runs(tmp_path):
     out = run("frozen_foundation_model", tmp_path)
     assert "features (85, 1280)" in out
-    assert out.count("points [") == 6  # two other methods, three domains
+    assert "rows were drawn" in out or "whole groups were drawn" in out  # the domains differ in n
     assert sum(line.startswith("Over ") for line in out.splitlines()) == 2
     table = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line[:3] == "mlp"}
     assert float(table["mlp"][0]) > 0.35  # of eight categories, after two epochs on 85 drawings
+
+
+def test_published_records_are_averaged_by_task_and_by_run(tmp_path):
+    out = run("published_records", tmp_path)
+    folder = FOLDER.parent / out.partition(":")[0]
+    rows = [today(row) for row in pd.read_parquet(folder / "records.parquet").to_dict("records")]
+
+    def means(unit, **fields):
+        """Mean over the seeds at each γ, by plain loops; every run of the records has all units."""
+        runs: dict = {}
+        for row in rows:
+            if all(row[k] == v or (v is None and pd.isna(row[k])) for k, v in fields.items()):
+                units = runs.setdefault((row["noise_rate"], row["seed"]), {})
+                units.setdefault(tuple(row[k] for k in unit), []).append(row["value"])
+        by_rate: dict = {}
+        for (rate, _), units in runs.items():
+            by_rate.setdefault(rate, []).append(np.mean([np.mean(v) for v in units.values()]))
+        return [np.mean(by_rate[rate]) for rate in sorted(by_rate)]
+
+    expected = {
+        "LP out of domain, %": 100 * np.array(
+            means(["dataset", "labels"], stage="probe", metric="accuracy", method="lp", shift="ood")
+        ),
+        "SVE in domain, nats": means(
+            ["dataset", "target"], stage="spectrum", metric="sve", method=None, shift="id"
+        ),
+    }  # fmt: skip
+    for name, values in expected.items():
+        (line,) = (line for line in out.splitlines() if line.startswith(name))
+        found = [float(value) for value in re.findall(r"([\d.]+) at ", line)]
+        np.testing.assert_allclose(found, values, atol=6e-4)

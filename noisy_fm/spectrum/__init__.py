@@ -5,8 +5,10 @@
     s = spectrum.Spectrum()                      # or batch by batch, host by host
     for batch in batches: s.update(batch)
     s.merge(other).summary()
-    spectrum.jackknife(features, groups=concept) # intervals
-    spectrum.plot({"clean": a, "noisy": b})      # and `compare`, `report`; `device` in jit
+    spectrum.jackknife(features, groups=concept) # intervals; of a `difference` too
+    spectrum.plot({"clean": a, "noisy": b})      # and `compare`; `device` in jit
+    found = spectrum.measure({"a": a, "b": b})   # at equal n: differences; `report` makes a page
+    print(spectrum.headline(found))              # what differs, in a sentence
     spectrum.track({"layer1": x, "layer2": y})   # for a log; `plot_track` draws it by step
 
 From a shell: `python -m noisy_fm.spectrum FEATURES… --out report.html`.
@@ -19,23 +21,30 @@ from noisy_fm.spectrum.arrays import as_array, as_features, as_mask
 from noisy_fm.spectrum.compare import compare
 from noisy_fm.spectrum.draw import plot, plot_track
 from noisy_fm.spectrum.files import load_features
-from noisy_fm.spectrum.intervals import Interval, band, bootstrap, jackknife
+from noisy_fm.spectrum.intervals import Interval, band, bootstrap, difference, jackknife
+from noisy_fm.spectrum.measure import Measured, measure
 from noisy_fm.spectrum.metrics import METRICS, as_labels, class_alignment, from_singular_values
 from noisy_fm.spectrum.moments import CONVENTIONS, Spectrum, resolve
 from noisy_fm.spectrum.report import report
+from noisy_fm.spectrum.words import cautions, headline
 
 __all__ = [
     "CONVENTIONS",
     "METRICS",
     "Interval",
+    "Measured",
     "Spectrum",
     "band",
     "bootstrap",
+    "cautions",
     "class_alignment",
     "compare",
+    "difference",
     "from_singular_values",
+    "headline",
     "jackknife",
     "load_features",
+    "measure",
     "plot",
     "plot_track",
     "report",

@@ -10,10 +10,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from noisy_fm.messages import print_anywhere, settle
-from noisy_fm.spectrum.files import columns_taken, load_features, split_key
+from noisy_fm.messages import print_anywhere, say, settle
+from noisy_fm.spectrum.files import columns_taken, load_features, row_ids, split_key
+from noisy_fm.spectrum.measure import measure
 from noisy_fm.spectrum.moments import CONVENTIONS
-from noisy_fm.spectrum.report import measure, page, prepare_page, table, write_page
+from noisy_fm.spectrum.report import page, prepare_page, table, write_page
+from noisy_fm.spectrum.words import cautions, headline, pairing
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -41,27 +43,38 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--normalize", action="store_true", help="scale rows to unit length first")
     parser.add_argument("--no-intervals", action="store_true", help="skip the jackknife")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="take all rows; by default larger sets are cut to the rows of the smallest, drawn "
+        "without replacement by a fixed seed, since SVE and LSVR depend on their number",
+    )
     return parser.parse_args(argv)
 
 
-def load_named(sources: list[str]) -> dict:
-    """Features by name: what stands before `=`, else the file's name, or its path if two share it.
+def load_named(sources: list[str]) -> tuple[dict, dict]:
+    """Features and, of stores, ids of their rows, by name: what stands before `=`, else the file's.
+
+    It is the file's path where two share a name.
 
     Raises ValueError for two of one name, and as `load_features`.
     """
     split = [_split(source) for source in sources]
     short = Counter(name or Path(file).name for name, file in split)
-    named = {}
+    named: dict = {}
+    ids = {}
     for name, file in split:
         own = Path(file).name
         name = name or (own if short[own] == 1 else file)
         if name in named:
             raise ValueError(f"{name}: given twice; name them apart as NAME=FILE")
         named[name] = load_features(file)
+        if (found := row_ids(file)) is not None:
+            ids[name] = found
         taken = columns_taken(file)
         if taken:
             print(f"{name}: {taken}", file=sys.stderr)
-    return named
+    return named, ids
 
 
 def _split(source: str) -> tuple[str, str]:
@@ -92,18 +105,24 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.out:
             out = prepare_page(args.out, [split_key(_split(s)[1])[0] for s in args.features])
-        features = load_named(args.features)
+        features, ids = load_named(args.features)
         measured = measure(
             features,
             intervals=not args.no_intervals,
+            whole=args.whole,
+            ids=ids,
             center=args.center or False,
             normalize=args.normalize,
             convention=args.convention,
             progress=show_progress(),
         )
         if args.out:  # before anything is printed, which may fail
-            write_page(out, page(*measured))
-        print(table(*measured[1:3], encoding=sys.stdout.encoding))
+            write_page(out, page(measured))
+        for line in cautions(measured):
+            say(f"warning: {line}", file=sys.stderr)
+        print(table(measured.summaries, measured.bounds, encoding=sys.stdout.encoding))
+        if len(features) > 1:
+            print(headline(measured), *[f"{pairing(measured)}."] * bool(measured.bounds), sep="\n")
         if args.out:
             print(f"report: {args.out}")
         sys.stdout.flush()

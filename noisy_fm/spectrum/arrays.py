@@ -8,12 +8,30 @@ import numpy as np
 BLOCK_BYTES = 2**23  # of float64, taken at a time where any number of rows will do
 
 
-def as_features(x) -> np.ndarray:
+class Rows:
+    """Some rows of features [n d], read when they are sliced: a mapped file stays on the disk."""
+
+    ndim = 2
+
+    def __init__(self, x: np.ndarray, rows: np.ndarray):
+        self.x, self.rows = x, rows
+        self.shape, self.dtype = (len(rows), x.shape[1]), x.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self.x[self.rows[part]]
+
+
+def as_features(x) -> Any:
     """`x` as a real [n d] array, not copied; one clear line if it is not one.
 
     A vector of n lists or arrays (a table's column of embeddings) is stacked. A masked array is
-    taken where nothing is masked, and refused else.
+    taken where nothing is masked, and refused else. `Rows` are of what was checked before.
     """
+    if isinstance(x, Rows):
+        return x
     x = as_array(x)
     if x.ndim != 2:
         raise ValueError(f"features must be 2-D [n, d], got shape {x.shape}")

@@ -9,10 +9,7 @@ from noisy_fm.spectrum.arrays import as_array
 from noisy_fm.spectrum.intervals import Interval
 from noisy_fm.spectrum.moments import Spectrum
 
-# Okabe & Ito's colours: told apart in any colour vision, and in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TITLES = {"sve": "SVE", "lsvr": "LSVR", "rankme": "RankMe", "alpha": "α"}
-INK, FAINT = "#222222", "#dddddd"
 
 
 def plot(
@@ -34,29 +31,29 @@ def plot(
 
     Returns: a matplotlib Figure (not tied to pyplot: nothing to close; a notebook shows it).
     """
-    from noisy_fm.spectrum.figure import Figure
+    from noisy_fm import figures
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    _draw(figure.subplots(1, 2), spectra, intervals or {}, bands or {})
+    figure, axes = figures.subplots(1, 2, (10, 4.2))
+    _draw(axes[0], spectra, intervals or {}, bands or {})
     return _finished(figure, title)
 
 
 def panels(spectra, *, intervals=None, bands=None) -> tuple[list, dict[str, str]]:
     """The two panels of `plot` as figures of their own, and their legend: {label: colour}."""
-    from matplotlib.colors import to_hex
+    from noisy_fm import figures
 
-    from noisy_fm.spectrum.figure import Figure
-
-    figures = [Figure(figsize=(5, 3.8), layout="constrained") for _ in range(2)]
-    axes = [figure.subplots() for figure in figures]
+    drawn = [figures.subplots(1, 1, (4.6, 3.3)) for _ in range(2)]
+    axes = [each[0, 0] for _, each in drawn]
     _draw(axes, spectra, intervals or {}, bands or {})
-    for each in axes:
-        _frame(each)
-    return figures, {str(line.get_label()): to_hex(line.get_color()) for line in axes[0].lines}
+    return [figure for figure, _ in drawn], {
+        str(line.get_label()): line.get_color() for line in axes[0].lines
+    }
 
 
 def _draw(axes, spectra, intervals: Mapping, bands: Mapping) -> None:
     """The lines of `plot` on its two axes."""
+    from noisy_fm import figures
+
     if isinstance(spectra, list | tuple) and any(
         isinstance(part, Spectrum) or getattr(part, "ndim", 0) == 2 for part in spectra
     ):
@@ -72,7 +69,7 @@ def _draw(axes, spectra, intervals: Mapping, bands: Mapping) -> None:
         for name in named.keys() - spectra.keys():
             raise ValueError(unknown(f"name in {what}", name, spectra))
     decay, gathered = axes
-    shades = _colours(len(spectra))
+    shades = figures.colours_of(len(spectra))
     for colour, (name, spectrum) in zip(shades, spectra.items(), strict=True):
         values = _values(spectrum)
         p = values / values.sum()
@@ -85,14 +82,12 @@ def _draw(axes, spectra, intervals: Mapping, bands: Mapping) -> None:
             low, high = np.asarray(bands[name])[:, : seen.sum()]
             decay.fill_between(index[: len(low)], low, high, color=colour, alpha=0.2, linewidth=0)
         gathered.plot(index, np.cumsum(values**2) / (values**2).sum(), **style)
-    decay.set(
-        xscale="log", yscale="log", xlabel="index $i$", ylabel="$\\sigma_i\\,/\\,\\sum\\sigma$"
-    )
-    decay.set_title("Normalised singular values", loc="left")
-    gathered.set(
-        xscale="log", xlabel="index $i$", ylabel="share of $\\sum\\sigma^2$", ylim=(0, 1.02)
-    )
-    gathered.set_title("Energy in the first $i$ directions", loc="left")
+    decay.set(xscale="log", yscale="log", xlabel="index i", ylabel="share of Σσ: σᵢ / Σσ")
+    figures.head(decay, "Normalised singular values")
+    gathered.set(xscale="log", xlabel="index i", ylabel="share of Σσ²", ylim=(0, 1.02))
+    figures.head(gathered, "Energy in the first i directions")
+    for axis in (decay.xaxis, decay.yaxis, gathered.xaxis):
+        figures.plain_logs(axis)
 
 
 def plot_track(
@@ -113,7 +108,7 @@ def plot_track(
     Raises:
       ValueError: no step, or one of `metrics` that no layer has.
     """
-    from noisy_fm.spectrum.figure import Figure
+    from noisy_fm import figures
 
     metrics = (metrics,) if isinstance(metrics, str) else metrics
     steps = sorted(history)
@@ -131,16 +126,15 @@ def plot_track(
     if lacking or not every:
         wanted = ", ".join(lacking) or "any metric"
         raise ValueError(f"no '{prefix}LAYER/METRIC' of {wanted} in {len(steps)} steps")
-    colours = dict(zip(every, _colours(len(every)), strict=True))
-    figure = Figure(figsize=(5 * len(metrics), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-    for axes, (metric, found) in zip(panels, layers.items(), strict=True):
+    colours = dict(zip(every, figures.colours_of(len(every)), strict=True))
+    figure, panels = figures.subplots(1, len(metrics), (5 * len(metrics), 3.8))
+    for axes, (metric, found) in zip(panels[0], layers.items(), strict=True):
         for layer in found:
             name = f"{prefix}{layer}/{metric}"
             values = [history[step].get(name, np.nan) for step in steps]
             axes.plot(steps, values, "o-", color=colours[layer], markersize=3, label=layer)
         axes.set_xlabel("training step")
-        axes.set_title(metric_title(metric), loc="left")
+        figures.head(axes, metric_title(metric))
     return _finished(figure, title)
 
 
@@ -150,7 +144,9 @@ def metric_title(metric: str) -> str:
 
 
 def _finished(figure, title: str | None):
-    """The figure with its grid, frame, legend (as many columns as fit) and title."""
+    """The figure with its legend (as many columns as fit) and title."""
+    from noisy_fm import figures
+
     shown = {line.get_label(): line for axes in figure.axes[::-1] for line in axes.lines}
     shown = {name: line for name, line in shown.items() if not name.startswith("_")}
     longest = max(map(len, shown))
@@ -159,28 +155,9 @@ def _finished(figure, title: str | None):
     figure.set_size_inches(width, height + 0.22 * -(-len(shown) // columns))
     figure.legend(
         shown.values(), shown, loc="outside lower left", ncols=columns, frameon=False,
-        labelcolor=INK,
+        labelcolor=figures.INK,
     )  # fmt: skip
-    for axes in figure.axes:
-        _frame(axes)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    return figure
-
-
-def _frame(axes) -> None:
-    axes.grid(color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _colours(count: int) -> list:
-    """Distinct colours for a few spectra, one ordered ramp for many (checkpoints, noise rates)."""
-    if count <= len(COLOURS):
-        return list(COLOURS[:count])
-    from matplotlib import colormaps
-
-    return list(colormaps["viridis"](np.linspace(0, 0.92, count)))
+    return figures.titled(figure, title)
 
 
 def _values(spectrum) -> np.ndarray:

@@ -228,3 +228,9 @@ def columns_taken(source: str | Path) -> str:
     path, key = split_key(str(source))
     tables = {".parquet": parquet.taken, ".csv": csv.taken}
     return tables[path.suffix](path) if path.suffix in tables and key is None else ""
+
+
+def row_ids(source: str | Path) -> np.ndarray | None:
+    """Which example each row is of [n], as a feature-store folder records it; else None."""
+    path = Path(os.path.expanduser(source)) / "ids.npy"
+    return _read_npy(path) if path.is_file() else None

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from noisy_fm.scalars import as_share, as_whole
+from noisy_fm.scalars import as_flag, as_share, as_whole
 from noisy_fm.spectrum.arrays import (
     BLOCK_BYTES,
     as_features,
@@ -56,22 +56,9 @@ def jackknife(
       ValueError: as `summary`; fewer than three blocks; groups of another length, or missing
         (NaN, None) in some rows; a level that is no share.
     """
-    from scipy.stats import t
-
     level = as_share("level", level)
-    moments = _block_moments(x, groups, blocks, seed, resolve(center, normalize, convention))
-    count = moments.count
-    value = moments.metrics(np.ones(count))
-    thetas = _stack([moments.metrics(1.0 - np.eye(count)[b]) for b in range(count)])
-    quantile = t.ppf((1 + level) / 2, count - 1)
-    error = {
-        name: float(np.sqrt((count - 1) / count * ((theta - theta.mean()) ** 2).sum()))
-        for name, theta in thetas.items()
-    }
-    half = {name: float(quantile) * error[name] for name in error}
-    return {
-        name: Interval(v, v - half[name], v + half[name], error[name]) for name, v in value.items()
-    }
+    settings = resolve(center, normalize, convention)
+    return intervals_of(replicate(x, groups, blocks, seed, settings), level)
 
 
 def band(
@@ -82,20 +69,123 @@ def band(
     Pointwise, for `plot(bands=…)`; arguments and errors as in `jackknife`. Values that vanish
     when a block is left out (rank, or n ≤ d) have no bounds: k counts those before them.
     """
+    level = as_share("level", level)
+    settings = resolve(center, normalize, convention)
+    return band_of(replicate(x, groups, blocks, seed, settings), level)
+
+
+def difference(
+    x,
+    y,
+    *,
+    paired: bool,
+    groups=None,
+    blocks=20,
+    level=0.95,
+    seed=0,
+    center=False,
+    normalize=False,
+    convention=None,
+) -> dict[str, Interval]:
+    """Jackknife intervals of metric(y) − metric(x), for every metric.
+
+    Paired, row i of both is of the same example, and the same examples are left out of both: what
+    makes both spectra wide or narrow cancels. (Pairs that have nothing in common cost nothing: the
+    interval is then as wide as the unpaired one.) Else the two errors add in squares, with
+    Satterthwaite's degrees of freedom (1946).
+
+    Args:
+      x, y: features [n d] and [m e]. The values compare models only where n = m and d = e.
+      paired: whether rows are the same examples in the same order.
+      groups: [n], of the rows of both if paired; else a pair, of the rows of each, or None.
+      blocks, level, seed, center, normalize, convention: as in `jackknife`.
+
+    Raises:
+      ValueError: as `jackknife`; paired features of different n.
+    """
+    level, settings = as_share("level", level), resolve(center, normalize, convention)
+    both = (groups, groups) if paired or groups is None else groups
+    first, second = (
+        replicate(rows, own, blocks, seed, settings) for rows, own in zip((x, y), both, strict=True)
+    )
+    return difference_of(first, second, level, paired=as_flag("paired", paired))
+
+
+class Replicates(NamedTuple):
+    """Singular values of all rows [k], without each block [k] a block, and every row's block."""
+
+    whole: np.ndarray
+    without: list[np.ndarray]
+    block: np.ndarray
+
+
+def replicate(x, groups, blocks, seed, settings) -> Replicates:
+    """The jackknife's replicates, of which intervals, band and differences are made."""
+    moments = _block_moments(x, groups, blocks, seed, settings)
+    kept = 1.0 - np.eye(moments.count)
+    whole = moments.values(np.ones(moments.count))
+    return Replicates(whole, [moments.values(weights) for weights in kept], moments.block)
+
+
+def intervals_of(found: Replicates, level: float = 0.95) -> dict[str, Interval]:
+    """`jackknife` of replicates."""
+    value, thetas = _metrics(found.whole), _stack([_metrics(v) for v in found.without])
+    return {name: _interval(v, *_error(thetas[name]), level) for name, v in value.items()}
+
+
+def difference_of(
+    first: Replicates, second: Replicates, level: float = 0.95, *, paired: bool, scales=(1.0, 1.0)
+) -> dict[str, Interval]:
+    """`difference` of replicates, each times its scale: second − first."""
+    both = (first, second)
+    values = [_metrics(found.whole) for found in both]
+    thetas = [_stack([_metrics(v) for v in found.without]) for found in both]
+    if paired and not np.array_equal(first.block, second.block):
+        raise ValueError(
+            f"paired features need the same rows, got {len(first.block)} and {len(second.block)}, "
+            "or groups that differ"
+        )
+    intervals = {}
+    for name in values[0]:
+        a, b = (scale * theta[name] for scale, theta in zip(scales, thetas, strict=True))
+        error, df = _error(b - a) if paired else _sum_of_errors(_error(a), _error(b))
+        value = scales[1] * values[1][name] - scales[0] * values[0][name]
+        intervals[name] = _interval(value, error, df, level)
+    return intervals
+
+
+def band_of(found: Replicates, level: float = 0.95) -> np.ndarray:
+    """`band` of replicates."""
     from scipy.stats import t
 
-    level = as_share("level", level)
-    moments = _block_moments(x, groups, blocks, seed, resolve(center, normalize, convention))
-    count = moments.count
-    replicates = [moments.values(1.0 - np.eye(count)[b]) for b in range(count)]
-    k = min(int((values > 0).sum()) for values in replicates)
+    count, values = len(found.without), found.whole
+    k = min(int((left > 0).sum()) for left in found.without)
     if k == 0:
         raise ValueError("features are all zero: there is nothing to bound")
-    logs = np.log([values[:k] / values.sum() for values in replicates])
+    logs = np.log([left[:k] / left.sum() for left in found.without])
     error = np.sqrt((count - 1) * logs.var(axis=0))
-    values = moments.values(np.ones(count))
     half = t.ppf((1 + level) / 2, count - 1) * error
     return values[:k] / values.sum() * np.exp([-half, half])
+
+
+def _error(theta: np.ndarray) -> tuple[float, float]:
+    """Standard error of a metric by its replicates [B], and its degrees of freedom."""
+    count = len(theta)
+    error = np.sqrt((count - 1) / count * ((theta - theta.mean()) ** 2).sum())
+    return float(error), count - 1
+
+
+def _sum_of_errors(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+    squares, df = np.square([first[0], second[0]]), np.array([first[1], second[1]])
+    spread = (squares**2 / df).sum()
+    return float(np.sqrt(squares.sum())), float(squares.sum() ** 2 / spread) if spread else min(df)
+
+
+def _interval(value: float, error: float, df: float, level: float) -> Interval:
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, df)) * error
+    return Interval(value, value - half, value + half, error)
 
 
 def bootstrap(
@@ -137,6 +227,12 @@ def bootstrap(
     return intervals
 
 
+def _metrics(values: np.ndarray) -> dict[str, float]:
+    metrics = from_singular_values(values)
+    del metrics["numerical_rank"]  # an integer of the data's exactness, not a statistic
+    return metrics
+
+
 def _stack(rows: list[dict]) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows], np.float64) for name in rows[0]}
 
@@ -170,9 +266,7 @@ class _BlockMoments:
 
     def metrics(self, weights) -> dict[str, float]:
         """Label-free metrics of those singular values."""
-        metrics = from_singular_values(self.values(weights))
-        del metrics["numerical_rank"]  # an integer of the data's exactness, not a statistic
-        return metrics
+        return _metrics(self.values(weights))
 
     def _weighted_kernel(self, weights) -> np.ndarray:
         weight = np.asarray(weights, np.float64)[self.block]
@@ -196,7 +290,7 @@ def _block_moments(x, groups, blocks, seed, settings) -> _BlockMoments:
     sizes = np.bincount(block, minlength=count)
     n, d = x.shape
     if n < d:
-        rows = prepare(x, **settings)
+        rows = prepare(x[:], **settings)
         if centred:
             rows -= rows.mean(axis=0)
         rows /= np.abs(rows).max() or 1.0

@@ -2,93 +2,35 @@
 
 import contextlib
 import html
-import io
 import math
 import os
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from noisy_fm.files import written_whole
 from noisy_fm.messages import spelled
-from noisy_fm.scalars import as_flag
-from noisy_fm.spectrum.arrays import as_features
 from noisy_fm.spectrum.draw import metric_title, panels
-from noisy_fm.spectrum.intervals import Interval, band, jackknife
+from noisy_fm.spectrum.intervals import Interval
+from noisy_fm.spectrum.measure import Measured, measure, scaled, share_of_most
 from noisy_fm.spectrum.metrics import METRICS
-from noisy_fm.spectrum.moments import Spectrum, resolve
+from noisy_fm.spectrum.words import TITLES, cautions, headline, pairing
 
-CHUNK = 8192
-# Rows × d² up to which the report's jackknife takes seconds; `jackknife` itself has no limit.
-INTERVAL_WORK = 3e10
-
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 74rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } .note { opacity: .75; margin-top: 0; }
-.panels { display: grid; gap: 1rem; margin: 1.5rem 0 .8rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
-figure { margin: 0; min-width: 0; background: #fff; border-radius: 6px; }
-figure svg { width: 100%; height: auto; display: block; }
-.legend { list-style: none; padding: 0; margin: 0 0 1.5rem; display: flex; flex-wrap: wrap;
-  gap: .2rem 1.4rem; font-size: .9rem; overflow-wrap: anywhere; }
-.legend i { display: inline-block; width: 1.2rem; height: .2rem; margin: 0 .5rem .25rem 0; }
-.wide { overflow-x: auto; }
-/* The shadow at the right stays in place, its cover scrolls: it shows while there is more. */
-.wide { background: linear-gradient(to left, Canvas 45%, transparent) right / 3rem 100%
-  no-repeat local, linear-gradient(to left, #8888, transparent) right / 1.4rem 100% no-repeat; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-table { font-size: .9rem; } td { white-space: nowrap; } th { vertical-align: bottom; }
-th, td { padding: .35rem 0 .35rem .9rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; max-width: 16rem; }
-td small { opacity: .7; display: block; }
-dl { max-width: 46rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; }
-"""
-
-
-def measure(
-    features: Mapping[str, object],
-    *,
-    intervals: bool = True,
-    groups=None,
-    center=False,
-    normalize=False,
-    convention: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[dict[str, Spectrum], dict[str, dict], dict[str, dict[str, Interval]], dict]:
-    """Spectra, summaries, jackknife intervals and bands of named features [n d], chunk by chunk.
-
-    `intervals` is skipped for a matrix where it would take long; `progress(name, rows, of)` is
-    called after every chunk. A fault names the features it is in.
-    """
-    settings = resolve(center, normalize, convention)
-    as_flag("intervals", intervals)
-    spectra, summaries, bounds, bands = {}, {}, {}, {}
-    for name, x in features.items():
-        try:
-            x = as_features(x)
-            spectra[name] = spectrum = Spectrum(**settings)
-            for start in range(0, len(x), CHUNK):
-                spectrum.update(x[start : start + CHUNK])
-                if progress:
-                    progress(name, spectrum.n, len(x))
-            summaries[name] = spectrum.summary()
-            if intervals and len(x) >= 6 and len(x) * x.shape[1] ** 2 <= INTERVAL_WORK:
-                bounds[name] = jackknife(x, groups=groups, **settings)
-                bands[name] = band(x, groups=groups, **settings)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"{name}: {error}" if name else str(error)) from None
-    return spectra, summaries, bounds, bands
+SHARE = (
+    "SVE as a share of the largest value that n and d allow: 1 where all min(n, d) directions are "
+    "equal"
+)
 
 
 def report(features: Mapping[str, object] | object, path: str | Path, **options) -> dict[str, dict]:
     """Writes the page about named features [n d] to `path`; returns their summaries.
 
-    `options` as in `measure` (intervals, groups, center, normalize, convention, progress).
+    Sets of different n are compared at the smallest, by a fixed random draw of rows, unless
+    `whole=True`; the page says so, and their summaries are of the rows that were drawn. All
+    `options` are those of `spectrum.measure.measure` (intervals, whole, groups, ids, center,
+    normalize, convention, progress).
 
     Raises:
       ValueError: as `summary`, with the name of the features at fault; `path` does not end in
@@ -101,62 +43,121 @@ def report(features: Mapping[str, object] | object, path: str | Path, **options)
     mapped = [file for x in features.values() if (file := getattr(x, "filename", None))]
     path = prepare_page(path, mapped)
     measured = measure(features, **options)
-    write_page(path, page(*measured))
-    return measured[1]
+    write_page(path, page(measured))
+    return measured.summaries
 
 
-def page(spectra, summaries, bounds, bands) -> str:
-    """The HTML text: picture, table, and what every number means."""
-    figures, colours = panels(spectra, intervals=bounds, bands=bands)
-    drawn = "".join(f"<figure>{_svg(each, i)}</figure>" for i, each in enumerate(figures))
-    legend = "".join(
-        f'<li><i style="background:{colour}"></i>{html.escape(label)}</li>'
-        for label, colour in colours.items()
-    )
-    settings = next(iter(spectra.values())).settings
-    how = (
-        f"centre: {settings['center'] or 'none'}, rows "
-        f"{'normalised' if settings['normalize'] else 'as they are'}; natural logarithms"
-    )
-    if bounds:
-        how += "; 95 % delete-a-block jackknife intervals, below the values and as shades"
-    if len(bounds) < len(spectra):
-        how += (
-            f"; no intervals for {len(spectra) - len(bounds)} of {len(spectra)} (size, or option)"
-        )
-    columns = [name for name in METRICS if all(name in row for row in summaries.values())]
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{row['n']} × {row['d']}</td>"
-        + "".join(_cell(row[c], bounds.get(name, {}).get(c)) for c in columns)
-        + "</tr>\n"
-        for name, row in summaries.items()
-    )
-    head = "".join(f"<th>{metric_title(c)}</th>" for c in columns)
-    meanings = "".join(
-        f"<dt>{metric_title(c)}</dt><dd>{html.escape(METRICS[c])}</dd>" for c in columns
-    )
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in _notes(summaries))
+def page(found: Measured) -> str:
+    """The HTML text: a sentence that says what differs, pictures, and every number folded."""
+    from noisy_fm.figures import COLOURS, ramp
+    from noisy_fm.spectrum.style import POLICY, sheet
+
+    count = len(found.spectra)
+    levels = ramp(count) if count > len(COLOURS) else []
+    cautious = "".join(f'<p class="missing">{html.escape(line)}.</p>\n' for line in cautions(found))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Feature spectra</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>
-<body><h1>Feature spectra</h1><p class="note">{html.escape(how)}</p>
-<div class="panels">{drawn}</div><ul class="legend">{legend}</ul>
-<div class="wide" tabindex="0" role="region" aria-label="metrics">
-<table><thead><tr><th>features</th><th>n × d</th>{head}</tr></thead>
-<tbody>{rows}</tbody></table></div>{notes}
-<h2>What the numbers mean</h2><dl>{meanings}</dl></body></html>
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{sheet(len(levels))}</style></head>
+<body><main><h1>Feature spectra</h1>
+<p class="lead">{html.escape(headline(found))}</p>
+{cautious}{_spectra(found, levels)}{_forests(found)}
+<details><summary>Every number</summary>{_numbers(found)}</details>
+<details><summary>What the numbers mean</summary>{_meanings(found)}</details>
+</main></body></html>
 """
 
 
-def _svg(figure, number: int) -> str:
-    """The figure as an SVG element whose ids are its own on the page."""
-    from matplotlib import rc_context
+def _spectra(found: Measured, levels: list[str]) -> str:
+    """The two panels of the spectra, their legend, and how they were taken."""
+    from noisy_fm.figures import svg
 
-    picture = io.StringIO()
-    with rc_context({"svg.hashsalt": "noisy_fm", "svg.fonttype": "path"}):
-        figure.savefig(picture, format="svg", metadata={"Date": None})
-    svg = picture.getvalue()
-    return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>panel{number}-", svg[svg.index("<svg") :])
+    made, colours = panels(found.spectra, intervals=found.bounds, bands=found.bands)
+    named = ", ".join(f"{label}" for label in colours)
+    alts = (
+        f"Normalised singular values over their index: {named}.",
+        f"Share of the energy in the first i directions: {named}.",
+    )
+    drawn = "".join(
+        f"<figure>{svg(figure, f'panel{i}', alt, levels=levels)}</figure>"
+        for i, (figure, alt) in enumerate(zip(made, alts, strict=True))
+    )
+    shown = dict(zip(levels, (f"var(--level-{i})" for i in range(len(levels))), strict=True))
+    legend = "".join(
+        f'<li><i style="background:{shown.get(colour, colour)}"></i>{html.escape(label)}</li>'
+        for label, colour in colours.items()
+    )
+    return (
+        f'<div class="grid">{drawn}</div>\n<ul class="legend">{legend}</ul>\n'
+        f'<p class="caption">A curve that falls late uses many directions: SVE is high. One that '
+        f"starts high is dominated by its first: LSVR is low. {html.escape(_how(found))}.</p>"
+    )
+
+
+def _how(found: Measured) -> str:
+    settings = next(iter(found.spectra.values())).settings
+    how = (
+        f"Centre: {settings['center'] or 'none'}, rows "
+        f"{'normalised' if settings['normalize'] else 'as they are'}; natural logarithms"
+    )
+    if found.bounds:
+        groups = ", whole groups left out together" if found.grouped else ""
+        how += f"; ± and shades: 95 % delete-a-block jackknife intervals{groups}"
+    return how
+
+
+def _forests(found: Measured) -> str:
+    """Differences from the first set, a figure a metric."""
+    from noisy_fm.figures import forest, signed, svg
+
+    drawn = ""
+    for number, (title, rows) in enumerate(found.panels.items()):
+        told = "; ".join(f"{name} {signed(d.value, 3)}" for name, d in rows.items())
+        alt = f"{title}, difference from {found.first}: {told}."
+        drawn += f"<figure>{svg(forest({title: rows}), f'forest{number}', alt)}</figure>"
+    if not drawn:
+        return ""
+    note = "Without intervals, chance is not judged"
+    if found.bounds:
+        note = f"{pairing(found)}. Bars: 95 % intervals, not corrected for how many there are"
+    return f"""
+<h2>Differences from {html.escape(found.first)}</h2><div class="grid">{drawn}</div>
+<p class="caption">Right of 0 a set has more than {html.escape(found.first)}; a filled point is one
+whose interval leaves 0 out, and a hollow one does not show that there is no difference.
+{html.escape(note)}.</p>"""
+
+
+def _numbers(found: Measured) -> str:
+    columns = _columns(found.summaries)
+    rows = ""
+    for name, row in found.summaries.items():
+        bounds = found.bounds.get(name, {})
+        rest = "".join(_cell(row[c], bounds.get(c)) for c in columns[1:])
+        total, d = found.given[name]
+        taken = f"{row['n']:,}" + f"<small>of {total:,}</small>" * (row["n"] < total)
+        share = scaled(bounds["sve"], row) if bounds else None
+        rows += (
+            f"<tr><th>{html.escape(name)}</th><td>{taken}</td><td>{d:,}</td>"
+            f"{_cell(row['sve'], bounds.get('sve'))}{_cell(share_of_most(row), share)}{rest}</tr>\n"
+        )
+    titles = ["features", "n", "d", "SVE", TITLES["sve_share"], *map(metric_title, columns[1:])]
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    return f"""
+<div class="scroll" tabindex="0" role="region" aria-label="metrics"><table>
+<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"""
+
+
+def _meanings(found: Measured) -> str:
+    meanings = {metric_title(c): METRICS[c] for c in _columns(found.summaries)}
+    meanings |= {TITLES["sve_share"]: SHARE}
+    each = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in meanings.items())
+    return f"<dl>{each}</dl>"
+
+
+def _columns(summaries: Mapping[str, dict]) -> list[str]:
+    """The metrics that all have; SVE is the first."""
+    return [name for name in METRICS if all(name in row for row in summaries.values())]
 
 
 def prepare_page(path: str | Path, inputs: Iterable[str | Path] = ()) -> Path:
@@ -206,15 +207,18 @@ def table(
 
     What `encoding` lacks is spelled in ASCII, and aligned so.
     """
-    columns = [c for c in METRICS if all(c in row for row in summaries.values())]
-    titles = [metric_title(c).partition(" ")[::2] for c in columns]
-    lines = [["features", "n", "d", *(first for first, _ in titles)]]
-    lines.append(["", "", "", *(second for _, second in titles)])
+    columns = _columns(summaries)
+    titles = ["SVE", "SVE/log min(n,d)", *map(metric_title, columns[1:])]
+    halves = [title.partition(" ")[::2] for title in titles]
+    lines = [["features", "n", "d", *(first for first, _ in halves)]]
+    lines.append(["", "", "", *(second for _, second in halves)])
     for name, row in summaries.items():
-        lines.append([name, str(row["n"]), str(row["d"]), *(_number(row[c]) for c in columns)])
+        values = [row["sve"], share_of_most(row), *(row[c] for c in columns[1:])]
+        lines.append([name, str(row["n"]), str(row["d"]), *map(_number, values)])
         found = (bounds or {}).get(name)
         if found:
-            lines.append(["  95 %", "", "", *(_half(found.get(c)) for c in columns)])
+            intervals = [found["sve"], scaled(found["sve"], row), *map(found.get, columns[1:])]
+            lines.append(["  95 %", "", "", *map(_half, intervals)])
     lines = [[spelled(cell, encoding) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     aligned = (
@@ -224,13 +228,7 @@ def table(
         ).rstrip()
         for line in lines
     )
-    return "\n".join([*aligned, *_notes(summaries)])
-
-
-def _notes(summaries: Mapping[str, dict]) -> list[str]:
-    """What the numbers alone would hide."""
-    flat = [name for name, row in summaries.items() if row["numerical_rank"] == 1]
-    return [f"{name}: rank 1, every row is a multiple of one (constant features?)" for name in flat]
+    return "\n".join(aligned)
 
 
 def _half(interval: Interval | None) -> str:
