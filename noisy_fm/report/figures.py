@@ -15,10 +15,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
+from noisy_fm import figures
+from noisy_fm.figures import INK, MUTED, RULE
 from noisy_fm.report import tables
 
-# Inline SVGs take these from CSS variables, so that one drawing serves light and dark pages.
-INK, MUTED, RULE = "#1d2126", "#5f6873", "#dfe3e8"
 METHOD_COLOURS = {
     "Features F": "#6b7280",
     "LP": "#2f6fb7",
@@ -43,35 +43,14 @@ DASHES = {  # no meaning by colour alone
 }
 SPARE_COLOURS = ["#a0522d", "#4a7a96", "#7d8b1c", "#9b3fa0", "#c05a4a"]
 STYLE: dict = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "noisy_fm",
-    "font.family": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
+    **figures.STYLE,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
     "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "ytick.major.size": 0,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
 }
 SIZE = (4.6, 3.3)
 WRAP = re.compile(r" \(| − ")  # where a long label is broken

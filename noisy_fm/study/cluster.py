@@ -5,7 +5,6 @@ line, what it has done is in the study's folder, and running the same line again
 """
 
 import contextlib
-import functools
 import logging
 import os
 import queue
@@ -85,7 +84,7 @@ def here(count: int, line: Line) -> Iterator[Workers]:
 
     with futures.ThreadPoolExecutor(count, initializer=settle) as pool:
         try:
-            yield functools.partial(pool.submit, work), first_done
+            yield lambda cell: pool.submit(work, cell), first_done
         except BaseException:
             leaving.set()  # the cells save
             pool.shutdown(cancel_futures=True)
