@@ -261,6 +261,26 @@ def test_heads_that_are_still_learning_are_told(repeated, tmp_path):
     )
 
 
+@pytest.mark.usefixtures("unsaved")
+def test_two_regimes_stand_side_by_side(repeated, tmp_path, capsys):
+    other = write_study(
+        tmp_path / "augmented",
+        effect=lambda shift, method, rate: 0.1 * rate,
+        seeds=(0, 1, 2),
+        probe_seeds=(0,),
+        rates=(0.0, 0.1, 0.3),
+    )
+    assert command.main([str(repeated), f"--out={tmp_path / 'out'}", f"--against={other}"]) == 0
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    shown = page.table_with("Out-of-domain accuracy, change, points")
+    for folder, name in ((repeated, "run"), (other, "augmented")):
+        lp = by_run(folder, "ood", "lp")
+        assert shown[name] == [tables.signed((lp[r] - lp[0.0]).mean(), 1) for r in (0.1, 0.3)]
+    assert {"run", "augmented"} == set(page.table_with("SVE in domain, change, nats"))
+    assert "memorised at the highest γ: run 40%, augmented 40%" in page.text
+    assert "regimes" in page.ids
+
+
 @pytest.mark.slow
 def test_a_study_ten_times_as_large_makes_a_page_below_two_megabytes(tmp_path):
     rates = (0.0, 0.025, 0.05, 0.1, 0.2, 0.3)

@@ -1,4 +1,4 @@
-"""Command line: python -m noisy_fm.report WORKDIR [--out DIR]."""
+"""Command line: python -m noisy_fm.report WORKDIR [--out DIR] [--against DIR]."""
 
 import argparse
 import sys
@@ -26,11 +26,15 @@ def main(argv=None) -> int:
     )
     parser.add_argument("workdir", metavar="WORKDIR", help="the study's working directory")
     parser.add_argument("--out", metavar="DIR", help="where to write (default: WORKDIR/report)")
+    parser.add_argument(
+        "--against", metavar="DIR", help="another study, drawn beside this one (a second regime)"
+    )
     arguments = parser.parse_args(argv)
     print_anywhere()
     try:
         found = artifacts.load(arguments.workdir)
-        print(page.write(found, arguments.out))
+        other = artifacts.load(arguments.against) if arguments.against else None
+        print(page.write(found, arguments.out, other))
     except (OSError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1

@@ -77,6 +77,7 @@ class Studio:
         self.levels = level_colours(len(rates))
         by_rate = zip(map(tables.percent, rates), self.levels, strict=True)
         self.colours = {**METHOD_COLOURS, **method_colours(labels), **dict(by_rate)}
+        self.dashes = dict(DASHES)
         self.rates = rates
         self.named = set(labels) - {tables.METHODS["features"]}
 
@@ -114,7 +115,7 @@ class Studio:
             mean = line["value"].to_numpy() * scale
             colour = self.colours.get(label, METHOD_COLOURS["LP"])
             bars = np.abs(line[["low", "high"]].to_numpy().T * scale - mean)
-            dashes = DASHES.get(label.split(" (")[0], "-")
+            dashes = self.dashes.get(label.split(" (")[0], "-")
             axes.plot(at, mean, marker="o", ls=dashes, color=colour, gid=f"of--{slug(label)}-mean")
             bar = axes.vlines(at, mean - bars[0], mean + bars[1], color=colour, alpha=0.45, lw=1.4)
             bar.set_gid(f"of--{slug(label)}-bars")
@@ -186,7 +187,7 @@ class Studio:
         """
         text = io.StringIO()
         with rc_context(STYLE):
-            canvas.savefig(text, format="svg", metadata={"Date": None})
+            canvas.savefig(text, format="svg", dpi=160, metadata={"Date": None})
             canvas.savefig(self.folder / f"{name}.png", dpi=160)
         svg = text.getvalue()
         for part, words in titles.items():
@@ -242,7 +243,7 @@ def add_dots(axes, dots: pd.DataFrame, places: Mapping, x: str, scale, colour, n
     values = dots["value"].to_numpy(float) * scale
     style = {"color": colour, "alpha": 0.4, "ms": 2.8, "mew": 0, "ls": "", "marker": "o"}
     if len(dots) > MOST_DOTS:
-        axes.plot(at, values, gid=f"of--{name}-runs", **style)
+        axes.plot(at, values, gid=f"of--{name}-runs", rasterized=True, **style)
         return {}
     titles = {}
     for i, (place, value, level, seed) in enumerate(

@@ -20,6 +20,7 @@ from noisy_fm.report import (
     overview,
     paired,
     questions,
+    regimes,
     sections,
     sweep,
     tables,
@@ -30,24 +31,27 @@ EXAMPLE = ("image", "true", "given", "concept", "name", "noise_rate")
 TEMPLATE = Path(__file__).with_name("template.html")
 
 
-def build(workdir, out=None) -> Path:
+def build(workdir, out=None, *, against=None) -> Path:
     """Write the report of a study's `workdir` to `out` (WORKDIR/report); returns index.html.
+
+    `against` is the workdir of another study, whose changes with γ are drawn beside this one's.
 
     `out` receives index.html, which needs no other file and no network, figures/*.svg and
     *.png, runs.csv (one row a pre-training run), and the records as .jsonl, .csv and .parquet.
     Scores are fractions in [0, 1]. Raises FileNotFoundError or ValueError if there are no records
     and OSError if `out` cannot be written, each with one line.
     """
-    return write(artifacts.load(workdir), out)
+    other = artifacts.load(against) if against is not None else None
+    return write(artifacts.load(workdir), out, other)
 
 
-def write(found: artifacts.Artifacts, out=None) -> Path:
+def write(found: artifacts.Artifacts, out=None, other: artifacts.Artifacts | None = None) -> Path:
     """`build` of artifacts that are already read."""
     out = Path(out) if out is not None else found.workdir / "report"
     try:
         out.mkdir(parents=True, exist_ok=True)
         record.publish(found.records, out)
-        page, runs = render(found, out / "figures")
+        page, runs = render(found, out / "figures", other)
         (out / "runs.csv").write_text(runs, encoding="utf-8")
         unfinished = out / "index.html.part"
         unfinished.write_text(page, encoding="utf-8")
@@ -57,7 +61,9 @@ def write(found: artifacts.Artifacts, out=None) -> Path:
     return out / "index.html"
 
 
-def render(found: artifacts.Artifacts, folder: Path) -> tuple[str, str]:
+def render(
+    found: artifacts.Artifacts, folder: Path, other: artifacts.Artifacts | None = None
+) -> tuple[str, str]:
     """(The page as HTML, one row a run as CSV); the figures are also written to `folder`."""
     everything = tables.prepare(found.records)
     records = everything[~tables.is_sweep(everything)]
@@ -83,6 +89,13 @@ def render(found: artifacts.Artifacts, folder: Path) -> tuple[str, str]:
                 "sections": model_sections(model, everything, found.spectra, studio),
             }
         )
+    if other is not None:
+        folders = (found.workdir.resolve(), other.workdir.resolve())
+        alike = folders[0].name == folders[1].name
+        names = tuple(str(one) if alike else one.name for one in folders)
+        theirs = tables.prepare(other.records)
+        theirs = theirs[~tables.is_sweep(theirs)]
+        parts[0]["sections"].insert(0, regimes.beside(records, theirs, names, studio))
     methods = [label for label in tables.ordered_labels(records["label"]) if label != FEATURES]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
