@@ -21,7 +21,7 @@ METHODS = ("lp", "mlp", "nmtune")
 
 # Standard deviations in points. RUN: of a mean over heads between pre-training runs of one γ, two
 # studies of the embedded recipe with the same seeds at two commits. The others are moment
-# estimates from experiments/emoji_study/records.parquet, its five γ taken for replicates, which
+# estimates from the first published study (one seed), its five γ taken for replicates, which
 # gave no component of run × method.
 RUN = {"id": 1.2, "ood": 0.8}
 RUN_TASK = {"id": 1.5, "ood": 0.0}  # a run's luck at one task

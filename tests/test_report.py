@@ -246,7 +246,7 @@ def test_the_map_of_tasks_shows_changes_and_which_are_clear(repeated):
 def test_heads_that_are_still_learning_are_told(repeated, tmp_path):
     rows = [json.loads(text) for text in (repeated / "records.jsonl").read_text().splitlines()]
     records = tables.prepare(artifacts.tidy(rows, []))
-    assert overview.still_learning(records) == []  # their losses are not recorded
+    assert overview.still_learning(records) == {}  # their losses are not recorded
     heads = [r for r in rows if r["stage"] == "probe" and r["metric"] == "accuracy"]
     fell = {"lp": (1.9, 1.7), "mlp": (0.05, 0.01), "nmtune": (0.4, 0.35)}
     for head in [r for r in heads if r["source"] == r["target"]]:

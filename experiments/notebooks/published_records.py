@@ -26,9 +26,7 @@ import pandas as pd
 from noisy_fm import figures, record, statistics
 
 HERE = Path(__file__).parent if "__file__" in globals() else Path.cwd()
-# The larger study where it is there.
-PUBLISHED = [HERE.parent / name / "records.parquet" for name in ("emoji_full", "emoji_study")]
-RECORDS = next((path for path in PUBLISHED if path.exists()), PUBLISHED[-1])
+RECORDS = HERE.parent / "emoji_full" / "records.parquet"
 
 rows = pd.DataFrame(record.read(RECORDS.parent, [])[1])
 runs = rows[["seed", "noise_rate"]].dropna().drop_duplicates()

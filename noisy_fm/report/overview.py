@@ -212,18 +212,31 @@ def related(records, studio, model: str) -> dict | None:
     )  # fmt: skip
 
 
-def still_learning(records: pd.DataFrame) -> list[str]:
-    """A line for each method whose heads, on average, were far from the end of their training."""
+def still_learning(records: pd.DataFrame) -> dict[str, float]:
+    """{label: nats} of methods whose heads, on average, were far from the end of their training.
+
+    The nats are what the second half of it took off the training loss.
+    """
     losses = records[records["metric"].isin(["train_loss", "train_loss_halfway"])]
     if losses.empty:
-        return []
-    keys = ["label", "model", "seed", "noise_rate", *tables.TASK, "source", "probe_seed"]
-    wide = losses.pivot_table("value", [*keys, "fraction", "label_noise"], "metric", dropna=False)
+        return {}
+    keys = [*tables.UNIT, "noise_rate", "probe_seed"]
+    wide = losses.pivot_table("value", ["label", *keys], "metric", dropna=False)
     fell = (wide["train_loss_halfway"] - wide["train_loss"]).groupby("label").mean()
-    return [
-        f"{label}'s heads were still learning: the second half of their training took "
-        f"{fell[label]:.2f} nats off the training loss. Methods are not compared fairly then; "
-        "tune for longer (config.probe_epochs)."
+    return {
+        label: float(fell[label])
         for label in tables.ordered_labels(fell.index)
         if fell[label] > STILL_LEARNING
+    }
+
+
+def caution(finding: Finding, learning: dict[str, float]) -> str:
+    """What is to be said beside a comparison of methods, some of them still learning."""
+    methods = {"rectified": ("lp", "nmtune")}.get(finding.key.split()[0], finding.key.split())
+    late = [
+        label for label in learning if any(label.startswith(LABELS.get(m, "?")) for m in methods)
     ]
+    return f"{' and '.join(late)} still learning" if late and finding.verdict != "missing" else ""
+
+
+LABELS = {method: tables.METHODS[method] for method in ("lp", "mlp", "nmtune")}

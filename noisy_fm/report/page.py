@@ -96,6 +96,7 @@ def render(
         theirs = tables.prepare(other.records)
         theirs = theirs[~tables.is_sweep(theirs)]
         parts[0]["sections"].insert(0, regimes.beside(records, theirs, names, studio))
+    learning = overview.still_learning(records)
     methods = [label for label in tables.ordered_labels(records["label"]) if label != FEATURES]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -103,10 +104,10 @@ def render(
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=overview.title(studied),
         statement=statement(records, found),
-        warnings=overview.still_learning(records),
+        learning={label: f"{nats:.2f}" for label, nats in learning.items()},
         toggles=[(label, figures.slug(label)) for label in methods],
         records=f"{len(everything):,}",
-        findings=[(finding, strip(finding)) for finding in studied],
+        findings=[(one, strip(one), overview.caution(one, learning)) for one in studied],
         family=max(finding.family for finding in studied),
         parts=parts,
         examples=shaped(found.examples, EXAMPLE, "image")[:24],
