@@ -64,6 +64,8 @@ def over(values: pd.Series, base: str) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame) -> str:
+    if table.empty:
+        return "fewer than three runs a γ"
     table = table.set_index(pd.MultiIndex.from_tuples(table.index))
     cells = table.apply(
         lambda r: f"{r.accuracy:.1f} ({r.effect:+.1f}, {r.low:+.1f} to {r.high:+.1f})", axis=1
@@ -109,7 +111,9 @@ def draw(values: pd.Series, path: Path) -> None:
 
 def main() -> None:
     rows = pd.read_parquet(HERE / "heads.parquet")
-    emoji = with_chosen(rows[rows.source != ""])
+    emoji = rows[rows.source != ""]
+    tasks = emoji.groupby(["seed", "rate"]).task.transform("nunique")
+    emoji = with_chosen(emoji[tasks == tasks.max()])  # of a model in work some are missing
     values = by_run(emoji)
     print("Emoji, points (over LP)\n", shown(over(values, "lp")))
     print("\nEmoji, points (over MLP tuning)\n", shown(over(values, "mlp")))
