@@ -2,8 +2,8 @@
 
     python experiments/heads/heads.py --workdir STUDY --out experiments/heads
 
-Heads of many settings on the stored features of a finished or running study (`configs/study/
-emoji.py:full`), which is only read: three γ, four seeds, four labellings tuned on one artist, digits.
+Heads of many settings on the stored features of a study (`configs/study/emoji.py:full`), which is
+only read and may be running: three γ, four seeds, four labellings tuned on one artist, digits.
 Every setting is also fitted on three folds of the training images, related images kept together,
 where a choice between settings can be made that has seen no test set (target "folds").
 
@@ -195,7 +195,9 @@ def main() -> None:
             found = accuracies(train, tests, chosen)
             folded = {name: setting for name, setting in chosen.items() if setting.folds}
             found += over_folds(train, folded) if folded and one.source else []
-            new = pd.DataFrame(found, columns=["setting", "target", "accuracy", "n"]).assign(**about)
+            new = pd.DataFrame(found, columns=["setting", "target", "accuracy", "n"]).assign(
+                **about
+            )
             rows = pd.concat([rows, new[columns]], ignore_index=True) if len(rows) else new[columns]
             save(rows, path)
             print(cell.name, one.name, len(rows), flush=True)

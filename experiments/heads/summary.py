@@ -2,8 +2,8 @@
 
     python experiments/heads/summary.py
 
-Seconds. The unit is a pre-training run: a run's number is the mean over labellings, of each over its
-targets; differences are paired by run, with Student's 95 % interval over seeds.
+Seconds. The unit is a pre-training run: a run's number is the mean over labellings, of each over
+its targets; differences are paired by run, with Student's 95 % interval over seeds.
 """
 
 from pathlib import Path
