@@ -150,10 +150,10 @@ def study(workdir: Path) -> ConfigDict:
 
 def models(config: ConfigDict, workdir: Path):
     """The finished cells of `RATES` and `SEEDS`."""
-    grid = {(cell.seed, cell.rate): cell for cell in cells.grid(config, workdir)}
-    for place in ((seed, rate) for some in RATES for seed in SEEDS for rate in some):
-        if place in grid and (grid[place].folder / "probes.json").is_file():
-            yield grid[place]
+    for seed, rate in ((seed, rate) for some in RATES for seed in SEEDS for rate in some):
+        cell = cells.make(config, workdir, rate, seed)
+        if (cell.folder / "probes.json").is_file():
+            yield cell
 
 
 def missing(rows: pd.DataFrame, about: dict) -> dict[str, Setting]:
