@@ -3,12 +3,12 @@
     python experiments/heads/heads.py --workdir STUDY --out experiments/heads
 
 Heads of many settings on the stored features of a study (`configs/study/emoji.py:full`), which is
-only read and may be running: three γ, four seeds, four labellings tuned on one artist, digits.
+only read and may be running: three γ, six seeds, four labellings tuned on one artist, digits.
 Every setting is also fitted on three folds of the training images, related images kept together,
 where a choice between settings can be made that has seen no test set (target "folds").
 
 Rows go to OUT/heads.parquet after each labelling of a model; a second run computes what is missing.
-About 14 s of one core a model and labelling, 14 minutes in all.
+About 14 s of one core a model and labelling, 20 minutes in all.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from noisy_fm.probe import fit
 from noisy_fm.study import analysis, cells, settings, transfers
 
 RATES = ((0.0, 0.3), (0.05,))  # the last when all seeds have the first
-SEEDS = range(4)
+SEEDS = range(6)
 TRANSFERS = ("category_noto", "skin_tone_noto", "subject_noto", "person_kind_noto", "digits")
 FOLDS = 3
 
