@@ -172,11 +172,12 @@ class Share(NamedTuple):
 
 
 def shares(count: int) -> list[Share]:
-    """The shares of `count` children: the cores dealt out, the devices in turn."""
+    """The shares of `count` children: as many cores each, at least one, and the devices in turn."""
     cores, seen = available_cores(), devices(os.environ)
+    own = max(1, len(cores) // count)
     return [
         Share(
-            tuple(cores[i::count]) or (cores[i % len(cores)],),
+            tuple(cores[(i * own + j) % len(cores)] for j in range(own)),
             seen[i % len(seen)] if seen else None,
             -(-count // len(seen)) if seen else 1,
         )

@@ -195,7 +195,8 @@ def max_t(table) -> list[Test]:
         largest = _largest_t(table - table.mean(axis=0))
         far = float(np.quantile(largest, 1 - LEVEL, method="higher"))
         largest, observed = _largest_t(table), np.abs(_t_values(table))
-        p_values = [float(np.mean(largest >= t * (1 - 1e-9))) for t in observed]
+        counts = [np.sum(largest >= t * (1 - 1e-9)) for t in observed]
+        p_values = [max(1.0, float(count)) / len(largest) for count in counts]  # the signs as found
     errors = np.sqrt(table.var(axis=0, ddof=1) / n)
     return [
         test._replace(low=test.effect - far * error, high=test.effect + far * error, p=p)

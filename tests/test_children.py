@@ -58,10 +58,11 @@ def test_children_share_the_cores_and_take_turns_at_the_devices(monkeypatch):
     monkeypatch.setattr(children, "available_cores", lambda: [0, 2, 4, 6])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert children.shares(3) == [
-        children.Share((0, 6), "0", 2),
-        children.Share((2,), "1", 2),
+        children.Share((0,), "0", 2),
+        children.Share((2,), "1", 2),  # as many each, and one core for none
         children.Share((4,), "0", 2),
     ]
+    assert [one.cores for one in children.shares(2)] == [(0, 2), (4, 6)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert [one.cores for one in children.shares(6)] == [(0,), (2,), (4,), (6,), (0,), (2,)]
     assert {one.device for one in children.shares(6)} == {None}

@@ -198,6 +198,8 @@ def test_a_terminals_interrupt_lets_the_cells_save(tmp_path):
         assert time.monotonic() < until
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that it started
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)  # by one who cannot wait
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert said.endswith("error: interrupted; run the same line again to go on\n")

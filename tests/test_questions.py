@@ -8,7 +8,7 @@ import pytest
 from made_up_study import FREE, by_hand, collected, with_sweep, write_lines, write_study
 from scipy import stats
 
-from noisy_fm.report import artifacts, findings, paired, sweep, tables
+from noisy_fm.report import artifacts, figures, findings, overview, paired, sweep, tables
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,10 @@ def test_slight_noise_is_one_question_about_its_clearest_level(repeated):
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
     assert f"at γ = {tables.percent(rate)}" in found.change
     critical = stats.t.isf(0.05 / 4, 3)
-    error = np.std(found.differences, ddof=1) / 2
+    # The clearest is the one that happens to vary least, so all say how runs vary.
+    spread = np.sqrt(np.mean([np.var(lp[r] - lp[0.0], ddof=1) for r in (0.05, 0.1)]))
+    assert f"Standard deviation between runs {spread:.2f}" in found.p_text
+    error = spread / 2
     assert stats.nct.sf(critical, 3, found.smallest / error) == pytest.approx(0.8)
 
 
@@ -128,6 +131,29 @@ def test_rectification_takes_each_seeds_best_level_from_the_others(repeated):
     found = collected(repeated)["rectified ood"]
     lp, nmtune = (by_run(repeated, "ood", name) for name in ("lp", "nmtune"))
     assert found.differences == pytest.approx(slopes(nmtune - lp))
+
+
+def test_incomplete_records_leave_questions_out_and_the_page_whole(repeated, tmp_path):
+    rows = [json.loads(text) for text in (repeated / "records.jsonl").read_text().splitlines()]
+
+    def of(method, rate):
+        return lambda r: r.get("method") == method and r["noise_rate"] == rate
+
+    for number, (lost, verdict) in enumerate(
+        (
+            (of("nmtune", 0.05), "not seen"),  # 10 % is left
+            (of("nmtune", 0.0), "missing"),
+            (lambda r: of("nmtune", 0.05)(r) and r["seed"] == 2, "not seen"),
+            (lambda r: r["noise_rate"] != (0.0 if r["seed"] % 2 else 0.3), "missing"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_lines(folder / "records.jsonl", [r for r in rows if not lost(r)])
+        assert collected(folder)["rectified id"].verdict == verdict
+        records = tables.prepare(artifacts.load(folder).records)
+        studio = figures.Studio(folder / "figures", ["LP", "MLP", "NMTune"], [0.0, 0.05, 0.1, 0.3])
+        assert overview.panels(records, studio, "resnet_w16")
 
 
 def test_with_two_seeds_everything_is_described(repeated, tmp_path):

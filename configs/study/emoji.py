@@ -4,7 +4,7 @@
 
 Six small ResNets, three without noise and three with 30 % wrong labels. They train without
 augmentation until they have learned most of the wrong labels by heart, as large models trained
-long do: without that neither the spectrum nor what is tuned on the features is expected to move.
+long do: without that the spectrum moves less, and out-of-domain accuracy hardly.
 
     --config=configs/study/emoji.py:full           six γ and ten seeds, the study of
                                                    experiments/emoji_full/

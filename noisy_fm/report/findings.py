@@ -38,6 +38,7 @@ class Finding:
     by_part: str = ""
     differences: tuple[float, ...] = ()  # one a pre-training seed
     contrasts: int = 1  # of which this is the clearest, p and interval being for all
+    spread: float = np.nan  # standard deviation between runs, where not of `differences`
     check: bool = False
     family: int = 0  # the number of questions that were corrected for
 
@@ -100,19 +101,23 @@ class Finding:
         seeds = tables.plural(len(self.differences), "seed")
         least = f"{self.smallest:.{self.digits}f}"
         least = f"r = {least}" if self.unit == "r" else f"{least}\N{NO-BREAK SPACE}{self.unit}"
-        spread = f"{np.std(self.differences, ddof=1):.{self.digits}f}"
+        spread = f"{self.between_runs:.{self.digits}f}"
         return (
             f"{text}. Standard deviation between runs {spread}: with {seeds} an effect under "
             f"{least} is missed more than once in five times, before correction"
         )
 
     @property
+    def between_runs(self) -> float:
+        """Standard deviation of the numbers, one a run."""
+        return self.spread if np.isfinite(self.spread) else float(np.std(self.differences, ddof=1))
+
+    @property
     def smallest(self) -> float:
         """The effect that four of five tests with this spread would find."""
-        values = np.asarray(self.differences)
+        spread, n = self.between_runs, len(self.differences)
         if self.unit == "r":
-            values = fisher(values)
-        spread, n = float(np.std(values, ddof=1)), len(values)
+            spread = float(np.std(fisher(self.differences), ddof=1))
         found = statistics.smallest_effect(spread, n, questions=self.contrasts)
         return float(np.tanh(found)) if self.unit == "r" else found
 

@@ -2,13 +2,13 @@
 
 import pandas as pd
 
-from noisy_fm.report import figures, paired, tables
+from noisy_fm.report import figures, paired, questions, tables
 from noisy_fm.report.figures import slug
 from noisy_fm.report.findings import Finding
 
 CELL = ["noise_rate", "label"]
-MEMORISING = 0.5  # share of the wrong labels that a model must repeat for its features to show it
-STILL_LEARNING = 0.1  # nats of training loss that the second half of a head's training took off
+MEMORISING = 0.5  # share of the wrong labels above which a model learned them by heart
+STILL_LEARNING = 0.15  # nats of training loss that the second half of a head's training took off
 # What a finding that is seen says in a title: up, down.
 TITLES = {
     "ood": ("out-of-domain accuracy rises", "out-of-domain accuracy falls"),
@@ -16,26 +16,25 @@ TITLES = {
     "sve": ("the spectrum flattens (SVE)", "the spectrum sharpens (SVE)"),
     "lsvr": ("its leading direction weakens (LSVR)", "its leading direction grows (LSVR)"),
     "relation": (
-        "tasks that do not follow from the wrong labels are spared",
-        "tasks that do not follow from the wrong labels suffer most",
-    ),
-    "nmtune mlp ood": (
-        "NMTune's terms help out of domain",
-        "NMTune's terms cost accuracy out of domain",
+        "tasks that do not follow from those labels fare better than tasks that do",
+        "tasks that do not follow from those labels fare worse than tasks that do",
     ),
 }
-DIFFERENCES = (("MLP", "LP"), ("NMTune", "MLP"))
+LABELS = {method: tables.METHODS[method] for method in ("lp", "mlp", "nmtune")}
 
 
 def title(findings: list[Finding]) -> str:
-    """One sentence of what is seen, or that nothing is."""
+    """One sentence of what is seen of noise, or that nothing is."""
     seen = {finding.key: finding for finding in findings if finding.verdict == "seen"}
     said = [TITLES[key][seen[key].effect < 0] for key in TITLES if key in seen]
     if said:
         first, *others = said
         return f"With wrong labels in pre-training, {first}{'; ' * bool(others)}{'; '.join(others)}"
-    if any(finding.verdict == "not seen" for finding in findings):
-        return "No effect of wrong labels in pre-training is seen"
+    verdicts = {finding.key: finding.verdict for finding in findings}
+    if any(verdicts.get(key) == "not seen" for key in TITLES):
+        return (
+            f"Of {len(TITLES)} questions about wrong labels in pre-training none has a clear answer"
+        )
     return "Wrong labels in pre-training: too few runs to judge by"
 
 
@@ -68,15 +67,14 @@ def runs_table(panels: list[dict], model: str) -> pd.DataFrame:
     runs = pd.DataFrame({"seed": [], "noise_rate": []})
     for one in panels:
         wide = one["dots"].pivot_table("value", ["seed", "noise_rate"], "label") * one["scale"]
-        several = one["dots"]["label"].nunique() > 1 or set(one["dots"]["label"]) & NAMED
+        several = one["dots"]["label"].nunique() > 1 or set(one["dots"]["label"]) & {
+            *LABELS.values()
+        }
         wide.columns = [
             f"{one['title']}: {label}" if several else one["title"] for label in wide.columns
         ]
         runs = runs.merge(wide.reset_index(), on=["seed", "noise_rate"], how="outer")
     return runs.assign(model=model) if model else runs
-
-
-NAMED = {"LP", "MLP", "NMTune"}  # labels that a column says even where there is but one
 
 
 def both(frame: pd.DataFrame, count=tables.TASK) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -112,26 +110,26 @@ def accuracy(records, studio, model: str, shift: str) -> dict | None:
 
 def differences(records, studio, model: str, shift: str) -> dict | None:
     """What the MLP adds to LP, and NMTune's terms to the MLP, paired by run."""
-    frame = tables.full_data(tables.probe_scores(records, shift=shift, metric="accuracy"))
-    labels = set(frame["label"])
-    parts = []
-    for ours, theirs in DIFFERENCES:
-        if {ours, theirs} <= labels:
-            grids = [
-                paired.grid(frame[frame["label"] == one], paired.TEST) for one in (ours, theirs)
-            ]
-            runs, _ = paired.by_run(grids[0] - grids[1], tables.TASK)
+    grids, parts, words = questions.scores_of(records, shift), [], []
+    for ours, theirs in questions.COMPARED:
+        if {ours, theirs} <= set(grids):
+            runs, _ = paired.by_run(grids[ours] - grids[theirs], tables.TASK)
+            if runs.empty:
+                continue
             long = runs.stack().rename("value").reset_index()
-            parts.append(long.assign(label=f"{ours} − {theirs}"))
+            parts.append(long.assign(label=f"{LABELS[ours]} − {LABELS[theirs]}"))
+            words.append(ADDS[ours])
     if not parts:
         return None
     dots, where = pd.concat(parts, ignore_index=True), tables.SHIFTS[shift]
     return panel(
-        studio, intervals(dots), dots,
-        "Paired by run: what the MLP adds to LP, and NMTune's terms to the MLP.",
+        studio, intervals(dots), dots, f"Paired by run: what {', and '.join(words)}.",
         name=slug("heads", shift, model), title=f"{where.capitalize()}: one head less another",
         ylabel="points", scale=100, zero=True,
     )  # fmt: skip
+
+
+ADDS = {"mlp": "the MLP adds to LP", "nmtune": "NMTune's terms add to the MLP"}
 
 
 def spectrum(records, studio, model: str, metric: str, shift: str) -> dict | None:
@@ -139,14 +137,14 @@ def spectrum(records, studio, model: str, metric: str, shift: str) -> dict | Non
     frame = tables.feature_sets(records, metric, shift)
     if frame.empty:
         return None
-    frame, _ = tables.common_units(frame, tables.SPECTRUM_UNIT, CELL, "feature set")
+    frame, note = tables.common_units(frame, tables.SPECTRUM_UNIT, CELL, "feature set")
     summary, dots = both(frame, paired.SET)
     sentence = {
         "sve": "Larger: a flatter spectrum of the features (eq. 2).",
         "lsvr": "Larger: a weaker leading direction (eq. 3).",
     }[metric]
     return panel(
-        studio, summary, dots, sentence, name=slug(metric, model),
+        studio, summary, dots, f"{sentence} {note or ''}".strip(), name=slug(metric, model),
         title=f"{metric.upper()} of the features, {tables.SHIFTS[shift]}", ylabel="nats",
     )  # fmt: skip
 
@@ -167,10 +165,11 @@ def memorised(records, studio, model: str) -> dict | None:
         return None
     summary, dots = both(frame.assign(label=frame["metric"].map(labels)))
     share = memorised_share(records)
-    assert share is not None
+    if share is None:
+        return None
     sentence = f"Memorised {share:.0%} of the wrong labels at the highest γ"
     if share < MEMORISING:
-        sentence += ": too few for SVE and LSVR to be expected to move"
+        sentence += ": these models did not learn the noise by heart"
     return panel(
         studio, summary, dots, f"{sentence}.", name=slug("memorised", model),
         title="Wrong labels that the model repeats", ylabel="share of them, %", scale=100,
@@ -183,9 +182,9 @@ KINDS = {"determined": "follow", "free": "do not"}
 def related(records, studio, model: str) -> dict | None:
     """Change of in-domain accuracy on tasks that follow from the labels of pre-training or not."""
     frame = tables.full_data(tables.probe_scores(records, shift="id", metric="accuracy"))
-    if "relation" not in records or frame.empty:
+    kind = questions.relations(records)
+    if kind.empty or frame.empty:
         return None
-    kind = records.dropna(subset="relation").groupby(tables.TASK)["relation"].first()
     tasks = pd.MultiIndex.from_frame(frame[tables.TASK])
     frame = frame.assign(relation=kind.reindex(tasks).to_numpy())
     frame = frame[(frame["method"] == "lp") & frame["relation"].notna()]
@@ -212,31 +211,27 @@ def related(records, studio, model: str) -> dict | None:
     )  # fmt: skip
 
 
-def still_learning(records: pd.DataFrame) -> dict[str, float]:
-    """{label: nats} of methods whose heads, on average, were far from the end of their training.
+def still_learning(records: pd.DataFrame) -> dict[str, list[str]]:
+    """{label: tasks} of methods whose heads on a task were far from the end of their training.
 
-    The nats are what the second half of it took off the training loss.
+    On average over runs the second half of it still took `STILL_LEARNING` nats off the training
+    loss; or there was a single epoch, which has no second half.
     """
     losses = records[records["metric"].isin(["train_loss", "train_loss_halfway"])]
-    if losses.empty:
+    means = losses.groupby(["label", *tables.TASK, "metric"])["value"].mean().unstack("metric")
+    if "train_loss" not in means:
         return {}
-    keys = [*tables.UNIT, "noise_rate", "probe_seed"]
-    wide = losses.pivot_table("value", ["label", *keys], "metric", dropna=False)
-    fell = (wide["train_loss_halfway"] - wide["train_loss"]).groupby("label").mean()
-    return {
-        label: float(fell[label])
-        for label in tables.ordered_labels(fell.index)
-        if fell[label] > STILL_LEARNING
-    }
+    halfway = means.get("train_loss_halfway", pd.Series(float("inf"), means.index))
+    fell = halfway.fillna(float("inf")) - means["train_loss"]
+    found: dict[str, list[str]] = {}
+    for label, dataset, labels in fell.index[fell > STILL_LEARNING]:
+        found.setdefault(label, []).append(labels or dataset)
+    return {label: found[label] for label in tables.ordered_labels(found)}
 
 
-def caution(finding: Finding, learning: dict[str, float]) -> str:
+def caution(finding: Finding, learning: dict[str, list[str]]) -> str:
     """What is to be said beside a comparison of methods, some of them still learning."""
     methods = {"rectified": ("lp", "nmtune")}.get(finding.key.split()[0], finding.key.split())
-    late = [
-        label for label in learning if any(label.startswith(LABELS.get(m, "?")) for m in methods)
-    ]
+    names = [LABELS[method] for method in methods if method in LABELS]
+    late = [label for label in learning if label.split(" (")[0] in names]
     return f"{' and '.join(late)} still learning" if late and finding.verdict != "missing" else ""
-
-
-LABELS = {method: tables.METHODS[method] for method in ("lp", "mlp", "nmtune")}

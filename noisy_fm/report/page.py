@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from noisy_fm import figures as colours
 from noisy_fm import record
 from noisy_fm.report import (
     artifacts,
@@ -91,6 +92,8 @@ def render(
         )
     if other is not None:
         folders = (found.workdir.resolve(), other.workdir.resolve())
+        if folders[0] == folders[1]:
+            raise ValueError(f"{folders[0]}: a study against itself; expected another")
         alike = folders[0].name == folders[1].name
         names = tuple(str(one) if alike else one.name for one in folders)
         theirs = tables.prepare(other.records)
@@ -104,7 +107,7 @@ def render(
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=overview.title(studied),
         statement=statement(records, found),
-        learning={label: f"{nats:.2f}" for label, nats in learning.items()},
+        learning=learning,
         toggles=[(label, figures.slug(label)) for label in methods],
         records=f"{len(everything):,}",
         findings=[(one, strip(one), overview.caution(one, learning)) for one in studied],
@@ -117,8 +120,8 @@ def render(
         config=json.dumps(found.config, indent=2, sort_keys=True) if found.config else None,
         reproduce=reproduce(records, found),
         problems=found.problems,
-        light=figures.level_colours(len(rates)),
-        dark=figures.level_colours(len(rates), dark=True),
+        light=colours.ramp(len(rates)),
+        dark=colours.ramp(len(rates), dark=True),
         percent=tables.percent,
         signed=tables.signed,
         today=datetime.date.today().isoformat(),
@@ -251,7 +254,11 @@ def reproduce(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
 
 def wrapped(command: str | None) -> str | None:
     """A command line with a flag a line, which a shell reads as one."""
-    return command and command.replace(" --", " \\\n    --")
+    parts = shlex.split(command) if command else []
+    breaks = [
+        f" \\\n    {shlex.quote(p)}" if p.startswith("--") else f" {shlex.quote(p)}" for p in parts
+    ]
+    return "".join(breaks).strip() or None
 
 
 def flat(tree: dict, prefix: str = "") -> list[tuple[str, str]]:

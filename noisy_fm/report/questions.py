@@ -121,8 +121,9 @@ def slight_noise(lp: pd.DataFrame) -> Finding:
     changes = runs[rates].sub(runs[0.0], axis=0) * 100
     tests = statistics.max_t(changes) if len(changes) >= tables.FEWEST else None
     clearest = 0
-    if tests:
-        clearest = int(np.argmin([test.p for test in tests]))
+    if tests:  # by |t|, as p may be 1 of several
+        widths = np.array([test.high - test.low for test in tests])
+        clearest = int(np.argmax(np.abs(changes.mean()) / np.maximum(widths, 1e-300)))
     elif len(rates) > 1:
         clearest = int(np.abs(changes.mean()).argmax())
     rate = rates[clearest]
@@ -133,6 +134,7 @@ def slight_noise(lp: pd.DataFrame) -> Finding:
         up=f"In-domain accuracy (LP) {level} is above clean pre-training",
         down=f"In-domain accuracy (LP) {level} is below clean pre-training",
         contrasts=len(rates),
+        spread=float(np.sqrt(changes.var().mean())),  # the clearest alone varies least
     )
     what = f"{level} less γ = 0 of the same seed; {AVERAGED}"
     if len(rates) > 1:
@@ -174,6 +176,8 @@ def relation_trend(lp: pd.DataFrame, relation: pd.Series) -> Finding:
     if any(found.shape[1] < 2 for found, _ in runs):
         return base.unavailable("tasks of both kinds were not recorded at several γ")
     rates = sorted(set(runs[0][0]) & set(runs[1][0]))
+    if len(rates) < 2:
+        return base.unavailable("tasks of both kinds were not recorded at the same γ")
     free, determined = (
         pd.Series(statistics.slope(rates, found[rates]) * 100 * (rates[-1] - rates[0]), found.index)
         for found, _ in runs
@@ -188,7 +192,7 @@ def relation_trend(lp: pd.DataFrame, relation: pd.Series) -> Finding:
     )
     note = "; ".join(dict.fromkeys(note for _, note in runs if note))
     found = judged(base, difference, runs[0][0].size, what, note)
-    means = [tables.signed(changes.mean(), 2) for changes in (free, determined)]
+    means = [tables.signed(part[difference.index].mean(), 2) for part in (free, determined)]
     parts = f"Tasks that do not follow {means[0]}, tasks that do {means[1]}."
     return dataclasses.replace(found, by_part=f"{parts} {found.by_part}".strip())
 
@@ -369,15 +373,13 @@ def rectified_in_domain(scores: dict[str, pd.DataFrame]) -> Finding:
     )
     if not {"lp", "nmtune"} <= set(scores):
         return base.unavailable("no in-domain task was measured with both")
-    slight = [rate for rate in levels_of(scores["lp"]) if 0 < rate <= SLIGHT_NOISE]
-    if not slight or 0.0 not in levels_of(scores["lp"]):
-        return base.unavailable("there is no γ = 0, or no γ above it and up to 10 %")
-    gains, _ = paired.by_run(at(scores["lp"], [0.0, *slight]), tables.TASK)
-    less = at(scores["lp"] - scores["nmtune"], [0.0, *slight])
-    less, note = paired.by_run(less, tables.TASK)
-    if less.empty:
-        return base.unavailable("no in-domain task was measured with both in every run")
-    gains = gains.loc[less.index, slight].sub(gains[0.0], axis=0)
+    less, note = paired.by_run(slightly(scores["lp"] - scores["nmtune"]), tables.TASK)
+    gains, _ = paired.by_run(slightly(scores["lp"]), tables.TASK)
+    seeds, slight = less.index.intersection(gains.index), [rate for rate in less if rate > 0]
+    if 0.0 not in less or not slight or seeds.empty:
+        return base.unavailable("both were not measured at γ = 0 and at one above it, up to 10 %")
+    less = less.loc[seeds]
+    gains = gains.loc[seeds, slight].sub(gains.loc[seeds, 0.0], axis=0)
     others = [gains.drop(index=seed) if len(gains) > 1 else gains for seed in gains.index]
     best = [other.mean().idxmax() for other in others]
     values = [
@@ -386,6 +388,11 @@ def rectified_in_domain(scores: dict[str, pd.DataFrame]) -> Finding:
     chosen = ", ".join(sorted({tables.percent(rate) for rate in best}))
     what = f"γ = {chosen} (best for LP of the other seeds) less γ = 0, LP less NMTune; {AVERAGED}"
     return judged(base, 100 * pd.Series(values, less.index), less.size, what, note)
+
+
+def slightly(wide: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a grid at γ = 0 and up to 10 %."""
+    return at(wide, [rate for rate in levels_of(wide) if rate <= SLIGHT_NOISE])
 
 
 def rectified_out_of_domain(scores: dict[str, pd.DataFrame]) -> Finding:

@@ -73,6 +73,10 @@ def _metric(found: Measured, metric: str, names: list[str]) -> str:
     title, unit = TITLES[metric], "" if metric == "sve_share" else " nats"
     if len(found.spectra) == 2:
         (one,) = differences.values()
+        if not math.isfinite(one.value):
+            return f"has no {title} to compare"
+        if one.value == 0:
+            return f"has the {title} of {found.first}"
         side = "above" if one.value > 0 else "below"
         if _sure(one) or not math.isfinite(one.low):
             return f"has {title} {_number(abs(one.value), one)}{unit} {side} {found.first}" + (

@@ -59,7 +59,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     place = grid.here
     if given.scheduler:
         cluster.check(given.scheduler)
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # memory is for the cells
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # cells share it
         place = functools.partial(cluster.place, scheduler=given.scheduler, line=of_cell)
     path = study.run(config, workdir, place=place)
     if path is not None:

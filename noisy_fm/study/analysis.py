@@ -229,11 +229,15 @@ def probes(cell: Cell, config: ConfigDict) -> dict:
 
 
 def training_losses(result: probe.Result) -> dict:
-    """Mean cross-entropy of a head's last epoch and of the one halfway, where it was trained."""
+    """Mean cross-entropy of a head's last epoch and of the one halfway, where it was trained.
+
+    Of a single epoch there is no other.
+    """
     if not len(result.losses) or result.diverged:
         return {}
-    halfway, last = result.losses[(len(result.losses) - 1) // 2], result.losses[-1]
-    found = {"train_loss_halfway": halfway, "train_loss": last}
+    found = {"train_loss": result.losses[-1]}
+    if len(result.losses) > 1:
+        found["train_loss_halfway"] = result.losses[(len(result.losses) - 1) // 2]
     return {name: {"value": float(loss), "n": result.examples} for name, loss in found.items()}
 
 

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -49,8 +50,11 @@ def check(scheduler: str) -> None:
 
 
 @contextlib.contextmanager
-def here(count: int, line: Line) -> Iterator[Workers]:
-    """`count` processes of this machine, each with its share of the cores, and of the GPUs."""
+def here(count: int, cells: int, line: Line) -> Iterator[Workers]:
+    """`count` processes of this machine, each with its share of the cores, and of the GPUs.
+
+    Fewer `cells` have no larger shares: a core more would be another draw of the rounding.
+    """
     shares: queue.SimpleQueue = queue.SimpleQueue()
     for share in children.shares(count):
         shares.put(share)
@@ -82,13 +86,27 @@ def here(count: int, line: Line) -> Iterator[Workers]:
                     say(news)
         return next(iter(done))
 
-    with futures.ThreadPoolExecutor(count, initializer=settle) as pool:
+    with futures.ThreadPoolExecutor(min(count, cells), initializer=settle) as pool:
         try:
             yield lambda cell: pool.submit(work, cell), first_done
         except BaseException:
-            leaving.set()  # the cells save
-            pool.shutdown(cancel_futures=True)
+            leaving.set()  # the cells save, which a second signal must not cut short
+            with undisturbed():
+                pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignores what asks this process to stop."""
+    main = threading.current_thread() is threading.main_thread()
+    asking = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = [signal.signal(one, signal.SIG_IGN) for one in asking]
+    try:
+        yield
+    finally:
+        for one, handler in zip(asking, before, strict=True):
+            signal.signal(one, handler)
 
 
 @contextlib.contextmanager
@@ -143,8 +161,8 @@ def place(grid: Sequence[Cell], config: ConfigDict, *, scheduler: str, line: Lin
         return
     failures = dict.fromkeys((cell.name for cell in missing), 0)
     if scheduler.startswith(LOCAL):
-        count = min(int(scheduler.removeprefix(LOCAL)), len(missing))
-        workers, where = here(count, line), f"{count} at a time"
+        count = int(scheduler.removeprefix(LOCAL))
+        workers, where = here(count, len(missing), line), f"{count} at a time"
     else:
         workers, where = by_dask(scheduler, line), f"by {scheduler}"
     say(f"{len(missing)} of {len(grid)} cells to run, {where}")

@@ -25,10 +25,11 @@ def assemble(config: ConfigDict, workdir: Path, outputs: Outputs) -> None:
     """Writes what the report reads: records, spectra, stages, manifests and examples."""
     common = {"config_hash": config_lib.hash_of(config)}
     size = config.pretrain.data.size
-    relations = {
-        (one.dataset, one.labels): transfers.relation(one, config.pretrain.data, size)
-        for one in transfers.collect(config)
-    }
+    relations: dict[tuple[str, str], str] = {}
+    for one in transfers.collect(config):
+        if found := transfers.relation(one, config.pretrain.data, size):  # all have to agree
+            known = relations.setdefault((one.dataset, one.labels), found)
+            relations[one.dataset, one.labels] = known if known == found else "free"
     records, curves, durations, manifests = [], [], [], []
     for cell, out in outputs.items():
         about = {
