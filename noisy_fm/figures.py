@@ -148,7 +148,12 @@ def points(
     shades = dict(zip(groups, colours_of(len(groups)), strict=True)) | dict(colours or {})
     numbers = table[x].dtype.kind in "fiu"
     place = {name: float(name) if numbers else float(i) for i, name in enumerate(names)}
-    step = 0.015 * np.ptp([*place.values()]) if numbers else 0.6 / max(len(groups) - 1, 3)
+    step = 0.6 / max(len(groups) - 1, 3)
+    if numbers and len(place) > 1:  # beside one another, and nearer to their own x than the next
+        gap = np.diff(sorted(place.values())).min()
+        step = min(0.015 * np.ptp([*place.values()]), 0.5 * gap / len(groups))
+    elif numbers:
+        step = 0.0
     parts = [(str(name), part) for name, part in table.groupby(panel, sort=False)] if panel else []
     parts = parts or [("", table)]
     columns = min(columns, len(parts))
@@ -162,7 +167,7 @@ def points(
             axes.plot(at, own.value, "o-" if lines else "o", color=shades[group], label=str(group))
             axes.vlines(at, own.low, own.high, **style)
         ticks = sorted(place.values())
-        axes.set_xticks(ticks, None if numbers else [str(name) for name in names])
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks] if numbers else [*map(str, names)])
         if not numbers:
             axes.set_xlim(-0.5, len(names) - 0.5)
         axes.grid(visible=False, axis="x")
@@ -170,7 +175,7 @@ def points(
         head(axes, name)
     if len(groups) > 1:
         made.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower left",
-                    ncols=len(groups), labelcolor=INK, frameon=False)  # fmt: skip
+                    ncols=min(len(groups), 8), labelcolor=INK, frameon=False)  # fmt: skip
     return titled(made, title)
 
 

@@ -32,7 +32,7 @@ rows = pd.DataFrame(record.read(RECORDS.parent, [])[1])
 runs = rows[["seed", "noise_rate"]].dropna().drop_duplicates()
 seeds, rates = sorted(runs.seed.unique()), sorted(runs.noise_rate.unique())
 print(f"{RECORDS.parent.name}: {len(rows):,} records of {len(runs)} pre-training runs,")
-print(f"{len(seeds)} seed(s) at γ = {', '.join(f'{rate:.0%}' for rate in rates)}")
+print(f"{len(seeds)} seed(s) at γ = {', '.join(f'{100 * rate:g} %' for rate in rates)}")
 
 # %% [markdown]
 # ## One number a run
@@ -60,6 +60,12 @@ def of(stage, metric, **fields):
     return found
 
 
+def whole(metric, shift):
+    """A spectral metric of the features of all images of a domain, whatever their labels."""
+    found = of("spectrum", metric, method=None, shift=shift)
+    return found[found["labels"].isna() | (found["labels"] == "")]
+
+
 def probes(shift):
     """Accuracy of linear probes in percent, by run."""
     return 100 * by_run(of("probe", "accuracy", method="lp", shift=shift), TASK, TEST)
@@ -70,11 +76,11 @@ measured = {
     "wrong labels repeated, %": 100 * by_run(of("pretrain", "flipped_fits_given"), TASK),
     "LP in domain, %": probes("id"),
     "LP out of domain, %": probes("ood"),
-    "SVE in domain, nats": by_run(of("spectrum", "sve", method=None, shift="id"), SET),
-    "LSVR out of domain, nats": by_run(of("spectrum", "lsvr", method=None, shift="ood"), SET),
+    "SVE in domain, nats": by_run(whole("sve", "id"), SET),
+    "LSVR out of domain, nats": by_run(whole("lsvr", "ood"), SET),
 }
 for name, wide in measured.items():
-    means = (f"{value:.3f} at {100 * rate:.0f} %" for rate, value in wide.mean().items())
+    means = (f"{value:.3f} at {100 * rate:g} %" for rate, value in wide.mean().items())
     print(f"{name}: {', '.join(means)}")
 
 # %% [markdown]
@@ -111,7 +117,7 @@ for name, wide in measured.items():
         if len(paired) >= FEWEST:
             _, low, high, *_ = statistics.t_test(paired)
         found = changes.setdefault(name.replace("%", "points"), {})
-        found[f"γ = {100 * rate:.0f} %"] = (paired.mean(), low, high)
+        found[f"γ = {100 * rate:g} %"] = (paired.mean(), low, high)
 figures.forest(changes)
 
 # %%
