@@ -288,6 +288,8 @@ def test_two_regimes_stand_side_by_side(repeated, tmp_path, capsys):
     assert {"run", "augmented"} == set(page.table_with("SVE in domain, change, nats"))
     assert "memorised at the highest γ: run 40%, augmented 40%" in page.text
     assert "regimes" in page.ids
+    assert command.main([str(repeated), f"--against={repeated}"]) == 1
+    assert "a study against itself; expected another" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -91,11 +91,11 @@ def render(
             }
         )
     if other is not None:
-        folders = (found.workdir.resolve(), other.workdir.resolve())
-        if folders[0] == folders[1]:
-            raise ValueError(f"{folders[0]}: a study against itself; expected another")
-        alike = folders[0].name == folders[1].name
-        names = tuple(str(one) if alike else one.name for one in folders)
+        here, there = found.workdir.resolve(), other.workdir.resolve()
+        if here == there:
+            raise ValueError(f"{here}: a study against itself; expected another")
+        alike = here.name == there.name
+        names = (str(here), str(there)) if alike else (here.name, there.name)
         theirs = tables.prepare(other.records)
         theirs = theirs[~tables.is_sweep(theirs)]
         parts[0]["sections"].insert(0, regimes.beside(records, theirs, names, studio))
