@@ -159,6 +159,21 @@ def memorised_share(records: pd.DataFrame) -> float | None:
     return float(rows[rows["noise_rate"] == rows["noise_rate"].max()]["value"].mean())
 
 
+def memorised_text(records: pd.DataFrame) -> str:
+    """How many of the wrong labels the models repeat, in a sentence; "" where not recorded."""
+    share = memorised_share(records)
+    if share is None:
+        return ""
+    rows = records[records["metric"].isin(["flipped_fits_given", "flipped_fits_chance"])]
+    highest = rows["noise_rate"].max()
+    rows = rows[rows["noise_rate"] == highest]
+    chance = rows[rows["metric"] == "flipped_fits_chance"]["value"].mean()
+    beside = f" (by chance {100 * chance:.1f}\N{NO-BREAK SPACE}%)" if chance == chance else ""
+    text = f"At γ = {tables.percent(highest)}, {100 * share:.0f}\N{NO-BREAK SPACE}% of the wrong "
+    text += f"labels were memorised{beside}"
+    return f"{text}{'' if share >= MEMORISING else ': not learned by heart'}."
+
+
 def memorised(records, studio, model: str) -> dict | None:
     """How many of the wrong labels the models repeat: the precondition of all else."""
     labels = {"flipped_fits_given": "repeated", "flipped_fits_chance": "by chance"}
@@ -166,14 +181,8 @@ def memorised(records, studio, model: str) -> dict | None:
     if frame.empty:
         return None
     summary, dots = both(frame.assign(label=frame["metric"].map(labels)))
-    share = memorised_share(records)
-    if share is None:
-        return None
-    sentence = f"Memorised {share:.0%} of the wrong labels at the highest γ"
-    if share < MEMORISING:
-        sentence += ": these models did not learn the noise by heart"
     return panel(
-        studio, summary, dots, f"{sentence}.", name=slug("memorised", model),
+        studio, summary, dots, memorised_text(records), name=slug("memorised", model),
         title="Wrong labels that the model repeats", ylabel="share of them, %", scale=100,
     )  # fmt: skip
 

@@ -107,6 +107,7 @@ def render(
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=overview.title(studied),
         statement=statement(records, found),
+        memorised=overview.memorised_text(records),
         learning=learning,
         toggles=[(label, figures.slug(label)) for label in methods],
         records=f"{len(everything):,}",
