@@ -28,6 +28,7 @@ def test_a_curved_boundary_is_worth_it(curved):
     assert found.table.loc["linear probe", "accuracy"] < 0.65
     head = "NMTune" if found.worthwhile else "A nonlinear head"
     assert f"{head} is worth it here" in found.verdict
+    assert found.advice == []
 
 
 def test_scores_are_those_of_cross_validation(curved):
@@ -97,7 +98,9 @@ def test_unseen_rows_are_scored_by_the_fits_of_the_folds(curved):
     text = str(both)
     assert "Balanced accuracy, 2 x 3-fold cross-validation (95 % intervals)" in text
     assert "Balanced accuracy on the 90 rows of X_test, by the same 6 fits of each method" in text
-    assert text.endswith(both.test.verdict)
+    assert both.test.verdict in text
+    gain = both.comparisons.loc["NMTune - linear probe", "low"] > 0
+    assert ("LogisticRegressionCV" in text) is not bool(gain)
     assert "on X_test" in both.test.verdict
     assert both.plot().axes[1].get_title(loc="left").endswith("hollow: X_test")
     alone = diagnose(x, y, cv=3, repeats=2, X_test=far, y_test=truth)
@@ -185,6 +188,7 @@ def test_labels_of_chance_are_not_worth_it():
         random.normal(size=(120, 6)), random.integers(0, 2, 120), cv=3, epochs=2, min_steps=0
     )
     assert not found.worthwhile
+    assert "Next, tune the penalty of a linear head" in str(found).splitlines()[-1]
     assert "No clear gain of NMTune" in found.verdict or "not worth it" in found.verdict
 
 

@@ -85,7 +85,21 @@ class Diagnosis(Comparison):
             fits = f"by the same {self.repeats * self.cv} fits of each method"
             title = f"{name} on the {self.test_rows:,} rows of X_test, {fits} (95 % intervals)"
             lines += ["", title, *self.test.lines(), "", self.test.verdict]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.advice])
+
+    @property
+    def advice(self) -> list[str]:
+        """What to try next where a nonlinear head is not above a linear one: a line, or none.
+
+        It is what 27 kinds of heads did on 12 pre-trained models and two public encoders
+        (experiments/heads/README.md).
+        """
+        if self.comparisons.loc["NMTune - linear probe", "low"] > 0:
+            return []
+        return [
+            "Next, tune the penalty of a linear head (scikit-learn's LogisticRegressionCV): with "
+            "few examples, or wrong labels among them, that has done more than any other head."
+        ]
 
     def print(self) -> None:
         print(self)
