@@ -27,7 +27,8 @@ def _opened(config: ConfigDict) -> tuple[ConfigDict, str]:
     config = settings.completed(config)
     settings.check(config)
     first = cells.grid(config, Path())[0].config
-    made = train.setup(first)
+    with settings.own_keys():
+        made = train.setup(first)
     features.check_names(
         made.task, made.plan.shapes.variables, made.source, [config.feature], where="config.feature"
     )

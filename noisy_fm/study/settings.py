@@ -1,6 +1,8 @@
 """A study's config: its table of defaults, and its checks."""
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 
@@ -84,6 +86,18 @@ def completed(config: ConfigDict) -> ConfigDict:
     return config
 
 
+@contextlib.contextmanager
+def own_keys() -> Iterator[None]:
+    """Faults of a training config are told by the keys that it has in a study."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(KEY.sub("config.pretrain.", str(error))) from None
+
+
+KEY = re.compile(r"\bconfig\.(?!pretrain\b|json\b|py\b)")
+
+
 def _filled(given, where: str) -> dict:
     """A transfer with all its keys."""
     given, whole = config_lib.group(given, where), transfer({})
@@ -97,7 +111,8 @@ def _filled(given, where: str) -> dict:
 def check(config: ConfigDict) -> None:
     """Raises one clear line for a `completed` config that cannot run, whatever its data."""
     config_lib.check_keys(config, {**defaults(), "transfers": config.transfers})
-    config_lib.check_train(config.pretrain)
+    with own_keys():
+        config_lib.check_train(config.pretrain)
     for rate in config.noise_rates:
         if not (isinstance(rate, int | float) and 0 <= rate < 1):
             raise ValueError(f"config.noise_rates has {rate!r}; expected every γ in [0, 1)")
