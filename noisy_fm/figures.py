@@ -245,17 +245,21 @@ def ramp(count: int, *, dark: bool = False) -> list[str]:
 
 
 def svg(made: Figure, name: str, alt: str, *, levels: Sequence[str] = ()) -> str:
-    """The figure as an SVG element that scales with the page and takes its colours and font.
+    """The figure as an SVG element of a page; see `element`."""
+    file = io.StringIO()
+    with rc_context(STYLE):
+        made.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    return element(file.getvalue(), name, alt, levels=levels)
+
+
+def element(text: str, name: str, alt: str, *, levels: Sequence[str] = ()) -> str:
+    """matplotlib's SVG file as an element that scales with the page and takes its colours and font.
 
     Args:
       name: a prefix of its ids, which no other figure on the page has.
       alt: what it shows, in words.
       levels: colours that the page calls --level-0, --level-1, … (see `ramp`).
     """
-    file = io.StringIO()
-    with rc_context(STYLE):
-        made.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
-    text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     head, body = text.split(">", 1)
     box = "".join(re.findall(r'viewBox="[^"]*"', head))

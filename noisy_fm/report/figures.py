@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 from noisy_fm import figures
-from noisy_fm.figures import INK, MUTED, RULE
+from noisy_fm.figures import INK, MUTED
 from noisy_fm.report import tables
 
 METHOD_COLOURS = {
@@ -193,28 +193,7 @@ class Studio:
             opened = f'<g id="{part}">'
             svg = svg.replace(opened, f"{opened}<title>{html.escape(words)}</title>", 1)
         (self.folder / f"{name}.svg").write_text(svg)
-        return Drawing(name, self.inline(svg, name, alt), alt)
-
-    def inline(self, svg: str, name: str, alt: str) -> str:
-        """An SVG element that scales, carries its alt text and takes the page's colours."""
-        svg = svg[svg.index("<svg") :]
-        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-        head, body = svg.split(">", 1)
-        box = "".join(re.findall(r'viewBox="[^"]*"', head))
-        # Several SVGs share a page, so their ids must not meet.
-        body = re.sub(r'\bid="', f'id="{name}-', body)
-        body = body.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
-        body = re.sub(r"(font: [^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", body)
-        body = body.replace("#ffffff", "none")
-        for hexadecimal, variable in {INK: "--ink", MUTED: "--muted", RULE: "--rule"}.items():
-            body = body.replace(hexadecimal, f"var({variable})")
-        for index, colour in enumerate(self.levels):
-            body = body.replace(colour, f"var(--level-{index})")
-        alt = html.escape(alt, quote=True)
-        return (
-            f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box} role="img" '
-            f'aria-label="{alt}"><title>{alt}</title>{body}'
-        )
+        return Drawing(name, figures.element(svg, name, alt, levels=self.levels), alt)
 
 
 def tile(paths: list[Path], out: Path, *, columns: int = 3) -> None:

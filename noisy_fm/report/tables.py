@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from noisy_fm import nmtune, statistics
+from noisy_fm.figures import signed
 
 METHODS = {
     "features": "Features F",
@@ -292,14 +293,6 @@ def percent(rate: float) -> str:
 def percents(rates: list[float]) -> str:
     """[0.05, 0.1] -> "5, 10 %", with a no-break space."""
     return ", ".join(f"{rate * 100:g}" for rate in rates) + "\N{NO-BREAK SPACE}%"
-
-
-def signed(value: float, digits: int) -> str:
-    """A number with its sign and a true minus; zero has none."""
-    text = f"{value:+.{digits}f}"
-    if float(text) == 0:
-        return text[1:]
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def signed_interval(low: float, high: float, digits: int) -> str:
