@@ -1,4 +1,6 @@
-"""Classification losses of logits [n c], one value a row [n]; `mean` reduces them."""
+"""Losses, one value a row [n], which `mean` reduces: of logits [n c], and of pairs [n e]."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -61,3 +63,76 @@ def _targets(logits, labels):
         f"labels are {labels.dtype} {labels.shape} for logits {logits.shape}: expected integers"
         f" {logits.shape[:1]} or soft targets {logits.shape}"
     )
+
+
+def contrastive(x, y, *, scale, mask=None, chunk: int = 0, gather: Callable = lambda a: a):
+    """Symmetric InfoNCE (Radford et al., ICML 2021, fig. 3) of n pairs: (loss [n], correct [n]).
+
+    Of logits l_ij = scale · x_i·y_j, x and y [n e] of length 1, the loss of pair i in nats is
+    ½(log Σ_j e^{l_ij} + log Σ_j e^{l_ji}) − l_ii; correct is 1 where no l_ij is above l_ii. Pairs
+    that `mask` [n] leaves out are no one's rivals.
+
+    `chunk` columns of the n² logits are held at a time (0: all); the gradient computes them again.
+    `gather` lays the n embeddings out whole on every device, so that each takes its rows against
+    all: with d of them, memory for n/d × chunk logits a device.
+    """
+    x, y, keep = _embeddings(x, y, mask)
+    kept = gather(keep)
+    own = jnp.sum(x * y, -1) * scale
+
+    def reduce(rows, others, rivals):
+        logits = jnp.where(rivals, scale * _products(rows, others), -jnp.inf)
+        return jax.nn.logsumexp(logits, axis=1), jax.lax.stop_gradient(logits.max(1))
+
+    to_text, highest = _by_chunks(reduce, x, gather(y), kept, chunk)
+    to_image, _ = _by_chunks(reduce, y, gather(x), kept, chunk)
+    correct = jax.lax.stop_gradient(own) >= highest.max(0) - 1e-6 * jnp.abs(highest.max(0))
+    both = jax.nn.logsumexp(to_text, axis=0) + jax.nn.logsumexp(to_image, axis=0)
+    return both / 2 - own, correct.astype(jnp.float32)
+
+
+def sigmoid_contrastive(
+    x, y, *, scale, bias, mask=None, chunk: int = 0, gather: Callable = lambda a: a
+):
+    """SigLIP's loss (Zhai et al., ICCV 2023, eq. 1) of n pairs: (loss [n], correct [n]).
+
+    Of logits l_ij = scale · x_i·y_j + bias, pair i's is Σ_j −log σ(l_ij if i = j else −l_ij).
+    The rest as for `contrastive`.
+    """
+    x, y, keep = _embeddings(x, y, mask)
+    own = jnp.sum(x * y, -1) * scale + bias
+
+    def reduce(rows, others, rivals):
+        logits = scale * _products(rows, others) + bias
+        total = jnp.where(rivals, jax.nn.softplus(logits), 0).sum(1)
+        return total, jax.lax.stop_gradient(jnp.where(rivals, logits, -jnp.inf).max(1))
+
+    total, highest = _by_chunks(reduce, x, gather(y), gather(keep), chunk)
+    correct = jax.lax.stop_gradient(own) >= highest.max(0) - 1e-6 * jnp.abs(highest.max(0))
+    return total.sum(0) - own, correct.astype(jnp.float32)  # −log σ(l) = log(1 + e^l) − l
+
+
+def _products(rows, others):
+    return jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGH)
+
+
+def _by_chunks(reduce, rows, others, keep, chunk: int):
+    """`reduce(rows, some of others, those of keep)` for each chunk of columns: [chunks n] each."""
+    n = len(others)
+    if not chunk or chunk >= n:
+        return jax.tree.map(lambda a: a[None], reduce(rows, others, keep))
+    parts = -(-n // chunk)
+    more = parts * chunk - n
+    others = jnp.pad(others, ((0, more), (0, 0))).reshape(parts, chunk, -1)
+    keep = jnp.pad(keep, (0, more)).reshape(parts, chunk)
+    return jax.lax.map(jax.checkpoint(lambda part: reduce(rows, *part)), (others, keep))
+
+
+def _embeddings(x, y, mask):
+    x, y = _at_least_float32(x), _at_least_float32(y)
+    if x.shape != y.shape:
+        raise ValueError(f"embeddings are {x.shape} and {y.shape}: expected pairs [n e]")
+    keep = jnp.ones(len(x), bool) if mask is None else jnp.asarray(mask) != 0
+    if keep.shape != (len(x),):
+        raise ValueError(f"mask has shape {keep.shape}: expected ({len(x)},), one entry a pair")
+    return x, y, keep

@@ -14,7 +14,7 @@ LAYERS = (
         *("noise", "manifest", "spectrum", "polar", "nmtune", "losses", "statistics"),
         *("progress", "messages", "files", "scalars", "figures"),
     },
-    {"data", "models"},
+    {"data", "models", "texts"},
     {
         "config",
         "app",

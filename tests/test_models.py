@@ -15,7 +15,8 @@ from noisy_fm.models import fast
 from noisy_fm.models.fast import pointwise, product
 from noisy_fm.models.layers import DropPath, drop_rates
 from noisy_fm.models.resnet import BasicBlock, Bottleneck
-from noisy_fm.models.vit import Attention, Block, sincos2d
+from noisy_fm.models.transformer import Attention, Block
+from noisy_fm.models.vit import sincos2d
 
 TIMM = np.load(Path(__file__).parent / "references/timm.npz")
 # Small enough to run in a test, one a family.
@@ -349,7 +350,7 @@ def test_residual_blocks_are_those_of_the_paper(block, stride):
 
 def test_attention_block_is_that_of_the_paper():
     x = np.random.default_rng(0).standard_normal((2, 5, 8)) + 30  # a large mean, for LayerNorm
-    module = Block(2, 4.0, 0.5, jnp.float32)
+    module = Block(2, 4.0, 0.5)
     variables = module.init(jax.random.key(1), jnp.asarray(x, jnp.float32), 0.0, train=False)
     rng = np.random.default_rng(2)
     variables = jax.tree.map(lambda a: a + rng.normal(0, 0.3, a.shape), variables)
@@ -377,7 +378,7 @@ def test_attention_block_is_that_of_the_paper():
 
 def test_attention_attends_over_all_tokens_and_no_order():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 6, 8)), jnp.float32)
-    module = Attention(2, jnp.float32)
+    module = Attention(2)
     variables = module.init(jax.random.key(0), x)
     order = np.array([3, 1, 5, 0, 2, 4])
     np.testing.assert_allclose(
@@ -535,9 +536,9 @@ def test_layer_scale_and_zero_init_start_blocks_as_identities():
         init = functools.partial(module.init_with_output, train=False)
         return jax.jit(init)(jax.random.key(0), x, *rate)[0]
 
-    with_scale = first_output(Block(2, 4.0, 1e-6, jnp.float32), tokens, 0.0)
+    with_scale = first_output(Block(2, 4.0, 1e-6), tokens, 0.0)
     assert 0 < float(jnp.abs(with_scale - tokens).max()) < 1e-5
-    plain = Block(2, 4.0, 0.0, jnp.float32)
+    plain = Block(2, 4.0, 0.0)
     shapes = jax.eval_shape(
         functools.partial(plain.init, train=False), jax.random.key(0), tokens, 0.0
     )

@@ -24,7 +24,7 @@ STEMS = {"imagenet": (7, 2, True), "cifar": (3, 1, False), "half": (3, 2, False)
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def _conv(features: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
+def convolution(features: int, kernel: int, stride: int, dtype, name: str) -> nn.Conv:
     """Padded by (kernel − 1)/2 on each side, as in PyTorch; "SAME" would shift strided ones."""
     return nn.Conv(
         features,
@@ -43,7 +43,7 @@ def _pointwise(x, kernel, strides, padding, **unused):
     return fast.pointwise(x, kernel)
 
 
-def _norm(train: bool, dtype, name: str, scale_init=nn.initializers.ones):
+def batch_norm(train: bool, dtype, name: str, scale_init=nn.initializers.ones):
     """Statistics in float32 whatever `dtype`; running ones decay by 0.9 (PyTorch's 0.1).
 
     Training or not is said at the call, where a frozen module's statistics can be kept.
@@ -68,8 +68,8 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train):
-        x = _conv(self.features, 1, self.stride, self.dtype, "conv")(x)
-        return _norm(train, self.dtype, "norm")(x)
+        x = convolution(self.features, 1, self.stride, self.dtype, "conv")(x)
+        return batch_norm(train, self.dtype, "norm")(x)
 
 
 class BasicBlock(nn.Module):
@@ -85,7 +85,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        conv, norm = partial(_conv, dtype=self.dtype), partial(_norm, train, self.dtype)
+        conv, norm = partial(convolution, dtype=self.dtype), partial(batch_norm, train, self.dtype)
         last = nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
         y = conv(self.width, 3, self.stride, name="conv1")(x)
         y = nn.relu(norm("norm1")(y))
@@ -109,7 +109,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        conv, norm = partial(_conv, dtype=self.dtype), partial(_norm, train, self.dtype)
+        conv, norm = partial(convolution, dtype=self.dtype), partial(batch_norm, train, self.dtype)
         last = nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
         features = self.width * self.expansion
         y = nn.relu(norm("norm1")(conv(self.width, 1, 1, name="conv1")(x)))
@@ -131,8 +131,8 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
         kernel, stride, pool = STEMS[self.kind]
-        x = _conv(self.width, kernel, stride, self.dtype, "conv")(x)
-        x = nn.relu(_norm(train, self.dtype, "norm")(x))
+        x = convolution(self.width, kernel, stride, self.dtype, "conv")(x)
+        x = nn.relu(batch_norm(train, self.dtype, "norm")(x))
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if pool else x
 
 
