@@ -28,10 +28,10 @@ PRECISIONS = ("float32", "bfloat16")
 Range = tuple[tuple[str, ...], Callable, str]
 
 
-def train() -> ConfigDict:
-    """The defaults of one training run."""
+def train(task: str = "classify") -> ConfigDict:
+    """The defaults of one training run of a task, a key of `tasks.TASKS`."""
     from noisy_fm import sharding
-    from noisy_fm.tasks import classify
+    from noisy_fm.tasks import TASKS
 
     config = ConfigDict(
         {
@@ -54,7 +54,7 @@ def train() -> ConfigDict:
             # `name` picks the model or optimiser; other keys go to its constructor, checked there.
             "model": {"name": "resnet10_half"},
             # What is learned; the name picks a module of `tasks`, whose `defaults` these are.
-            "task": classify.defaults(),
+            "task": TASKS[require_known("task", task, TASKS)].defaults(),
             "repeats": 1,  # copies of an example, differently augmented, in an epoch
             "optimizer": {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4},
             "decay": ".*kernel",  # parameters whose path matches are decayed
@@ -193,7 +193,7 @@ def check_train(config: ConfigDict) -> None:
     if not isinstance(task, ConfigDict) or "name" not in task:
         raise ValueError("config.task has no name; start the config from noisy_fm.config")
     kind = TASKS[require_known("config.task.name", task.name, TASKS)]
-    known = {**train(), "task": kind.defaults(), "evaluators": config.evaluators}
+    known = {**train(task.name), "evaluators": config.evaluators}
     check_keys(config, known)
     require_known("config.precision", config.precision, PRECISIONS)
     for key in ("trainable", "sharding"):

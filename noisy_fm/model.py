@@ -110,8 +110,7 @@ class Model(NamedTuple):
     @property
     def feature_names(self) -> tuple[str, ...]:
         image = jax.ShapeDtypeStruct((1, self.preprocess.size, self.preprocess.size, 3), np.uint8)
-        batch = {"image": image, "label": jax.ShapeDtypeStruct((1,), np.int32)}
-        out = jax.eval_shape(self.task.predict_fn, *separated(self.variables), batch)
+        out = jax.eval_shape(self.task.predict_fn, *separated(self.variables), {"image": image})
         return tuple(out["features"])
 
     def features(self, images, *, feature: str | None = None, batch_size: int = 128) -> np.ndarray:
@@ -158,8 +157,7 @@ class Model(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("predict_fn", "feature"))
 def _apply(variables: dict, views: jax.Array, *, predict_fn: Callable, feature: str | None):
-    batch = {"image": views, "label": jnp.zeros(len(views), jnp.int32)}
-    out = predict_fn(*separated(variables), batch)
+    out = predict_fn(*separated(variables), {"image": views})
     if feature is None:
         return out["logits"]
     if feature not in out["features"]:

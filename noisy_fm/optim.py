@@ -178,15 +178,7 @@ def accumulate(
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
         return grad_fn(params, model_state, batch, key)
-    rows = len(jax.tree.leaves(batch)[0])
-    if rows % microbatches:
-        raise ValueError(
-            f"the batch has {rows} rows, config.microbatches is {microbatches}; expected a divisor"
-        )
-    parts = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(rows // microbatches, microbatches, *x.shape[1:]), 1, 0),
-        batch,
-    )
+    rows, parts = len(jax.tree.leaves(batch)[0]), _parts(batch, microbatches)
     ones = jnp.ones((microbatches, rows // microbatches))
     weights = (parts["mask"] != 0 if "mask" in parts else ones).sum(1).astype(jnp.float32)
     weights = weights / jnp.maximum(weights.sum(), 1)
@@ -203,11 +195,70 @@ def accumulate(
     (model_state, (loss, grads)), outputs = jax.lax.scan(
         one_part, (model_state, zero), (parts, weights, keys)
     )
-    outputs = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, *x.shape[2:]) if x.ndim > 1 else weights @ x,
-        outputs,
-    )
+    outputs = jax.tree.map(lambda x: _joined(x) if x.ndim > 1 else weights @ x, outputs)
     return (loss, (model_state, outputs)), grads
+
+
+def accumulate_embeddings(
+    loss_fn: Callable,
+    params,
+    model_state,
+    batch: dict,
+    key: jax.Array,
+    *,
+    microbatches: int = 1,
+    embed_fn: Callable,
+    combine_fn: Callable,
+):
+    """What `accumulate` gives, of a loss that compares all rows (GradCache; Gao et al., 2021).
+
+    `embed_fn` and `combine_fn` are a `tasks.Parts`. All parts are embedded, the loss of all
+    embeddings and its gradient for them taken, and each part embedded again for the gradient of the
+    parameters: memory is a part's, the result the whole batch's. BatchNorm normalises by the part.
+    """
+    if microbatches == 1:
+        return jax.value_and_grad(loss_fn, has_aux=True)(params, model_state, batch, key)
+    parts = _parts(batch, microbatches)
+    keys = jax.random.split(key, microbatches)
+
+    def embed(model_state, inputs):
+        embeddings, model_state = embed_fn(params, model_state, *inputs)
+        return model_state, embeddings
+
+    new_state, embeddings = jax.lax.scan(embed, model_state, (parts, keys))
+    together = jax.tree.map(_joined, embeddings)
+    combine = jax.value_and_grad(combine_fn, argnums=(0, 1), has_aux=True)
+    (loss, outputs), (grads, cotangents) = combine(params, together, batch)
+
+    def one_part(carry, inputs):
+        model_state, total = carry
+        part, key, cotangent = inputs
+        _, pull, model_state = jax.vjp(
+            lambda p: embed_fn(p, model_state, part, key), params, has_aux=True
+        )
+        return (model_state, jax.tree.map(jnp.add, total, pull(cotangent)[0])), None
+
+    (_, grads), _ = jax.lax.scan(
+        one_part, (model_state, grads), (parts, keys, _parts(cotangents, microbatches))
+    )
+    return (loss, (new_state, outputs)), grads
+
+
+def _parts(tree, count: int):
+    """Rows i, i + count, … of every leaf [n …] as part i: [count n/count …]."""
+    rows = len(jax.tree.leaves(tree)[0])
+    if rows % count:
+        raise ValueError(
+            f"the batch has {rows} rows, config.microbatches is {count}; expected a divisor"
+        )
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(rows // count, count, *x.shape[1:]), 1, 0), tree
+    )
+
+
+def _joined(x):
+    """The inverse of `_parts` for one leaf."""
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def ema_update(average, values, decay: float, step, *, warmup: bool = False):

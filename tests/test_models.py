@@ -88,7 +88,10 @@ def test_parameter_counts(name, count):
     assert logits.shape == (2, 1000)
 
 
-LARGER = ("resnet34", "resnet101", "resnet152", "vit_b16")
+LARGER = (
+    *("resnet34", "resnet101", "resnet152", "vit_b16"),
+    *("clip_vit_b32", "clip_vit_b16", "clip_vit_l14"),
+)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,12 @@ LARGER = ("resnet34", "resnet101", "resnet152", "vit_b16")
     [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGER)) for name in models.MODELS],
 )
 def test_every_model_has_named_features(name):
-    size = 224 if "16" in name or name in ("resnet18", "resnet34") else 32
+    size = (
+        224
+        if "vit_tiny" not in name
+        and ("vit" in name or ("resnet" in name and "_" not in name) or "clip" in name)
+        else 32
+    )
     _, (logits, features) = shapes_of(name, size, 7)
     assert logits.shape == (2, 7)
     assert features["pre_logits"].shape[0] == 2

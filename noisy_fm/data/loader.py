@@ -62,6 +62,7 @@ def train_batches(
     start: int = 0,
     stop: int,
     columns: Sequence[str] = ("label",),
+    collate: Callable[[dict], dict] = dict,
     rows: np.ndarray | None = None,
     threads: int | None = None,
     buffer: int = 4,
@@ -74,8 +75,8 @@ def train_batches(
     Each epoch is a new permutation of the examples; epochs run into one another, so every batch
     has the same size. With `repeats` r an epoch is as long, of the permutation's first 1/r, each
     r times in a row (repeated augmentation, Hoffer et al. 2020, in DeiT's form). `columns` are what
-    a batch holds besides image and id. `rows` are the positions in each global batch that this host
-    reads (None: all).
+    a batch is made of besides image and id, by `collate`. `rows` are the positions in each global
+    batch that this host reads (None: all).
 
     Images on disk are decoded by `threads` (None: one a core) in this process or, with
     `workers`, in each of so many others, which share nothing with it and start afresh; `buffer`
@@ -85,7 +86,7 @@ def train_batches(
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; expected at least 1")
     fetch = _Fetch(
-        source, batch_size, seed, _rows(batch_size, rows), columns, repeats,
+        source, batch_size, seed, _rows(batch_size, rows), columns, collate, repeats,
         _threads(source, threads, workers),
     )  # fmt: skip
     dataset = grain.MapDataset.range(start, stop).map(fetch)
@@ -100,6 +101,7 @@ def eval_batches(
     *,
     batch_size: int,
     columns: Sequence[str] = ("label",),
+    collate: Callable[[dict], dict] = dict,
     rows: np.ndarray | None = None,
     threads: int | None = None,
     buffer: int = 4,
@@ -113,7 +115,12 @@ def eval_batches(
     """
     steps = -(-(len(source) - start) // batch_size)
     fetch = _FetchInOrder(
-        source, batch_size, start + _rows(batch_size, rows), columns, _threads(source, threads, 0)
+        source,
+        batch_size,
+        start + _rows(batch_size, rows),
+        columns,
+        collate,
+        _threads(source, threads, 0),
     )
     damage = Damage(fate=LEFT_OUT) if damage is None else damage
     if not source.encoded:
@@ -125,17 +132,19 @@ def eval_batches(
     )
 
 
-def example(source: Source, columns: Sequence[str] = ("label",)) -> dict[str, np.ndarray]:
+def example(
+    source: Source, columns: Sequence[str] = ("label",), collate: Callable[[dict], dict] = dict
+) -> dict[str, np.ndarray]:
     """A batch of one example that can be read: what evaluation batches are made of."""
-    return source.read(np.zeros(1, int), View(damaged=[]), columns=columns)
+    return collate(source.read(np.zeros(1, int), View(damaged=[]), columns=columns))
 
 
 class _Fetch:
     """step → (this host's rows of the training batch, the damaged), as a value to pickle."""
 
-    def __init__(self, source, batch_size, seed, rows, columns, repeats, threads):
+    def __init__(self, source, batch_size, seed, rows, columns, collate, repeats, threads):
         self.source, self.batch_size, self.seed, self.rows = source, batch_size, seed, rows
-        self.columns, self.repeats, self.threads = columns, repeats, threads
+        self.columns, self.collate, self.repeats, self.threads = columns, collate, repeats, threads
         self.canvases = Canvases()
 
     def __call__(self, step: int) -> tuple[Mapping[str, np.ndarray], list]:
@@ -145,15 +154,15 @@ class _Fetch:
         indices = shuffled(places, len(self.source), self.seed)
         damaged: list[tuple[int, str]] = []
         view = View(positions, self.seed, self.threads, damaged, self.canvases)
-        return self.source.read(indices, view, columns=self.columns), damaged
+        return self.collate(self.source.read(indices, view, columns=self.columns)), damaged
 
 
 class _FetchInOrder:
     """step → (this host's rows of the evaluation batch, the damaged)."""
 
-    def __init__(self, source, batch_size, rows, columns, threads):
+    def __init__(self, source, batch_size, rows, columns, collate, threads):
         self.source, self.batch_size, self.rows = source, batch_size, rows
-        self.columns, self.threads = columns, threads
+        self.columns, self.collate, self.threads = columns, collate, threads
 
     def __call__(self, step: int) -> tuple[Mapping[str, np.ndarray], list]:
         indices = step * self.batch_size + self.rows
@@ -161,7 +170,7 @@ class _FetchInOrder:
         indices = np.where(real, indices, 0)
         damaged: list[tuple[int, str]] = []
         view = View(threads=self.threads, damaged=damaged)
-        batch = self.source.read(indices, view, columns=self.columns)
+        batch = self.collate(self.source.read(indices, view, columns=self.columns))
         real &= batch["id"] == self.source.ids[indices]
         return {**batch, "mask": real.astype(np.float32)}, damaged
 

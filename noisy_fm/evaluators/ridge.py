@@ -18,7 +18,9 @@ def ridge(given: Given, *, feature: str = "", examples: int = 2048) -> Evaluator
     where = "config.evaluators.probe.feature"
     features.check_names(given.task, given.variables, given.eval_source, [feature], where=where)
     name = f"features/{feature}"
-    predict = features.predictor(given.task, keep=(name, "mask"), pooled=True, **given.layout)
+    predict = features.predictor(
+        given.task, keep=(name, "mask"), columns=(), pooled=True, **given.layout
+    )
     fitted, tested = (
         source.select(sample(np.arange(len(source)), examples))
         for source in (given.clean, given.eval_source)

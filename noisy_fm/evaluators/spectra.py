@@ -34,7 +34,7 @@ def spectra(
     where = "config.evaluators.spectrum.names"
     features.check_names(given.task, given.variables, source, names, where=where)
     keep = ["mask", *(f"features/{name}" for name in names)]
-    predict = features.predictor(given.task, keep=keep, pooled=True, **given.layout)
+    predict = features.predictor(given.task, keep=keep, columns=(), pooled=True, **given.layout)
     chosen = source.select(sample(np.arange(len(source)), examples))
 
     def measure(variables):

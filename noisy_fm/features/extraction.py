@@ -48,8 +48,9 @@ def extract(
     mesh = sharding.make_mesh(devices=jax.local_devices())
     keep = ("mask", f"features/{name}")
     outputs = stream(
-        model.task, keep=keep, batch_size=batch_size, mesh=mesh, pooled=True, threads=threads
-    )
+        model.task, keep=keep, batch_size=batch_size, mesh=mesh, columns=(), pooled=True,
+        threads=threads,
+    )  # fmt: skip
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     with GrowingStore(path, made_from=made_from) as store:
         read = len(source) if store.finished else store.read

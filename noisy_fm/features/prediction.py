@@ -68,6 +68,7 @@ def stream(
     keep: Sequence[str],
     batch_size: int,
     mesh: jax.sharding.Mesh,
+    columns: Sequence[str] | None = None,
     pooled: bool = False,
     threads: int | None = None,
     buffer: int = 4,
@@ -75,7 +76,8 @@ def stream(
     """(variables, source, damage, start=0) → each batch's outputs, fetched while the next one runs.
 
     They are of the examples from `start` on.
-    `batch_size` is rounded up to what the mesh divides, and the last batch filled up. `pooled`
+    `columns` are what is read beside images (None: all that the task learns from; features need
+    none). `batch_size` is rounded up to what the mesh divides, the last batch filled. `pooled`
     averages features of more than two axes [n … d] (maps, tokens) over the middle ones, in float32
     on the device, so that only [n d] leaves it. Images on disk are read as `loader.eval_batches`
     says; where one could not be, and where a batch was filled up, the output "mask" is 0.
@@ -90,6 +92,7 @@ def stream(
             raise ValueError(f"no output {missing[0]!r}; there are {', '.join(sorted(out))}")
         return {name: out[name] for name in keep}
 
+    columns = task.columns if columns is None else columns
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = -(-batch_size // ways) * ways
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -107,8 +110,8 @@ def stream(
             return jax.block_until_ready(out) if one_by_one else out
 
         batches = loader.eval_batches(
-            source, batch_size=batch_size, columns=task.columns, rows=rows, threads=threads,
-            buffer=buffer, start=start, damage=damage,
+            source, batch_size=batch_size, columns=columns, collate=task.collate, rows=rows,
+            threads=threads, buffer=buffer, start=start, damage=damage,
         )  # fmt: skip
         with contextlib.closing(batches):
             yield from to_host(map(compute, batches))
@@ -118,7 +121,7 @@ def stream(
 
 def check_names(task: tasks.Task, variables: tuple[Any, Any], source, names, *, where: str) -> None:
     """Raises ValueError for the first of `names` that is no feature; compiles and runs nothing."""
-    outputs = jax.eval_shape(task.predict_fn, *variables, loader.example(source, task.columns))
+    outputs = jax.eval_shape(task.predict_fn, *variables, loader.example(source, ()))
     for name in names:
         if name not in outputs["features"]:
             raise ValueError(unknown(where, name, outputs["features"]))

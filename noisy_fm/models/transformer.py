@@ -66,7 +66,9 @@ class Qkv(nn.Module):
     @nn.compact
     def __call__(self, x):
         d = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (d, 3 * d)).reshape(d, 3, self.num_heads, -1)
+        kernel = self.param("kernel", self.kernel_init, (d, 3 * d)).reshape(
+            d, 3, self.num_heads, -1
+        )
         bias = self.param("bias", nn.initializers.zeros, (3 * d,)).reshape(3, self.num_heads, -1)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return jnp.moveaxis(jnp.einsum("bld,dthk->blthk", x, kernel) + bias, 2, 0)
@@ -87,7 +89,9 @@ class Attention(nn.Module):
     def __call__(self, x):
         qkv = Qkv(self.num_heads, self.kernel_init.qkv, self.dtype, name="qkv")(x)
         heads = jax.nn.dot_product_attention(*qkv, is_causal=self.causal)
-        return dense(x.shape[-1], self.dtype, "proj", init=self.kernel_init.proj)(heads.reshape(x.shape))
+        return dense(x.shape[-1], self.dtype, "proj", init=self.kernel_init.proj)(
+            heads.reshape(x.shape)
+        )
 
 
 class Mlp(nn.Module):

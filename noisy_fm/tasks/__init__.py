@@ -8,9 +8,9 @@ data of which `info` is known (`Source.info`), `network(config, info)` is the mo
 
 from types import ModuleType
 
-from noisy_fm.tasks import classify
-from noisy_fm.tasks.task import Task
+from noisy_fm.tasks import classify, contrast
+from noisy_fm.tasks.task import Parts, Task
 
-TASKS: dict[str, ModuleType] = {"classify": classify}
+TASKS: dict[str, ModuleType] = {"classify": classify, "contrast": contrast}
 
-__all__ = ["TASKS", "Task"]
+__all__ = ["TASKS", "Parts", "Task"]

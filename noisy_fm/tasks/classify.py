@@ -19,7 +19,7 @@ from noisy_fm.data import Source
 from noisy_fm.data import augment as augment_lib
 from noisy_fm.data.storage.labels import appearance
 from noisy_fm.messages import require_known, warn
-from noisy_fm.tasks.task import Task
+from noisy_fm.tasks.task import Task, keep_statistics
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
 MIX_MODES = ("batch", "elem")
@@ -62,21 +62,27 @@ def check(config: ConfigDict) -> None:
     task = config.task
     require_known("config.task.loss", task.loss, LOSSES)
     require_known("config.task.mix.mode", task.mix.mode, MIX_MODES)
-    require_known("config.task.augment.name", task.augment.name, augment_lib.AUGMENTATIONS)
     config_lib.check_ranges(config, RANGES)
-    for key in ("normalize.mean", "normalize.std", "augment.color_jitter"):
-        group, _, name = key.partition(".")
-        config_lib.check_numbers(f"task.{key}", task[group].get(name, 1.0))
+    check_images(config)
     if config.batch_size % task.mix.groups:
         raise ValueError(
             f"config.batch_size is {config.batch_size}; expected a multiple of "
             f"config.task.mix.groups ({task.mix.groups})"
         )
+    if {"dtype", "num_classes"} & set(config.model):
+        raise ValueError("config.model sets dtype or num_classes; use config.precision and data")
+
+
+def check_images(config: ConfigDict) -> None:
+    """Raises one clear line for a normalisation or an augmentation that cannot be."""
+    task = config.task
+    require_known("config.task.augment.name", task.augment.name, augment_lib.AUGMENTATIONS)
+    for key in ("normalize.mean", "normalize.std", "augment.color_jitter"):
+        group, _, name = key.partition(".")
+        config_lib.check_numbers(f"task.{key}", task[group].get(name, 1.0))
     arguments = {key: value for key, value in task.augment.items() if key != "name"}
     factory = augment_lib.AUGMENTATIONS[task.augment.name]
     config_lib.check_arguments(factory, arguments, where="config.task.augment", given=("size",))
-    if {"dtype", "num_classes"} & set(config.model):
-        raise ValueError("config.model sets dtype or num_classes; use config.precision and data")
 
 
 def check_data(source: Source, eval_source: Source, *, where: tuple[str, str]) -> None:
@@ -131,6 +137,21 @@ def make(config: ConfigDict, info: Mapping) -> Task:
 
     Modules without a trainable parameter are frozen.
     """
+    return classify(
+        network(config, info),
+        len(info["label_names"]),
+        label_names=info["label_names"],
+        loss=config.task.loss,
+        label_smoothing=config.task.label_smoothing,
+        augment=augmentation(config, info),
+        mix=config.task.mix,
+        normalize=config.task.normalize,
+        frozen=lambda module: optim.frozen(f"{module}/scale", config.trainable),
+    )
+
+
+def augmentation(config: ConfigDict, info: Mapping) -> Callable[[jax.Array, dict], dict]:
+    """What `config.task.augment` says, for images of which `info` is known."""
     if info["encoded"] and config.task.augment.name != "imagenet":
         raise ValueError(
             f"config.task.augment.name is {config.task.augment.name!r}; images on disk come as "
@@ -140,17 +161,7 @@ def make(config: ConfigDict, info: Mapping) -> Task:
     factory = augment_lib.AUGMENTATIONS[arguments.pop("name")]
     if config.task.augment.name == "imagenet":
         arguments["size"] = config.data.size
-    return classify(
-        network(config, info),
-        len(info["label_names"]),
-        label_names=info["label_names"],
-        loss=config.task.loss,
-        label_smoothing=config.task.label_smoothing,
-        augment=factory(**arguments),
-        mix=config.task.mix,
-        normalize=config.task.normalize,
-        frozen=lambda module: optim.frozen(f"{module}/scale", config.trainable),
-    )
+    return factory(**arguments)
 
 
 @flax.struct.dataclass
@@ -223,8 +234,10 @@ def classify(
     def predict_fn(params, model_state, batch):
         images = pixels(batch["image"])
         logits, features = model.apply({"params": params, **model_state}, images, train=False)
-        out = outputs(logits.astype(jnp.float32), batch, batch["label"])
-        return {**out, "features": features}
+        logits = logits.astype(jnp.float32)
+        if "label" not in batch:
+            return {"logits": logits, "prediction": jnp.argmax(logits, -1), "features": features}
+        return {**outputs(logits, batch, batch["label"]), "features": features}
 
     def preview_fn(batch, prepared, true):
         names = label_names or [str(i) for i in range(num_classes)]
@@ -241,16 +254,5 @@ def classify(
         columns=("label",),
         preview_fn=preview_fn,
         scores={"loss": "loss", "accuracy": "correct"},
+        agreement="correct",
     )
-
-
-def keep_statistics(frozen: Callable[[str], bool] | None):
-    """A linen interceptor: BatchNorm of frozen modules runs on its stored statistics."""
-
-    def interceptor(call, args, kwargs, context):
-        module = context.module
-        if frozen and isinstance(module, nn.BatchNorm) and frozen("/".join(module.path)):
-            kwargs = {**kwargs, "use_running_average": True}
-        return call(*args, **kwargs)
-
-    return interceptor

@@ -47,7 +47,7 @@ def setup(config: ConfigDict) -> Setup:
     check_splits(config, clean, eval_source)
     task = make_task(config, clean.info)
     source, manifest = corrupted(config, clean, task)
-    example = loader.example(eval_source, task.columns)
+    example = loader.example(eval_source, task.columns, task.collate)
     plan = plan_training(config, task, example, mesh=mesh, num_examples=len(source))
     steps, steps_per_epoch = config_lib.num_steps(config, len(source))
     if config.profile and config.profile[1] > steps:
@@ -119,7 +119,7 @@ def corrupted(
 def make_task(config: ConfigDict, info: Mapping) -> tasks.Task:
     """The config's task, for data of which `info` is known."""
     task = tasks.TASKS[config.task.name].make(config, info)
-    if config.microbatches > 1 and not task.splits:
+    if config.microbatches > 1 and not (task.splits or task.parts):
         raise ValueError(
             f"config.microbatches is {config.microbatches}; expected 1, as the loss of "
             f"config.task.name {config.task.name!r} compares all examples of a batch"
@@ -146,6 +146,7 @@ def train_batches(
         start=start,
         stop=stop,
         columns=made.task.columns,
+        collate=made.task.collate,
         rows=sharding.host_rows(made.mesh, config.batch_size),
         repeats=config.repeats,
         workers=config.loader.workers,

@@ -102,7 +102,7 @@ class Run:
     def _flops_a_step(self) -> int:
         """Three times the forward pass of a batch (see `flops.count`)."""
         task = self.made.task
-        example = loader.example(self.made.eval_source, task.columns)
+        example = loader.example(self.made.eval_source, task.columns, task.collate)
         predict = functools.partial(task.predict_fn, batch=example)
         one = flops.count(lambda v: predict(*v), abstract(self.state.variables))
         return 3 * one * self.config.batch_size

@@ -1,6 +1,7 @@
 """What a training step changes, and the step itself: pure, jitted, laid out by rules."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -126,14 +127,24 @@ def make_step(
 
     layout = {**state.params, **state.frozen}
 
+    def whole(params):
+        return optim.join(sharding.gather({**params, **state.frozen}, layout), {})
+
+    def loss_fn(params, model_state, batch, key):
+        return task.loss_fn(whole(params), model_state, batch, key)
+
+    accumulate = optim.accumulate
+    if task.parts:
+        embed_fn, combine_fn = task.parts
+        accumulate = functools.partial(
+            optim.accumulate_embeddings,
+            embed_fn=lambda params, *rest: embed_fn(whole(params), *rest),
+            combine_fn=lambda params, *rest: combine_fn(whole(params), *rest),
+        )
+
     def step(state: TrainState, batch: dict) -> tuple[TrainState, jax.Array]:
         key_batch, key_model = jax.random.split(jax.random.fold_in(state.key, state.step))
-
-        def loss_fn(params, model_state, batch, key):
-            whole = sharding.gather({**params, **state.frozen}, layout)
-            return task.loss_fn(optim.join(whole, {}), model_state, batch, key)
-
-        (loss, (model_state, outputs)), grads = optim.accumulate(
+        (loss, (model_state, outputs)), grads = accumulate(
             loss_fn,
             state.params,
             state.model_state,
@@ -144,7 +155,7 @@ def make_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         healthy = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
         new = state.replace(
-            params=optax.apply_updates(state.params, updates),
+            params=limited(optax.apply_updates(state.params, updates), task.limits),
             model_state=model_state,
             opt_state=opt_state,
             metrics=state.metrics.merge(task.metrics.single_from_model_output(**outputs)),
@@ -162,6 +173,12 @@ def make_step(
         return new, jnp.where(healthy, loss, jnp.nan)
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None))
+
+
+def limited(params: dict, limits: Sequence[tuple[str, float, float]]) -> dict:
+    """The parameters, those with a path in `limits` between their lowest and highest value."""
+    clipped = {path: jnp.clip(params[path], *ends) for path, *ends in limits if path in params}
+    return {**params, **clipped}
 
 
 def shardings(tree):
