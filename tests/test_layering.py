@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "noisy_fm"
 LAYERS = (
     {
         *("noise", "manifest", "spectrum", "polar", "nmtune", "losses", "statistics"),
+        "zeroshot",
         *("progress", "messages", "files", "scalars", "figures"),
     },
     {"data", "models", "texts"},

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
-from noisy_fm.evaluators.evaluator import Evaluator, Given
+from noisy_fm.evaluators.contrast import retrieval, zero_shot
+from noisy_fm.evaluators.evaluator import Evaluator, Given, Outcome
 from noisy_fm.evaluators.memorised import memorised
 from noisy_fm.evaluators.ridge import ridge
 from noisy_fm.evaluators.spectra import spectra
@@ -24,6 +25,8 @@ EVALUATORS: dict[str, Callable[..., Evaluator | None]] = {
     "memorised": memorised,
     "spectrum": spectra,
     "probe": ridge,
+    "zero_shot": zero_shot,
+    "retrieval": retrieval,
 }
 # What a kind of evaluator measures nothing without.
 NEEDS = {
@@ -31,10 +34,15 @@ NEEDS = {
     "spectrum": "names is empty; expected names of features, as ('pre_logits',)",
     "probe": "feature is empty; expected the name of one, as 'pre_logits'",
 }
-HELD_OUT = ("validation", "spectrum")  # kinds that look at no example to train on
+HELD_OUT = (
+    "validation",
+    "spectrum",
+    "zero_shot",
+    "retrieval",
+)  # kinds that look at no example to train on
 OWN = ("kind", "data", "split", "eval_split")  # keys of an entry that are not its kind's
 
-__all__ = ["EVALUATORS", "Evaluator", "Given", "check", "make"]
+__all__ = ["EVALUATORS", "Evaluator", "Given", "Outcome", "check", "make"]
 
 
 def check(entries: Mapping[str, Mapping]) -> None:

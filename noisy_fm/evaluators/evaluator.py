@@ -11,11 +11,34 @@ from noisy_fm.tasks import Task
 Variables = tuple[Any, Any]  # (nested params, model_state)
 
 
+class Outcome(NamedTuple):
+    """One number an example, whose mean is measured: values, ids and groups [n]."""
+
+    values: np.ndarray
+    ids: np.ndarray
+    groups: np.ndarray
+
+
 class Evaluator(NamedTuple):
-    """`measure(variables)` gives {name: value} for each of `names`, or for none of them."""
+    """`measure(variables)` gives {name: value} for each of `names`, or for none of them.
+
+    `outcomes(variables)`, where there is one, gives {name: Outcome} of those that are means over
+    examples, for intervals and paired comparisons.
+    """
 
     names: tuple[str, ...]
     measure: Callable[[Variables], dict[str, float]]
+    outcomes: Callable[[Variables], dict[str, Outcome]] | None = None
+
+    @classmethod
+    def of_means(cls, names: tuple[str, ...], outcomes: Callable) -> "Evaluator":
+        """One that measures nothing but means of its outcomes."""
+
+        def measure(variables):
+            found = outcomes(variables)
+            return {name: float(np.nanmean(one.values)) for name, one in found.items()}
+
+        return cls(names, measure, outcomes)
 
 
 class Given(NamedTuple):

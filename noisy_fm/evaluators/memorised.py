@@ -1,16 +1,18 @@
-"""Which of the wrong labels were learned."""
+"""How much of the wrong supervision was learned."""
 
 import numpy as np
 
 from noisy_fm import features
-from noisy_fm.evaluators.evaluator import Evaluator, Given, readable, sample
+from noisy_fm.evaluators.evaluator import Evaluator, Given, Outcome, sample
 
 
 def memorised(given: Given, *, examples: int = 0) -> Evaluator | None:
-    """How many of the wrong labels were learned, and how many resisted.
+    """How much of the wrong supervision was learned, and how much resisted.
 
-    Of (a sample of at most `examples` of) the examples whose given label is not the true one,
-    `memorised` is the share predicted as given, `resisted` as true. 0 examples: not measured.
+    Of (a sample of at most `examples` of) the examples whose given supervision is not the true
+    one, `memorised` is the share that agrees with the given more than with the true, `resisted` of
+    those with the true more than with the given. For a classifier, those predicted as given and as
+    true; for captions, whose cosine is larger. 0 examples: not measured.
     """
     if not examples:
         return None
@@ -19,18 +21,31 @@ def memorised(given: Given, *, examples: int = 0) -> Evaluator | None:
             "config.evaluators: memorised has data of its own, which have no wrong labels; "
             "expected the run's"
         )
-    said, true = (one.columns["label"] for one in (given.source, given.clean))
-    rows = sample(np.flatnonzero(said != true), examples)
-    chosen = given.clean.select(rows)
-    predict = features.predictor(given.task, keep=("prediction", "mask"), **given.layout)
+    rows = sample(changed(given.clean, given.source, given.task.columns), examples)
+    agreement = given.task.agreement
+    predict = features.predictor(given.task, keep=(agreement, "mask"), **given.layout)
+    chosen = given.source.select(rows), given.clean.select(rows)
 
-    def measure(variables):
+    def outcomes(variables):
         if not len(rows):
             return {}
-        read, found = readable(predict(variables, chosen))
+        told, true = (predict(variables, one) for one in chosen)
+        read = (told["mask"] != 0) & (true["mask"] != 0)
+        about = chosen[0].ids[read], chosen[0].groups[read]
+        more, less = told[agreement] > true[agreement], told[agreement] < true[agreement]
         return {
-            "memorised": float(np.mean(found["prediction"] == said[rows][read])),
-            "resisted": float(np.mean(found["prediction"] == true[rows][read])),
+            "memorised": Outcome(more[read].astype(float), *about),
+            "resisted": Outcome(less[read].astype(float), *about),
         }
 
-    return Evaluator(("memorised", "resisted"), measure)
+    return Evaluator.of_means(("memorised", "resisted"), outcomes)
+
+
+def changed(clean, source, columns) -> np.ndarray:
+    """The rows [m] whose supervision is not the true one."""
+    found = np.zeros(len(clean), bool)
+    for name in columns:
+        ours, theirs = (one.columns[name] for one in (source, clean))
+        if ours is not theirs:
+            found |= np.asarray(ours[:]) != np.asarray(theirs[:])
+    return np.flatnonzero(found)

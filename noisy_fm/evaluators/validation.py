@@ -1,7 +1,7 @@
 """How well the task is done on examples that are not trained on."""
 
 from noisy_fm import features
-from noisy_fm.evaluators.evaluator import Evaluator, Given, readable
+from noisy_fm.evaluators.evaluator import Evaluator, Given, Outcome, readable
 
 
 def validation(given: Given) -> Evaluator:
@@ -9,16 +9,17 @@ def validation(given: Given) -> Evaluator:
 
     Unreadable images are left out, here and in all evaluators.
     """
-    if given.eval_source.info["label_names"] != given.info["label_names"]:
+    source, scores = given.eval_source, given.task.scores
+    if source.info["label_names"] != given.info["label_names"]:
         raise ValueError(
             "config.evaluators: validation is on data with other classes than the run's; expected "
             "the same, in the same order (or kind='probe', which fits its own)"
         )
-    scores = given.task.scores
     predict = features.predictor(given.task, keep=(*scores.values(), "mask"), **given.layout)
 
-    def measure(variables):
-        _, found = readable(predict(variables, given.eval_source))
-        return {name: float(found[output].mean()) for name, output in scores.items()}
+    def outcomes(variables):
+        read, found = readable(predict(variables, source))
+        ids, groups = source.ids[read], source.groups[read]
+        return {name: Outcome(found[output], ids, groups) for name, output in scores.items()}
 
-    return Evaluator(tuple(scores), measure)
+    return Evaluator.of_means(tuple(scores), outcomes)

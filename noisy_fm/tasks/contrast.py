@@ -214,9 +214,30 @@ def contrast(
         collate=functools.partial(collate, tokenizer=tokenizer),
         splits=False,
         parts=Parts(embed_fn, combine_fn),
+        texts=functools.partial(encode_texts, model, tokenizer),
         # As its authors clip it after every step.
         limits=(("logit_scale", -math.inf, math.log(HIGHEST_SCALE)),) if loss == "softmax" else (),
     )
+
+
+TEXTS = 256  # encoded at a time
+
+
+def encode_texts(model: models.Clip, tokenizer: Tokenizer, variables, texts) -> np.ndarray:
+    """Embeddings float32 [n e] of length 1; `variables` are (params, model_state)."""
+    tokens = tokenizer(texts)
+    rows = min(TEXTS, 1 << max(0, len(tokens) - 1).bit_length())  # so that few shapes are compiled
+    found = []
+    for first in range(0, len(tokens), rows):
+        some = tokens[first : first + rows]
+        padded = np.pad(some, ((0, rows - len(some)), (0, 0)))
+        found.append(np.asarray(_encoded(variables[0], padded, model=model))[: len(some)])
+    return np.concatenate(found) if found else np.zeros((0, model.embed_dim), np.float32)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _encoded(params, tokens, *, model: models.Clip):
+    return model.apply({"params": params}, tokens, method="encode_text")["normalized"]
 
 
 def collate(batch: dict, *, tokenizer: Tokenizer) -> dict:

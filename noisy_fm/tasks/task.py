@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 from clu import metrics as clu_metrics
 
 
@@ -38,6 +39,7 @@ class Task(NamedTuple):
       supervision it is given
     splits: the loss is a mean over rows, so that a batch may be taken in parts
     parts: how else it may be, if it may
+    texts: ((params, model_state), texts) → embeddings [n e] of length 1, if it knows texts
     limits: (parameter's path, lowest, highest) between which an update leaves it
     preview_fn(batch, prepared, true) → (images [n h w c], lines of text for each): what a batch, as
       read and as prepared, shows a person; `true` is the batch with its true supervision
@@ -55,6 +57,7 @@ class Task(NamedTuple):
     collate: Callable[[dict], dict] = dict
     splits: bool = True
     parts: Parts | None = None
+    texts: Callable[[tuple[Any, Any], Sequence[str]], np.ndarray] | None = None
     limits: tuple[tuple[str, float, float], ...] = ()
 
 
