@@ -44,6 +44,7 @@ def train(task: str = "classify") -> ConfigDict:
                 "size": 32,
                 "path": "",
                 "canvas": 0,
+                "captions": "",  # which text is an image's caption: see `data.load`
             },
             # Reading: processes (0: none but this), threads in each (0: the cores), batches ready,
             # and the share of unreadable images above which a run stops (0: at the first).
@@ -355,8 +356,11 @@ def differences(old: dict, new: dict, *, prefix: str = "") -> list[str]:
 def today(plain: dict) -> dict:
     """A plain training config of any version, with the keys of this one.
 
-    Until 2026-11 what is now in `task` stood at the top, and `data.labels` was `data.task`.
+    Until 2026-11 what is now in `task` stood at the top, `data.labels` was `data.task`, and there
+    was no `data.captions`.
     """
+    if isinstance(plain.get("data"), dict) and "captions" not in plain["data"]:
+        plain = {**plain, "data": {**plain["data"], "captions": ""}}
     if "task" in plain:
         return plain
     new = {**plain, "data": dict(plain["data"])}

@@ -2,9 +2,15 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from noisy_fm import noise
 from noisy_fm.data import Source
+from noisy_fm.data.source import compact, taken
+from noisy_fm.messages import warn
 from noisy_fm.noise import Manifest
+
+MOST_COMPARED = 100_000  # displaced captions that are read, to see whether they differ
 
 
 def symmetric(source: Source, rate: float, *, seed: int = 0) -> tuple[Source, Manifest]:
@@ -49,7 +55,10 @@ def captions(
     if "caption" not in source.columns:
         raise ValueError("the data have no captions to swap")
     permutation, manifest = noise.swap_captions(source.ids, rate, seed=seed, pair_swaps=pair_swaps)
-    return source.replace(caption=source.columns["caption"][permutation]), manifest
+    permutation = compact(permutation)
+    noisy = source.replace(caption=taken(source.columns["caption"], permutation))
+    _say_alike(source.columns["caption"], permutation, manifest)
+    return noisy, manifest
 
 
 # kind → f(source, rate, *, seed, **options); what config.noise holds besides is its options.
@@ -69,6 +78,20 @@ def _flipped(source: Source, rate: float, **arguments) -> tuple[Source, Manifest
         source.columns["label"], num_classes, rate, ids=source.ids, **arguments
     )
     return source.replace(label=labels), manifest
+
+
+def _say_alike(column, permutation: np.ndarray, manifest: Manifest) -> None:
+    """Warns of displaced captions that read as the image's own does: those are not wrong."""
+    moved = np.flatnonzero(permutation != np.arange(len(permutation)))
+    if len(moved) > MOST_COMPARED:
+        moved = moved[np.linspace(0, len(moved) - 1, MOST_COMPARED).astype(int)]
+    alike = int(np.sum(column[moved] == column[permutation[moved]]))
+    if alike:
+        share = alike / len(moved)
+        warn(
+            f"{share:.2%} of the displaced captions read as the image's own ({alike:,} of "
+            f"{len(moved):,} compared): {manifest.realised * (1 - share):.2%} of all are wrong"
+        )
 
 
 def _integers(classes) -> list[int]:

@@ -6,13 +6,15 @@ from noisy_fm.data.source import ArraySource
 from noisy_fm.messages import require_known
 
 
-def load(*, split, domain, labels, size) -> ArraySource:
+def load(*, split, domain, labels, size, captions) -> ArraySource:
     """See `sources.load`; `size` pixels a side."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
     if domain is not None:
         raise ValueError(f"digits: there are no domains, so domain must be None, not {domain!r}")
+    if captions is not None:
+        raise ValueError(f"digits: there are no captions, so captions are None, not {captions!r}")
     if labels is not None:
         require_known("digits labels", labels, ("digit",))
     if split is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from noisy_fm.data.pairs.template import filled
 from noisy_fm.data.source import ArraySource
 from noisy_fm.messages import require_known
 
@@ -114,8 +115,8 @@ LABELS = {
 }
 
 
-def load(*, split, domain, labels, size) -> ArraySource:
-    """See `sources.load`; `size` is one of `SIZES`."""
+def load(*, split, domain, labels, size, captions) -> ArraySource:
+    """See `sources.load`; `size` is one of `SIZES`, `captions` None or a template."""
     folder = _emoji_folder(size)
     table, domains = _read_table(folder)
     chosen = list(domains) if domain is None else [domain] if isinstance(domain, str) else domain
@@ -146,7 +147,12 @@ def load(*, split, domain, labels, size) -> ArraySource:
         )
     images, ids = (np.concatenate([part[i] for part in parts]) for i in range(2))
     columns = {key: np.concatenate([part[2][key] for part in parts]) for key in parts[0][2]}
-    columns["caption"] = columns.pop("name")
+    names = columns.pop("name")
+    columns["caption"] = names
+    if captions is not None:
+        fields = {**columns, "name": names, "artist": columns["domain"]}
+        del fields["caption"], fields["label"]
+        columns["caption"] = filled(captions, fields, "emoji_domains")
     groups = columns.pop("group").astype(np.int64)
     return ArraySource(images, ids, groups, columns, label_names)
 

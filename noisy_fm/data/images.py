@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from noisy_fm.data import decode
-from noisy_fm.data.source import EVALUATION, Columns, View, selected
+from noisy_fm.data.pairs import open_pairs
+from noisy_fm.data.source import EVALUATION, Columns, View, compact, selected, taken
 from noisy_fm.data.storage import TFDS, Listing, Storage, open_storage
 from noisy_fm.data.storage.listing import ids_of
 
@@ -38,6 +39,14 @@ class ImageSource(Columns):
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     encoded = True
+
+    def __getstate__(self):
+        # Ids that the storage has, in a file, are not copied into every worker.
+        return self.__dict__ | ({"ids": None} if hasattr(self.storage, "ids") else {})
+
+    def __setstate__(self, state):
+        ids = state["storage"].ids if state["ids"] is None else state["ids"]
+        self.__dict__.update(state, ids=ids)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -74,7 +83,7 @@ class ImageSource(Columns):
         return (self.size if view.places is None else self.canvas) ** 2 * 3
 
     def select(self, rows) -> "ImageSource":
-        rows = np.asarray(rows, np.int64)
+        rows = compact(rows)
         return dataclasses.replace(
             self,
             storage=_Selection(self.storage, rows),
@@ -159,7 +168,12 @@ class _Selection:
     def __init__(self, storage: Storage, rows: np.ndarray):
         self.storage, self.rows, self.where = storage, rows, storage.where
         names, labels, label_names, named = storage.listing
-        self.listing = Listing(names[rows], labels[rows], label_names, named)
+        labels = labels[rows] if len(labels) else labels  # of pairs there are none
+        self.listing = Listing(taken(names, rows), labels, label_names, named)
+
+    @property
+    def ids(self) -> np.ndarray:
+        return self.storage.ids[self.rows]  # type: ignore[attr-defined]
 
     def read(self, index: int) -> bytes:
         return self.storage.read(int(self.rows[index]))
@@ -209,9 +223,11 @@ def open_images(
     split: str | None = None,
     size: int = 224,
     canvas: int | None = None,
+    captions: str | None = None,
 ) -> ImageSource:
     """The images of storage `name` at `path`; `canvas` pixels hold a training crop (2 × size).
 
+    With `captions` (see `pairs`) they have the column "caption", and none of labels.
     Raises FileNotFoundError or ValueError, one line, for what is missing, unlabelled or ambiguous.
     """
     canvas = 2 * size if canvas is None else canvas
@@ -219,6 +235,9 @@ def open_images(
         raise ValueError(f"{name}: size {size} and canvas {canvas}; expected canvas ≥ size ≥ 1")
     if not path and not name.startswith(TFDS):
         raise ValueError(f"{name}: path is missing; expected where the images lie")
+    if captions:
+        paired = open_pairs(name, str(path), split, captions)
+        return ImageSource(paired, paired.ids, size, canvas, {"caption": paired.captions})
     storage = open_storage(name, path, split)
     ids, columns = ids_of(storage.listing, storage.where), {"label": storage.listing.labels}
     return ImageSource(storage, ids, size, canvas, columns)

@@ -200,10 +200,21 @@ class ArraySource(Columns):
 
 def selected(columns: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
     """The columns of the examples at `rows` [m]; one in a file stays there."""
-    return {
-        name: column.select(rows) if isinstance(column, Stored) else column[rows]
-        for name, column in columns.items()
-    }
+    return {name: taken(column, rows) for name, column in columns.items()}
+
+
+def taken(column, rows: np.ndarray):
+    """A column at `rows` [m]; one in a file, such as `Stored`, stays there."""
+    return column.select(rows) if hasattr(column, "select") else column[rows]
+
+
+def compact(rows) -> np.ndarray:
+    """Rows [m] as uint32 where those hold them: 27 million go to every worker process."""
+    rows = np.asarray(rows)
+    if rows.dtype == np.uint32:
+        return rows
+    rows = rows.astype(np.int64, copy=False)
+    return rows.astype(np.uint32) if len(rows) and 0 <= rows.min() <= rows.max() < 2**32 else rows
 
 
 class Stored:

@@ -1,7 +1,7 @@
 """The data sets by name: `emoji_domains` (shipped), `digits` (scikit-learn's), images on disk."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -17,10 +17,19 @@ IN_MEMORY: dict[str, Callable[..., ArraySource]] = {
     "digits": digits.load,
 }
 MOST_COMPARED = 1000
+PIECE = 2**16  # rows of a column that are hashed at a time
 
 
 def load(
-    name, *, split=None, domain=None, labels=None, size=None, path=None, canvas=None
+    name,
+    *,
+    split=None,
+    domain=None,
+    labels=None,
+    size=None,
+    path=None,
+    canvas=None,
+    captions=None,
 ) -> ArraySource | ImageSource:
     """The named data set; raises ValueError or FileNotFoundError naming what exists.
 
@@ -45,6 +54,15 @@ def load(
     hash of the file's name without extension (where two classes have files of one name, of
     CLASS/name), so the same in all of them. `size` (None: 224) is
     that of evaluation; training crops lie on a `canvas` of 2 × size pixels. See `ImageSource`.
+
+    `captions` says which texts are the column "caption". `emoji_domains`: a template of its table's
+    columns, as "{name}, {subcategory}" (None: the name); of "none", what stands between two commas
+    is left out, or the field alone where there are no commas. `tar`: the text member's extension,
+    "txt", or EXTENSION:KEY of a JSON member, "json:caption". `folder`: TABLE:COLUMN of a .csv, .tsv
+    or .jsonl in the folder that names the images, wherever below they lie. `parquet`: a column.
+    Images on disk that have captions have no column "label". What is no pair (an image or a
+    caption alone, a caption that is blank or no UTF-8, a shard's end that is missing, …) is left
+    out, counted and said. The pairs are listed once, in a file beside them.
     """
     if name in FORMATS or name.startswith(TFDS):
         given = {k: v for k, v in {"domain": domain, "labels": labels}.items() if v is not None}
@@ -55,7 +73,9 @@ def load(
                 """--config.data.domain="()" --config.data.labels="", as in the _in1k.py configs)"""
             )
         size = 224 if size is None else size
-        return open_images(name, path=path, split=split, size=size, canvas=canvas)
+        return open_images(
+            name, path=path, split=split, size=size, canvas=canvas, captions=captions
+        )
     require_known("data set", name, [*IN_MEMORY, *FORMATS, f"{TFDS}NAME"])
     if path is not None or canvas is not None:
         raise ValueError(
@@ -65,7 +85,7 @@ def load(
     size = SIZES[0] if size is None else size
     if size not in SIZES:
         raise ValueError(f"{name}: size {size!r} does not exist; there are 32 and 64")
-    return IN_MEMORY[name](split=split, domain=domain, labels=labels, size=size)
+    return IN_MEMORY[name](split=split, domain=domain, labels=labels, size=size, captions=captions)
 
 
 def load_split(data: Mapping, split: str, *, where: str = "config.data") -> Source:
@@ -88,11 +108,21 @@ def identity(*sources: Source, columns: Sequence[str] = ("label",)) -> str:
     for source in sources:
         digest.update(source.ids.astype("<i8").tobytes())
         for name in columns:
-            values = np.asarray(source.columns[name][:])
-            if values.dtype.hasobject:  # whose bytes are addresses
-                values = values.astype(str)
-            digest.update((values.astype("<i4") if name == "label" else values).tobytes())
+            for part in _hashable(source.columns[name], name):
+                digest.update(part)
     return digest.hexdigest()[:12]
+
+
+def _hashable(column, name: str) -> Iterator[bytes]:
+    """What tells a column from another, in pieces that fit in memory whatever it holds."""
+    for start in range(0, len(column), PIECE):
+        values = np.asarray(column[start : start + PIECE])
+        if values.dtype.kind in "OU":  # texts by their letters, not by addresses or widths
+            texts = [str(value).encode("utf-8", "surrogatepass") for value in values.ravel()]
+            yield np.array([len(text) for text in texts], "<i8").tobytes()
+            yield b"".join(texts)
+        else:
+            yield (values.astype("<i4") if name == "label" else values).tobytes()
 
 
 def shared(one: Source, other: Source) -> list[int]:

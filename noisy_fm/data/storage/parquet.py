@@ -31,7 +31,7 @@ class ParquetStorage:
         names: list[bytes] = []
         labels: list = []
         ends: list[int] = []
-        self.groups: list[tuple[int, int]] = []  # (file, row group)
+        groups: list[tuple[int, int]] = []  # (file, row group)
         first: Columns | None = None
         for number, file in enumerate(self.files):
             try:
@@ -41,7 +41,7 @@ class ParquetStorage:
                     _check_same(first, columns, self.files[0], file)
                     rows = opened.read([f"{columns.image}.path", columns.label])
                     for group in range(opened.num_row_groups):
-                        self.groups.append((number, group))
+                        groups.append((number, group))
                         ends.append(opened.metadata.row_group(group).num_rows)
             except pa.ArrowException as error:
                 raise ValueError(f"{file} is no whole parquet file: {error}") from None
@@ -52,9 +52,18 @@ class ParquetStorage:
         if first.label != "label" and len(first.among) > 1:
             among = ", ".join(first.among)
             warn(f"{self.where}: labels are those of column {first.label} (of {among})")
-        self.image = first.image
-        self.ends = np.cumsum(ends)
+        self.rows = RowGroups(self.files, first.image, groups, ends)
         self.listing = make_listing(names, labels, first.names, self.where)
+
+    def read(self, index: int) -> bytes:
+        return self.rows.read(index)
+
+
+class RowGroups:
+    """The images of parquet files by row: `groups` are (file, row group), of `counts` rows each."""
+
+    def __init__(self, files, image: str, groups: list[tuple[int, int]], counts: list[int]):
+        self.files, self.image, self.groups, self.ends = files, image, groups, np.cumsum(counts)
         self._fresh()
 
     def _fresh(self) -> None:
@@ -106,23 +115,29 @@ class Columns(NamedTuple):
     among: list[str]  # all columns of labels
 
 
-def _columns(schema, where: str) -> Columns:
+def image_column(schema, where: str) -> str:
+    """The one column of images {bytes, path}; raises ValueError if there is none, or several."""
     import pyarrow as pa
 
-    about = (schema.metadata or {}).get(b"huggingface", b"{}")
-    try:
-        features = json.loads(about).get("info", {}).get("features", {})
-    except (ValueError, AttributeError):
-        raise ValueError(f"{where}: its Hugging Face metadata is damaged") from None
     images = [
         field.name
         for field in schema
         if pa.types.is_struct(field.type) and {"bytes", "path"} <= {f.name for f in field.type}
     ]
-    classes = [name for name, about in features.items() if _type(about) == "ClassLabel"]
-    labels = [name for name in schema.names if name in classes or name == "label"]
     if len(images) != 1:
         raise ValueError(f"{where} has {len(images)} columns of images {{bytes, path}}; expected 1")
+    return images[0]
+
+
+def _columns(schema, where: str) -> Columns:
+    about = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = json.loads(about).get("info", {}).get("features", {})
+    except (ValueError, AttributeError):
+        raise ValueError(f"{where}: its Hugging Face metadata is damaged") from None
+    image = image_column(schema, where)
+    classes = [name for name, about in features.items() if _type(about) == "ClassLabel"]
+    labels = [name for name in schema.names if name in classes or name == "label"]
     if not labels:
         raise ValueError(f"{where} has no labels: expected a ClassLabel column or one named label")
     label = "label" if "label" in labels else labels[0]
@@ -133,7 +148,7 @@ def _columns(schema, where: str) -> Columns:
             "image, its number or its name"
         )
     names = features[label].get("names") if label in classes else None
-    return Columns(images[0], label, kind, names, labels)
+    return Columns(image, label, kind, names, labels)
 
 
 def _kind(type_) -> str | None:
