@@ -161,3 +161,16 @@ def fail(error: object, code: int = 2) -> None:
     say(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     settle()
     os._exit(code) if code in (130, 143) else sys.exit(code)
+
+
+def data_flags(flags: Sequence[str], error: Callable[[str], None]) -> dict:
+    """`--data.KEY=VALUE` as {KEY: VALUE}, arguments of `data.load`; `error` words what is not."""
+    chosen: dict = {}
+    for flag in flags:
+        name, equals, value = flag.removeprefix("--data.").partition("=")
+        if not (flag.startswith("--data.") and equals):
+            error(f"unknown argument {flag}; expected --data.KEY=VALUE, or see --help")
+        if name in chosen:
+            error(f"--data.{name} is given twice")
+        chosen[name] = tuple(value.split(",")) if name == "domain" and "," in value else value
+    return chosen

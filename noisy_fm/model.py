@@ -3,11 +3,12 @@
 model = load_model("runs/a")
 model.features(images)  # float32 [n d], of uint8 images [n h w 3] of any size
 model.predict(images)  # probabilities [n C] of model.label_names
+model.zero_shot(images, names)  # likewise of any classes, by a model that knows texts
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, files, noise, optim, tasks
+from noisy_fm import checkpoint, files, noise, optim, tasks, zeroshot
 from noisy_fm import config as config_lib
 from noisy_fm.data import ImageSource, augment, decode
 from noisy_fm.data.source import numbered
@@ -97,10 +98,10 @@ class Model(NamedTuple):
 
     def __repr__(self) -> str:
         name, size = self.meta["config"]["model"]["name"], self.preprocess.size
+        knows = "texts" if self.texts else f"{len(self.label_names)} classes"
         return (
             f"Model({name}, {optim.count(self.variables['params']):,} parameters, images "
-            f"{size}×{size}, {len(self.label_names)} classes, feature {self.feature!r}, step "
-            f"{self.meta['step']})"
+            f"{size}×{size}, {knows}, feature {self.feature!r}, step {self.meta['step']})"
         )
 
     @property
@@ -127,11 +128,45 @@ class Model(NamedTuple):
         The softmax of the logits, or, where the run's loss is a binary one for each class, their
         sigmoids, scaled to sum to 1.
         """
+        if self.texts:
+            raise ValueError("the model has no classes of its own; expected model.zero_shot(…)")
         logits = self._outputs(images, None, batch_size)
         if self.meta["config"]["task"]["loss"] == "softmax":
             return np.asarray(jax.nn.softmax(logits))
         each = jax.nn.sigmoid(logits)
         return np.asarray(each / each.sum(-1, keepdims=True))
+
+    @property
+    def texts(self) -> bool:
+        """Whether the model knows texts."""
+        return self.task.texts is not None
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings float32 [n e] of length 1, in the space of the feature "normalized"."""
+        if self.task.texts is None:
+            task = self.meta["config"]["task"]["name"]
+            raise ValueError(f"the model knows no texts: it was trained to {task}")
+        if isinstance(texts, str):
+            raise TypeError("texts are one str; expected a list of them")
+        return self.task.texts(separated(self.variables), list(texts))
+
+    def zero_shot(
+        self,
+        images,
+        names: Sequence[str],
+        *,
+        prompts: str | Sequence[str] = "simple",
+        batch_size: int = 128,
+    ) -> np.ndarray:
+        """Probabilities float32 [n C] of classes by their names; images as for `features`.
+
+        prompts: as `zeroshot.prompts`. The softmax of scale · cosines.
+        """
+        chosen = zeroshot.prompts(prompts)
+        weights = zeroshot.classifier(self.encode_texts, list(names), chosen)
+        images = self.features(images, feature="normalized", batch_size=batch_size)
+        scale = float(np.exp(self.variables["params"]["logit_scale"]))
+        return np.asarray(jax.nn.softmax(zeroshot.logits(images, weights, scale=scale)))
 
     def _outputs(self, images, feature: str | None, batch_size: int) -> np.ndarray:
         """Named features, or logits, of images that are looked at a batch at a time."""

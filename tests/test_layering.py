@@ -33,7 +33,7 @@ LAYERS = (
         "recipes",
     },
     {"train", "evaluators", "features"},
-    {"probe", "estimator"},
+    {"probe", "estimator", "evaluate"},
     {"study", "record", "report", "__main__"},
 )
 HELPERS = ("progress", "messages", "files", "scalars", "figures")

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
 from noisy_fm.evaluators.contrast import retrieval, zero_shot
-from noisy_fm.evaluators.evaluator import Evaluator, Given, Outcome
+from noisy_fm.evaluators.evaluator import Evaluator, Given, Outcome, interval
 from noisy_fm.evaluators.memorised import memorised
 from noisy_fm.evaluators.ridge import ridge
 from noisy_fm.evaluators.spectra import spectra
@@ -42,7 +42,7 @@ HELD_OUT = (
 )  # kinds that look at no example to train on
 OWN = ("kind", "data", "split", "eval_split")  # keys of an entry that are not its kind's
 
-__all__ = ["EVALUATORS", "Evaluator", "Given", "Outcome", "check", "make"]
+__all__ = ["EVALUATORS", "Evaluator", "Given", "Outcome", "check", "interval", "make"]
 
 
 def check(entries: Mapping[str, Mapping]) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from noisy_fm import statistics
 from noisy_fm.data import Source
 from noisy_fm.tasks import Task
 
@@ -17,6 +18,17 @@ class Outcome(NamedTuple):
     values: np.ndarray
     ids: np.ndarray
     groups: np.ndarray
+
+
+def interval(outcome: Outcome) -> dict:
+    """Mean of one number an example, its 95 % interval (resampling whole groups), and n."""
+    there = np.isfinite(outcome.values)
+    values = np.asarray(outcome.values, float)[there]
+    if not len(values):
+        return {"value": float("nan"), "n": 0}
+    bounds = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else None
+    low, high = statistics.cluster_bootstrap(values, outcome.groups[there], bounds=bounds)
+    return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
 
 
 class Evaluator(NamedTuple):

@@ -48,15 +48,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
         help="stop if more of the images than this share (0.001), and than three, cannot be read; "
         "0: at the first")  # fmt: skip
     flags, rest = parser.parse_known_args(argv)
-    chosen = {}
-    for flag in rest:
-        name, equals, value = flag.removeprefix("--data.").partition("=")
-        if not (flag.startswith("--data.") and equals):
-            parser.error(f"unknown argument {flag}; expected --data.KEY=VALUE, or see --help")
-        if name in chosen:
-            parser.error(f"--data.{name} is given twice")
-        chosen[name] = tuple(value.split(",")) if name == "domain" and "," in value else value
-    return flags, chosen
+    return flags, app.data_flags(rest, parser.error)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -46,6 +46,8 @@ def panels(records: pd.DataFrame, studio: figures.Studio, model: str) -> list[di
         accuracy(records, studio, model, "id"),
         accuracy(records, studio, model, "ood"),
         memorised(records, studio, model),
+        untrained(records, studio, model, "accuracy"),
+        untrained(records, studio, model, "R@10"),
         spectrum(records, studio, model, "sve", "id"),
         spectrum(records, studio, model, "lsvr", "ood"),
         related(records, studio, model),
@@ -184,6 +186,30 @@ def memorised(records, studio, model: str) -> dict | None:
     return panel(
         studio, summary, dots, memorised_text(records), name=slug("memorised", model),
         title="Wrong labels that the model repeats", ylabel="share of them, %", scale=100,
+    )  # fmt: skip
+
+
+UNTRAINED = {
+    "accuracy": ("Zero-shot accuracy", "Images classified by the names of the classes alone."),
+    "R@10": ("Retrieval, R@10", "How often the right one is among the ten nearest."),
+}
+WAYS = {"to_text": "caption of an image", "to_image": "image of a caption"}
+
+
+def untrained(records, studio, model: str, metric: str) -> dict | None:
+    """What a model of images and texts does on each set without any training on it."""
+    names = records["metric"].str.split("/")
+    frame = records[(records["stage"] == "pretrain") & (names.str[-1] == metric)]
+    frame = frame[names[frame.index].str.len() > 1]
+    if frame.empty:
+        return None
+    parts = names[frame.index].str[:-1]
+    label = parts.map(lambda one: ": ".join(WAYS.get(word, word) for word in one))
+    summary, dots = both(frame.assign(label=label.str.replace("_", " ")))
+    title, sentence = UNTRAINED[metric]
+    return panel(
+        studio, summary, dots, sentence, name=slug(metric.replace("@", ""), model), title=title,
+        ylabel="%", scale=100,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
     part["groups"] = [{"title": "", "rows": rows_shown}]
     for metric, rows in frame.groupby("metric"):
         summary = tables.summarise(rows.assign(label=named(metric)), CELL)
-        score, change = is_score(metric), metric == "accuracy_change"
+        score, change = is_score(metric), metric.endswith("_change")
         numbers = {"scale": 100, "digits": 1} if score else {"scale": 1, "digits": 3}
         table = tables.grid(summary, **numbers, change=change)
         part["columns"] = part["columns"] or table["columns"]
@@ -355,7 +355,7 @@ def named(metric: str) -> str:
 
 def is_score(metric: str) -> bool:
     """Whether a metric is a fraction that reads best in %."""
-    return any(word in metric for word in ("accuracy", "f1", "flipped"))
+    return any(word in metric for word in ("accuracy", "f1", "flipped", "R@", "top5"))
 
 
 def method_rank(method: str) -> tuple:

@@ -18,6 +18,7 @@ from noisy_fm.study import stages, transfers
 from noisy_fm.study.cells import Cell
 
 Outputs = dict[Cell, dict[str, dict]]
+SUPERVISION = {"captions": "caption"}  # kind of noise → the column it makes wrong, if not "label"
 STAGES = {"spectra": "spectrum", "probes": "probe"}  # what records call a stage
 
 
@@ -25,9 +26,11 @@ def assemble(config: ConfigDict, workdir: Path, outputs: Outputs) -> None:
     """Writes what the report reads: records, spectra, stages, manifests and examples."""
     common = {"config_hash": config_lib.hash_of(config)}
     size = config.pretrain.data.size
+    column = SUPERVISION.get(config.pretrain.noise.kind, "label")
     relations: dict[tuple[str, str], str] = {}
     for one in transfers.collect(config):
-        if found := transfers.relation(one, config.pretrain.data, size):  # all have to agree
+        found = transfers.relation(one, config.pretrain.data, size, column=column)
+        if found:  # all have to agree
             known = relations.setdefault((one.dataset, one.labels), found)
             relations[one.dataset, one.labels] = known if known == found else "free"
     records, curves, durations, manifests = [], [], [], []
@@ -43,7 +46,7 @@ def assemble(config: ConfigDict, workdir: Path, outputs: Outputs) -> None:
         for row in cell_records(cell, out, shared):
             relation = relations.get((row["dataset"], row["labels"])) if row["method"] else None
             records.append({**row, "relation": relation})
-        records += change_record(cell, outputs, shared)
+        records += change_records(cell, outputs, shared)
         curves += list(cell_curves(out, about))
         durations += [
             {"stage": f"{name} {cell.name}", "duration_s": made["duration_s"]}
@@ -88,7 +91,7 @@ def with_chance(pretrained: dict) -> dict:
     A model that misses a changed label's truth hits the given one of C − 1 others by chance.
     """
     metrics = pretrained["metrics"]
-    if "flipped_fits_true" not in metrics:
+    if "flipped_fits_true" not in metrics or pretrained["manifest"]["num_classes"] is None:
         return metrics
     truth = metrics["flipped_fits_true"]
     others = pretrained["manifest"]["num_classes"] - 1
@@ -97,24 +100,44 @@ def with_chance(pretrained: dict) -> dict:
     return {**metrics, "flipped_fits_chance": chance}
 
 
-def change_record(cell: Cell, outputs: Outputs, shared: dict) -> list[dict]:
-    """Pre-training accuracy against the clean model of the same seed, paired on the same images.
+def change_records(cell: Cell, outputs: Outputs, shared: dict) -> list[dict]:
+    """What is held out against the clean model of the same seed, paired on the same examples.
 
     The interval resamples concepts, so what an image adds to both models cancels.
     """
     clean = next((c for c in outputs if c.rate == 0 and c.seed == cell.seed), None)
     if clean is None or cell.rate == 0:
         return []
-    ours, theirs = (stages.arrays(one, "pretrain") for one in (cell, clean))
-    correct = dict(zip(theirs["id"].tolist(), theirs["correct"].tolist(), strict=True))
-    both = np.isin(ours["id"], theirs["id"])
-    before = [correct[id_] for id_ in ours["id"][both].tolist()]
-    change = np.subtract(ours["correct"][both], before, dtype=float)
-    low, high = statistics.cluster_bootstrap(change, ours["group"][both], bounds=(-1.0, 1.0))
+    ours, theirs = (outcomes_of(one) for one in (cell, clean))
     made = {name: outputs[cell]["pretrain"][name] for name in ("versions", "commit", "duration_s")}
-    measured = {"value": float(change.mean()), "low": low, "high": high, "n": len(change)}
     about = {**shared, **made, **trained_on(cell), "stage": "pretrain"}
-    return [record.row(**about, metric="accuracy_change", **measured)]
+    found = []
+    for name in (key.removesuffix(":values") for key in ours if key.endswith(":values")):
+        _, i, j = np.intersect1d(ours[f"{name}:ids"], theirs[f"{name}:ids"], return_indices=True)
+        values, before = ours[f"{name}:values"][i], theirs[f"{name}:values"][j]
+        change = np.subtract(values, before, dtype=float)
+        there = np.isfinite(change)
+        groups = ours[f"{name}:groups"][i][there]
+        low, high = statistics.cluster_bootstrap(change[there], groups, bounds=(-1.0, 1.0))
+        measured = {"low": low, "high": high, "n": int(there.sum())}
+        value = float(change[there].mean())
+        found.append(record.row(**about, metric=f"{name}_change", value=value, **measured))
+    return found
+
+
+def outcomes_of(cell: Cell) -> dict[str, np.ndarray]:
+    """ "NAME:values", "NAME:ids" and "NAME:groups" of what was held out.
+
+    Until 2026-11 it was accuracy alone, by other names.
+    """
+    found = stages.arrays(cell, "pretrain")
+    if "correct" not in found:
+        return found
+    return {
+        "accuracy:values": found["correct"],
+        "accuracy:ids": found["id"],
+        "accuracy:groups": found["group"],
+    }
 
 
 def cell_curves(out: dict, about: dict) -> Iterable[dict]:

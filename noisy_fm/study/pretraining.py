@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from noisy_fm import config as config_lib
-from noisy_fm import features, statistics, train
+from noisy_fm import evaluators, features, train
 from noisy_fm.data import Source
 from noisy_fm.data.source import View
-from noisy_fm.evaluators.evaluator import readable
+from noisy_fm.evaluators.memorised import changed
 from noisy_fm.study.cells import Cell
 from noisy_fm.train.build import Setup
 
@@ -25,46 +25,73 @@ def key(cell: Cell, config: ConfigDict) -> dict:
 
 
 def work(cell: Cell, config: ConfigDict) -> dict:
-    """Trains the cell's model and measures it; the arrays are one number an image held out."""
+    """Trains the cell's model and measures it; the arrays are one number an example held out."""
     state, made, result = train.run(cell.config, str(cell.folder / "train"), name=cell.title)
-    predict = predictor(cell, made, "correct", "prediction")
-    held_out, found = readable(predict(state.variables, made.eval_source))
-    correct, groups = found["correct"], made.eval_source.groups[held_out]
-    metrics = {"accuracy": with_interval(correct, groups)}
-    read, found = readable(predict(state.variables, made.source))
-    metrics |= memorised(made, np.flatnonzero(read), found["prediction"])
+    left_out: dict[str, str] = {}
+    found = outcomes(cell, made, state.variables, left_out)
     return {
-        "metrics": metrics,
+        "metrics": {name: evaluators.interval(one) for name, one in found.items()},
         "arrays": {
-            "id": made.eval_source.ids[held_out],
-            "correct": correct.astype(np.uint8),
-            "group": groups,
+            f"{name}:{field}": np.asarray(value)
+            for name, one in found.items()
+            if not name.startswith(MEMORISED)
+            for field, value in one._asdict().items()
         },
         "manifest": made.manifest.summary(),
-        "unreadable": [*result["unreadable"].values(), *result.get("unreadable_eval", {}).values()],
-        "examples": wrong_labels(made, cell.rate),
+        "unreadable": sorted(
+            {*result["unreadable"].values(), *result.get("unreadable_eval", {}).values()}
+            | set(left_out.values())
+        ),
+        "examples": wrong_examples(made, cell.rate),
         "num_params": result["num_params"],
         "steps": result["steps"],
     }
 
 
-def memorised(made: Setup, rows: np.ndarray, prediction: np.ndarray) -> dict:
-    """How far predictions [m] for the training images `rows` [m] are their labels, and which."""
-    given, true = (one.columns["label"][rows] for one in (made.source, made.clean))
-    groups, flipped = made.source.groups[rows], given != true
-    metrics = {"train_accuracy_true_labels": with_interval(prediction == true, groups)}
-    for name, labels in (("given", given), ("true", true)) if flipped.any() else ():
-        fits = prediction[flipped] == labels[flipped]
-        metrics[f"flipped_fits_{name}"] = with_interval(fits, groups[flipped])
-    return metrics
+MEMORISED = ("flipped_fits", "train_")  # of examples that are trained on
+
+
+def outcomes(
+    cell: Cell, made: Setup, variables, left_out: dict[str, str]
+) -> dict[str, evaluators.Outcome]:
+    """What is measured on a trained model, one number an example, by the names of records.
+
+    What the task validates with, how much wrong supervision was learned, and all that the entries
+    of the training config's own evaluators give an outcome for.
+    """
+    own = cell.config.evaluators
+    config = config_lib.updated(cell.config, {})
+    config.evaluators = {
+        **{name: one for name, one in own.items() if name not in RENAMED},
+        "validation": {"kind": "validation"},
+        "memorised": {"kind": "memorised", "examples": len(made.source)},
+    }
+    config.keep_best = ""
+    found = {}
+    for entry, one in train.make_evaluators(config, made, left_out).items():
+        for name, outcome in (one.outcomes(variables) if one.outcomes else {}).items():
+            title = evaluators.title(entry, name)
+            found[RENAMED.get(entry, {}).get(title, title)] = outcome
+    trained_on = made._replace(eval_source=made.clean)
+    config.evaluators = {"validation": {"kind": "validation"}}
+    fits = train.make_evaluators(config, trained_on, left_out)["validation"].outcomes(variables)
+    found["train_accuracy_true_labels"] = fits["accuracy"]
+    return {name: one for name, one in found.items() if name}
+
+
+RENAMED = {
+    "validation": {"loss": ""},  # of a mean over batches there is no interval
+    "memorised": {"memorised": "flipped_fits_given", "resisted": "flipped_fits_true"},
+}
 
 
 def predictor(cell: Cell, made: Setup, *keep: str):
-    """`features.predictor` of the cell's task, laid out and read as its training is."""
+    """`features.predictor` of images without supervision, read as the cell's training is."""
     reading = cell.config.loader
     return features.predictor(
         made.task,
         keep=("mask", *keep),
+        columns=(),
         batch_size=cell.config.batch_size,
         mesh=made.mesh,
         pooled=True,
@@ -74,43 +101,42 @@ def predictor(cell: Cell, made: Setup, *keep: str):
     )
 
 
-def with_interval(values: np.ndarray, groups: np.ndarray) -> dict:
-    """Mean of one number an example, its 95 % interval (resampling whole `groups`), and n."""
-    values = np.asarray(values, dtype=float)
-    low, high = statistics.cluster_bootstrap(values, groups, bounds=(0.0, 1.0))
-    return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
-
-
-def wrong_labels(made: Setup, rate: float) -> list[dict]:
-    """A few training images whose label was changed, as the report shows them."""
-    source, names = made.clean, made.clean.info["label_names"]
-    given, true = (one.columns["label"] for one in (made.source, made.clean))
-    flipped = np.flatnonzero(given != true)
-    chosen = np.random.default_rng(0).permutation(flipped)[:NUM_EXAMPLES]
+def wrong_examples(made: Setup, rate: float) -> list[dict]:
+    """A few training images whose supervision was changed, as the report shows them."""
+    source = made.clean
+    (column,) = made.task.columns
+    rows = changed(source, made.source, (column,))
+    chosen = np.random.default_rng(0).permutation(rows)[:NUM_EXAMPLES]
     if not len(chosen):
         return []
-    batch = source.read(chosen, View(damaged=[]))
-    rows = []
+    batch = source.read(chosen, View(damaged=[]), columns=())
+    found = []
     for i, image, id_ in zip(chosen, batch["image"], batch["id"], strict=True):
         if id_ != source.ids[i]:  # it cannot be read, and another stands in
             continue
         png, picture = io.BytesIO(), Image.fromarray(image)
         picture.thumbnail((LARGEST, LARGEST))
         picture.save(png, "PNG")
-        rows.append(
+        found.append(
             {
                 "image": base64.b64encode(png.getvalue()).decode(),
-                "true": names[true[i]],
-                "given": names[given[i]],
+                "true": told(source, column, i),
+                "given": told(made.source, column, i),
                 "concept": shown(source, i),
                 "noise_rate": rate,
             }
         )
-    return rows
+    return found
+
+
+def told(source: Source, column: str, row: int) -> str:
+    """An example's supervision in words."""
+    value = source.columns[column][np.array([row])][0]
+    return source.info["label_names"][value] if column == "label" else str(value)
 
 
 def shown(source: Source, row: int) -> str:
     """What a person calls an example: its caption, or its file."""
     if "caption" in source.columns:
-        return str(source.columns["caption"][row])
+        return told(source, "caption", row)
     return source.name(row).rpartition(": ")[2]

@@ -111,7 +111,9 @@ def _filled(given, where: str) -> dict:
 
 def check(config: ConfigDict) -> None:
     """Raises one clear line for a `completed` config that cannot run, whatever its data."""
-    config_lib.check_keys(config, {**defaults(), "transfers": config.transfers})
+    # The training config, whose keys are its task's, is checked below.
+    known = {"transfers": config.transfers, "pretrain": config.pretrain}
+    config_lib.check_keys(config, {**defaults(), **known})
     with own_keys():
         config_lib.check_train(config.pretrain)
     for rate in config.noise_rates:

@@ -107,21 +107,23 @@ def load(images: Images, size: int, *, labels: str = "") -> Source:
     return data_lib.load_split(given, images.split, where=where)
 
 
-def relation(one: Transfer, pretrained: Mapping, size: int) -> str | None:
-    """Whether the labels of a transfer follow from those of pre-training, on images of both.
+def relation(one: Transfer, pretrained: Mapping, size: int, *, column: str) -> str | None:
+    """Whether the labels of a transfer follow from the supervision of pre-training, its `column`.
 
-    "determined" where the images of each label of pre-training are of one label, "free" where they
-    are not, None where the transfer has no images of the data that was pre-trained on.
+    "determined" where, among images of both, those of each label (or caption) of pre-training are
+    of one label, "free" where they are not, None where the transfer has no images of the data that
+    was pre-trained on.
     """
     if any(one.train.data[key] != pretrained[key] for key in ("name", "path")):
         return None
-    ours, theirs = (
-        load(one.train, size, labels=labels or "") for labels in (one.labels, pretrained["labels"])
-    )
+    ours = load(one.train, size, labels=one.labels or "")
+    images = one.train._replace(data={**one.train.data, "captions": pretrained["captions"]})
+    theirs = load(images, size, labels=pretrained["labels"] or "")
     _, i, j = np.intersect1d(ours.ids, theirs.ids, return_indices=True)
     if not len(i):
         return None
-    pairs = np.unique([theirs.columns["label"][j], ours.columns["label"][i]], axis=1)
+    given = np.unique(np.asarray(theirs.columns[column][j]).astype(str), return_inverse=True)[1]
+    pairs = np.unique([given, ours.columns["label"][i]], axis=1)
     return "determined" if len(np.unique(pairs[0])) == pairs.shape[1] else "free"
 
 

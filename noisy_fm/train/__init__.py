@@ -13,7 +13,7 @@ from noisy_fm.train.build import (
     setup,
     train_batches,
 )
-from noisy_fm.train.job import Run, run
+from noisy_fm.train.job import Run, make_evaluators, run
 from noisy_fm.train.loop import fit
 from noisy_fm.train.state import abstract, make_step
 
@@ -22,6 +22,7 @@ __all__ = [
     "abstract",
     "corrupted",
     "fit",
+    "make_evaluators",
     "make_step",
     "make_task",
     "plan_training",

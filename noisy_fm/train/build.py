@@ -119,12 +119,17 @@ def corrupted(
 def make_task(config: ConfigDict, info: Mapping) -> tasks.Task:
     """The config's task, for data of which `info` is known."""
     task = tasks.TASKS[config.task.name].make(config, info)
+    check_parts(config, task)
+    return task
+
+
+def check_parts(config: ConfigDict, task: tasks.Task) -> None:
+    """Raises ValueError if a batch is to be taken in parts and the task's loss cannot be."""
     if config.microbatches > 1 and not (task.splits or task.parts):
         raise ValueError(
             f"config.microbatches is {config.microbatches}; expected 1, as the loss of "
             f"config.task.name {config.task.name!r} compares all examples of a batch"
         )
-    return task
 
 
 def train_batches(
