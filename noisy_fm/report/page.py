@@ -181,6 +181,7 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
         "steps": steps[:1],
         "methods": tables.ordered_labels(probes["label"]),
         "recipes": " and ".join(recipes(probes)),
+        "second_view": (found.config.get("second_view") or {}).get("name", "none"),
         "runs": tables.plural(len(records[paired.RUN].drop_duplicates()), "model"),
     }
 

@@ -3,6 +3,7 @@
 import base64
 import io
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -13,6 +14,7 @@ from noisy_fm.data import Source
 from noisy_fm.data.source import View
 from noisy_fm.evaluators.evaluator import readable
 from noisy_fm.study.cells import Cell
+from noisy_fm.tasks import Task
 from noisy_fm.train.build import Setup
 
 NUM_EXAMPLES = 12  # images with wrong labels shown in the report
@@ -27,7 +29,7 @@ def key(cell: Cell, config: ConfigDict) -> dict:
 def work(cell: Cell, config: ConfigDict) -> dict:
     """Trains the cell's model and measures it; the arrays are one number an image held out."""
     state, made, result = train.run(cell.config, str(cell.folder / "train"), name=cell.title)
-    predict = predictor(cell, made, "correct", "prediction")
+    predict = predictor(cell, made.task, made.mesh, "correct", "prediction")
     held_out, found = readable(predict(state.variables, made.eval_source))
     correct, groups = found["correct"], made.eval_source.groups[held_out]
     metrics = {"accuracy": with_interval(correct, groups)}
@@ -59,14 +61,14 @@ def memorised(made: Setup, rows: np.ndarray, prediction: np.ndarray) -> dict:
     return metrics
 
 
-def predictor(cell: Cell, made: Setup, *keep: str):
-    """`features.predictor` of the cell's task, laid out and read as its training is."""
+def predictor(cell: Cell, task: Task, mesh: jax.sharding.Mesh, *keep: str):
+    """`features.predictor` of the task, laid out and read as the cell's training is."""
     reading = cell.config.loader
     return features.predictor(
-        made.task,
+        task,
         keep=("mask", *keep),
         batch_size=cell.config.batch_size,
-        mesh=made.mesh,
+        mesh=mesh,
         pooled=True,
         threads=reading.threads * max(reading.workers, 1) or None,
         buffer=reading.buffer,

@@ -19,6 +19,7 @@ from noisy_fm.data import Source
 from noisy_fm.data import augment as augment_lib
 from noisy_fm.data.storage.labels import appearance
 from noisy_fm.messages import require_known, warn
+from noisy_fm.tasks import augmentation
 from noisy_fm.tasks.task import Task
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
@@ -62,19 +63,15 @@ def check(config: ConfigDict) -> None:
     task = config.task
     require_known("config.task.loss", task.loss, LOSSES)
     require_known("config.task.mix.mode", task.mix.mode, MIX_MODES)
-    require_known("config.task.augment.name", task.augment.name, augment_lib.AUGMENTATIONS)
+    augmentation.check(task.augment, where="config.task.augment")
     config_lib.check_ranges(config, RANGES)
-    for key in ("normalize.mean", "normalize.std", "augment.color_jitter"):
-        group, _, name = key.partition(".")
-        config_lib.check_numbers(f"task.{key}", task[group].get(name, 1.0))
+    for key in ("mean", "std"):
+        config_lib.check_numbers(f"task.normalize.{key}", task.normalize[key])
     if config.batch_size % task.mix.groups:
         raise ValueError(
             f"config.batch_size is {config.batch_size}; expected a multiple of "
             f"config.task.mix.groups ({task.mix.groups})"
         )
-    arguments = {key: value for key, value in task.augment.items() if key != "name"}
-    factory = augment_lib.AUGMENTATIONS[task.augment.name]
-    config_lib.check_arguments(factory, arguments, where="config.task.augment", given=("size",))
     if {"dtype", "num_classes"} & set(config.model):
         raise ValueError("config.model sets dtype or num_classes; use config.precision and data")
 
@@ -136,17 +133,13 @@ def make(config: ConfigDict, info: Mapping) -> Task:
             f"config.task.augment.name is {config.task.augment.name!r}; images on disk come as "
             "crops to be resized, so expected 'imagenet' (start from configs/pretrain/folder.py)"
         )
-    arguments = dict(config.task.augment)
-    factory = augment_lib.AUGMENTATIONS[arguments.pop("name")]
-    if config.task.augment.name == "imagenet":
-        arguments["size"] = config.data.size
     return classify(
         network(config, info),
         len(info["label_names"]),
         label_names=info["label_names"],
         loss=config.task.loss,
         label_smoothing=config.task.label_smoothing,
-        augment=factory(**arguments),
+        augment=augmentation.make(config.task.augment, size=config.data.size),
         mix=config.task.mix,
         normalize=config.task.normalize,
         frozen=lambda module: optim.frozen(f"{module}/scale", config.trainable),
