@@ -11,7 +11,7 @@ VERDICTS = {
     "seen": "Seen",
     "not seen": "Not seen",
     "described": "Described only",
-    "missing": "Not recorded",
+    "missing": "Not asked",
 }
 
 
@@ -33,6 +33,7 @@ class Finding:
     p: float = np.nan  # NaN: described, not judged
     p_holm: float = np.nan
     verdict: str = "missing"
+    needs: str = ""  # where it is missing: what the records lack
     test: str = ""
     scope: str = ""
     by_part: str = ""
@@ -53,7 +54,7 @@ class Finding:
     @property
     def headline(self) -> str:
         if self.verdict == "missing":
-            return f"Nothing can be said of a {self.change}."
+            return f"{self.change[0].upper()}{self.change[1:]}: needs {self.needs}."
         if self.verdict == "described":
             return f"{self.change[0].upper()}{self.change[1:]}: {self.effect_text}."
         if self.verdict == "seen":
@@ -72,22 +73,16 @@ class Finding:
         return self.up if self.effect > 0 else self.down
 
     @property
-    def short(self) -> str:
-        """The finding in a few words, for the summary at the top."""
-        if self.verdict == "missing":
-            return f"A {self.change}"
-        claims = self.verdict == "seen" or self.p < statistics.LEVEL
-        what = self.claim if claims else f"A {self.change}"
-        but = f", but {self.reservation}" if claims and self.verdict != "seen" else ""
-        return f"{what}: {self.effect_text}{but}{' (a check of the set-up)' if self.check else ''}"
-
-    @property
     def effect_text(self) -> str:
         """The effect with its 95 % interval in brackets, where there is one."""
+        return self.effect_to(self.digits)
+
+    def effect_to(self, digits: int) -> str:
+        """`effect_text` to so many decimal places."""
         name, suffix = ("r = ", "") if self.unit == "r" else ("", f"\N{NO-BREAK SPACE}{self.unit}")
-        text = f"{name}{tables.signed(self.effect, self.digits)}{suffix}"
+        text = f"{name}{tables.signed(self.effect, digits)}{suffix}"
         if np.isfinite(self.low):
-            text += f" [{tables.signed_interval(self.low, self.high, self.digits)}]"
+            text += f" [{tables.signed_interval(self.low, self.high, digits)}]"
         return text
 
     @property
@@ -132,9 +127,9 @@ class Finding:
             return found
         return dataclasses.replace(found, low=outcome.low, high=outcome.high, p=outcome.p)
 
-    def unavailable(self, reason: str) -> "Finding":
-        """The finding as one that the records do not hold, with the reason."""
-        return dataclasses.replace(self, change=f"{self.change} ({reason})")
+    def unavailable(self, needs: str) -> "Finding":
+        """The finding as one that these records cannot give, with what it needs."""
+        return dataclasses.replace(self, needs=needs)
 
 
 def fisher(r) -> np.ndarray:
@@ -152,7 +147,7 @@ def p_value(p: float) -> str:
 def corrected(findings: list[Finding]) -> list[Finding]:
     """Findings with Holm-adjusted p and their verdicts; checks keep their own p.
 
-    Questions that are only described, or not recorded, are not in the family.
+    Questions that are only described, or not asked, are not in the family.
     """
     family = [finding for finding in findings if np.isfinite(finding.p) and not finding.check]
     adjusted = statistics.holm([finding.p for finding in family])

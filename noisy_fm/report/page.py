@@ -105,7 +105,7 @@ def render(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=overview.title(studied),
+        title=overview.title(studied, rates),
         statement=statement(records, found),
         memorised=overview.memorised_text(records),
         learning=learning,
