@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 
 from noisy_fm import statistics
 from noisy_fm.report import tables
@@ -38,6 +39,7 @@ class Finding:
     scope: str = ""
     by_part: str = ""
     differences: tuple[float, ...] = ()  # one a pre-training seed
+    ends: tuple[float, ...] = ()  # highest γ less the lowest: value, low, high
     contrasts: int = 1  # of which this is the clearest, p and interval being for all
     spread: float = np.nan  # standard deviation between runs, where not of `differences`
     check: bool = False
@@ -75,15 +77,23 @@ class Finding:
     @property
     def effect_text(self) -> str:
         """The effect with its 95 % interval in brackets, where there is one."""
-        return self.effect_to(self.digits)
+        return self.worded(self.effect, self.low, self.high, self.digits)
 
-    def effect_to(self, digits: int) -> str:
-        """`effect_text` to so many decimal places."""
+    @property
+    def ends_text(self) -> str:
+        """The change from the lowest γ to the highest itself, points to one decimal place.
+
+        Of a question that has none, or whose line runs the other way, it is the effect.
+        """
+        same = self.ends and self.ends[0] * self.effect > 0
+        numbers = self.ends if same else (self.effect, self.low, self.high)
+        return self.worded(*numbers, 1 if self.unit == "points" else self.digits)
+
+    def worded(self, value: float, low: float, high: float, digits: int) -> str:
+        """A number of this question's unit, with its interval if that is finite."""
         name, suffix = ("r = ", "") if self.unit == "r" else ("", f"\N{NO-BREAK SPACE}{self.unit}")
-        text = f"{name}{tables.signed(self.effect, digits)}{suffix}"
-        if np.isfinite(self.low):
-            text += f" [{tables.signed_interval(self.low, self.high, digits)}]"
-        return text
+        text = f"{name}{tables.signed(value, digits)}{suffix}"
+        return text + f" [{tables.signed_interval(low, high, digits)}]" * bool(np.isfinite(low))
 
     @property
     def p_text(self) -> str:
@@ -142,6 +152,25 @@ def p_value(p: float) -> str:
     if p < 1e-4:
         return "< 0.0001"
     return f"= {p:.2g}"
+
+
+def by_part(text: str, means: pd.Series, digits: int) -> str:
+    """`text` and the mean change at each γ, where there are several."""
+    if len(means) < 2:
+        return text
+    levels = [
+        f"{tables.percent(rate)}\N{NO-BREAK SPACE}{tables.signed(value, digits)}"
+        for rate, value in means.items()
+    ]
+    return f"{text} By γ: {', '.join(levels)}.".strip()
+
+
+def by_seed(values: pd.Series, digits: int) -> str:
+    """The number of each pre-training seed, where there are several."""
+    if not 1 < len(values) <= 12:
+        return ""
+    parts = [f"seed {seed:g} {tables.signed(value, digits)}" for seed, value in values.items()]
+    return f"By pre-training seed: {', '.join(parts)}."
 
 
 def corrected(findings: list[Finding]) -> list[Finding]:

@@ -52,9 +52,9 @@ def title(findings: list[Finding], rates: list[float]) -> str:
 
 
 def sized(finding: Finding) -> str:
-    """A finding's effect and interval, to a digit less than where it is judged."""
+    """What changed from the lowest γ to the highest, with its interval."""
     name = f"{finding.key.upper()} " if finding.key in tables.SPECTRA else ""
-    return name + finding.effect_to(finding.digits - 1)
+    return name + finding.ends_text
 
 
 def panels(records: pd.DataFrame, studio: figures.Studio, model: str) -> list[dict]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from noisy_fm import statistics
 from noisy_fm.report import paired, tables
-from noisy_fm.report.findings import Finding, corrected, fisher
+from noisy_fm.report.findings import Finding, by_part, by_seed, corrected, fisher
 
 SLIGHT_NOISE = 0.10
 COMPARED = (("mlp", "lp"), ("nmtune", "mlp"))  # the head's own part, and that of NMTune's terms
@@ -195,7 +195,9 @@ def relation_trend(lp: pd.DataFrame, relation: pd.Series) -> Finding:
     found = judged(base, difference, runs[0][0].size, what, note)
     means = [tables.signed(part[difference.index].mean(), 2) for part in (free, determined)]
     parts = f"Tasks that do not follow {means[0]}, tasks that do {means[1]}."
-    return dataclasses.replace(found, by_part=f"{parts} {found.by_part}".strip())
+    apart = 100 * (runs[0][0][rates] - runs[1][0][rates]).loc[difference.index]
+    text = f"{parts} {found.by_part}".strip()
+    return dataclasses.replace(found, by_part=text, ends=paired.ends(apart))
 
 
 def noise_out_of_domain(lp: pd.DataFrame) -> Finding:
@@ -237,18 +239,8 @@ def trend(base: Finding, wide: pd.DataFrame, count: list[str], what: str) -> Fin
     how = f"change {how}, along a line fitted to the levels of each seed"
     found = judged(base, pd.Series(change, runs.index), runs.size, f"{how}; {what}", note)
     means = (runs.mean() - runs[rates[0]].mean())[rates[1:]] * scale
-    return dataclasses.replace(found, by_part=by_part(found.by_part, means, found.digits))
-
-
-def by_part(text: str, means: pd.Series, digits: int) -> str:
-    """`text` and the mean change at each γ, where there are several."""
-    if len(means) < 2:
-        return text
-    levels = [
-        f"{tables.percent(rate)}\N{NO-BREAK SPACE}{tables.signed(value, digits)}"
-        for rate, value in means.items()
-    ]
-    return f"{text} By γ: {', '.join(levels)}.".strip()
+    parts = by_part(found.by_part, means, found.digits)
+    return dataclasses.replace(found, by_part=parts, ends=paired.ends(scale * runs))
 
 
 def lsvr_with_accuracy(sets: pd.DataFrame, lp: pd.DataFrame) -> Finding:
@@ -316,14 +308,6 @@ def judged(
     if correlation and not test:
         found = dataclasses.replace(found, effect=float(np.tanh(numbers.mean())))
     return found
-
-
-def by_seed(values: pd.Series, digits: int) -> str:
-    """The number of each pre-training seed, where there are several."""
-    if not 1 < len(values) <= 12:
-        return ""
-    parts = [f"seed {seed:g} {tables.signed(value, digits)}" for seed, value in values.items()]
-    return f"By pre-training seed: {', '.join(parts)}."
 
 
 def method_effect(scores: dict[str, pd.DataFrame], method: str, other: str, shift: str) -> Finding:
