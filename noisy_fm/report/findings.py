@@ -77,7 +77,7 @@ class Finding:
     @property
     def effect_text(self) -> str:
         """The effect with its 95 % interval in brackets, where there is one."""
-        return self.worded(self.effect, self.low, self.high, self.digits)
+        return self.worded((self.effect, self.low, self.high), self.digits)
 
     @property
     def ends_text(self) -> str:
@@ -87,10 +87,11 @@ class Finding:
         """
         same = self.ends and self.ends[0] * self.effect > 0
         numbers = self.ends if same else (self.effect, self.low, self.high)
-        return self.worded(*numbers, 1 if self.unit == "points" else self.digits)
+        return self.worded(numbers, 1 if self.unit == "points" else self.digits)
 
-    def worded(self, value: float, low: float, high: float, digits: int) -> str:
-        """A number of this question's unit, with its interval if that is finite."""
+    def worded(self, numbers: tuple[float, ...], digits: int) -> str:
+        """(value, low, high) in this question's unit; an interval that is not finite is left out."""
+        value, low, high = numbers
         name, suffix = ("r = ", "") if self.unit == "r" else ("", f"\N{NO-BREAK SPACE}{self.unit}")
         text = f"{name}{tables.signed(value, digits)}{suffix}"
         return text + f" [{tables.signed_interval(low, high, digits)}]" * bool(np.isfinite(low))
