@@ -90,7 +90,7 @@ class Finding:
         return self.worded(numbers, 1 if self.unit == "points" else self.digits)
 
     def worded(self, numbers: tuple[float, ...], digits: int) -> str:
-        """(value, low, high) in this question's unit; an interval that is not finite is left out."""
+        """(value, low, high) in this question's unit; an interval not finite is left out."""
         value, low, high = numbers
         name, suffix = ("r = ", "") if self.unit == "r" else ("", f"\N{NO-BREAK SPACE}{self.unit}")
         text = f"{name}{tables.signed(value, digits)}{suffix}"
