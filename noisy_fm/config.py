@@ -20,9 +20,12 @@ from ml_collections import ConfigDict
 from noisy_fm.messages import require_known, unknown
 
 # Groups whose further keys are arguments of what their `name` or `kind` picks.
-OPEN_ENDED = ("model", "optimizer", "noise", "augment")
+OPEN_ENDED = ("model", "optimizer", "noise", "augment", "second_view")
 # Keys of one number or several: other keys keep the type they have.
-NUMBERS = ("task.normalize.mean", "task.normalize.std", "task.augment.color_jitter")
+NUMBERS = (
+    *("task.normalize.mean", "task.normalize.std", "task.augment.color_jitter"),
+    "second_view.color_jitter",
+)
 PRECISIONS = ("float32", "bfloat16")
 # (keys, condition, its wording) for numbers.
 Range = tuple[tuple[str, ...], Callable, str]

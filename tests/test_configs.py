@@ -41,8 +41,9 @@ def test_a_training_config_takes_a_step(file, tmp_path):
 def test_a_study_config_resolves(file):
     module = load(file)
     assert f"--config=configs/study/{file.name}" in module.__doc__
-    full = study.resolve(module.get_config("full"))
+    full = study.resolve(module.get_config("full,release"))
     assert full.model == full.pretrain.model.name
+    assert (full.preset, full.second_view.name) == ("release", "flip_crop")
     changed = config.differences(config.plain(module.get_config()), config.plain(full))
     assert any("pretrain.epochs" in line for line in changed)
 

@@ -11,6 +11,8 @@ long do: without that the spectrum moves less, and out-of-domain accuracy hardly
     --config=configs/study/emoji.py:full,augmented the same with augmentation, which keeps the
                                                    models from memorising
     --config=configs/study/emoji.py:full,persons   labels of persons wrong among one another
+    --config=configs/study/emoji.py:release        heads of the authors' code, which are tuned on
+                                                   two views of each image
 """
 
 from noisy_fm import config as config_lib
@@ -47,7 +49,7 @@ def transfers() -> dict:
 
 
 def get_config(arg: str = ""):
-    args = config_lib.parse_arg(arg, full=False, augmented=False, persons=False)
+    args = config_lib.parse_arg(arg, full=False, augmented=False, persons=False, release=False)
     config = study.defaults()
     config.transfers = transfers()
     config.noise_rates = (0.0, 0.3)
@@ -65,4 +67,7 @@ def get_config(arg: str = ""):
         config.pretrain.task.augment = {"name": "none"}
     if args.persons:
         config.pretrain.noise = {"kind": "subset", "rate": 0.0, "classes": PERSONS}
+    if args.release:
+        config.preset = "release"
+        config.second_view = {"name": "flip_crop"}
     return config

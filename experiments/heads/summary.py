@@ -87,11 +87,13 @@ def draw(values: pd.Series, path: Path) -> None:
                 axes.plot(EPOCHS, means, style, marker="o", color=colour, label=label)
         for shift, style in (("ID", ":"), ("OOD", "-")):
             means = [values[f"logreg {w}", shift, rate].mean() for w in ("0.01", "0.1", "1")]
-            axes.axhline(max(means), color="#d62728", linestyle=style, linewidth=1)
+            label = f"logistic regression {shift}, best of 3 penalties"
+            axes.axhline(max(means), color="#d62728", linestyle=style, linewidth=1, label=label)
         axes.set(xscale="log", xlabel="epochs", ylabel="accuracy, %", title=f"γ = {rate:.0%}")
         axes.set_xticks(EPOCHS, EPOCHS)
         axes.minorticks_off()
-    panels[0].legend(frameon=False, fontsize=8)
+    shared = panels[0].get_legend_handles_labels()
+    figure.legend(*shared, frameon=False, fontsize=8, loc="outside lower left", ncols=3)
     names = ["mlp", *LAMBDAS, "nmtune release", "mlp 3 epochs", "nmtune λ=1 3 epochs", *CHOSEN]
     table = over(values, "lp")
     for rate, offset, colour in zip(rates, (-0.15, 0.15), ("#1f77b4", "#d62728"), strict=False):

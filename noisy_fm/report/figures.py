@@ -93,11 +93,13 @@ class Studio:
         places: Mapping[float, str] | None = None,
         zero: bool = False,
         dots: pd.DataFrame | None = None,
+        behind: pd.DataFrame | None = None,
     ) -> Drawing:
         """One line a label (method) over `x`, with intervals and the labels at the lines' ends.
 
         `places` names the values of `x`, which are shares by default; `zero` draws a line at 0.
         `dots` are single runs: label, `x`, value, seed, which on the page say what they are.
+        `behind` are pale lines of other sources: label, `x`, value.
         """
         canvas, axes = self.new(title, right=0.80)
         titles: dict[str, str] = {}
@@ -107,7 +109,7 @@ class Studio:
             axes.axhline(0, color=MUTED, lw=1)
         # Over γ the intervals would hide one another; elsewhere the points must stay on x.
         step = 0.016 * (max(places) - min(places)) if x == "noise_rate" else 0
-        ends = []
+        ends = [] if behind is None else add_behind(axes, behind, x, scale)
         for index, label in enumerate(labels):
             line = summary[summary["label"] == label].sort_values(x)
             at = line[x].to_numpy() + step * (index - (len(labels) - 1) / 2)
@@ -122,14 +124,14 @@ class Studio:
                 places_of = dict(zip(line[x], at, strict=True))
                 own = dots[dots["label"] == label]
                 titles |= add_dots(axes, own, places_of, x, scale, colour, slug(label))
-            ends.append((at[-1], mean[-1], label, colour))
+            ends.append((mean[-1], label, colour, f"of--{slug(label)}-name"))
         axes.set_xticks(list(places), [place.removesuffix(PERCENT) for place in places.values()])
         for place in axes.get_xticklabels():
             if len(place.get_text()) > 6:  # three λ in one label
                 place.set_fontsize(7)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
-        if len(labels) > 1 or labels[0] in self.named:
+        if len(ends) > 1 or labels[0] in self.named:
             direct_labels(axes, ends)
         elif dots is None:  # one line without a name to give: write its values instead
             write_values(axes, line[x], line["value"] * scale)
@@ -212,6 +214,17 @@ def slug(*parts: str) -> str:
     return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", p.lower()).strip("-") for p in parts)))
 
 
+def add_behind(axes, frame: pd.DataFrame, x: str, scale: float) -> list[tuple]:
+    """Draw pale lines of label, `x`, value; returns their ends for `direct_labels`."""
+    ends = []
+    for label, line in frame.groupby("label", sort=False):
+        at, values = line[x].to_numpy(), line["value"].to_numpy() * scale
+        name = f"paper--{slug(label)}"
+        axes.plot(at, values, color=MUTED, alpha=0.4, lw=1.1, zorder=1, gid=f"{name}-mean")
+        ends.append((values[-1], label, MUTED, f"{name}-name"))
+    return ends
+
+
 def add_dots(axes, dots: pd.DataFrame, places: Mapping, x: str, scale, colour, name) -> dict:
     """Draw single runs beside the means of `places`; returns {id: what it says}, if they are few.
 
@@ -257,22 +270,25 @@ def write_values(axes, x, y) -> None:
 
 
 def direct_labels(axes, ends: list[tuple]) -> None:
-    """Write each line's label at its right end, moved apart where they would overlap."""
+    """Write each line's label at its right end, moved apart where they would overlap.
+
+    An end is (height, label, colour, id).
+    """
     bottom, top = axes.get_ylim()
-    ends = sorted(ends, key=lambda end: end[1])
-    heights = [(end[1] - bottom) / (top - bottom) for end in ends]
-    gaps = [LABEL_GAP * (1.6 if WRAP.search(end[2]) else 1) for end in ends]
+    ends = sorted(ends, key=lambda end: end[0])
+    heights = [(end[0] - bottom) / (top - bottom) for end in ends]
+    gaps = [LABEL_GAP * (1.6 if WRAP.search(end[1]) else 1) for end in ends]
     for index in range(1, len(heights)):
         gap = (gaps[index] + gaps[index - 1]) / 2
         heights[index] = max(heights[index], heights[index - 1] + gap)
     overshoot = max(0.0, heights[-1] - 1.0)
-    for (_, _, label, colour), height in zip(ends, heights, strict=True):
+    for (_, label, colour, gid), height in zip(ends, heights, strict=True):
         wrapped = WRAP.sub(lambda match: "\n" + match[0].strip(" "), label)
         axes.text(
             1.02,
             height - overshoot,
             wrapped,
-            gid=f"of--{slug(label)}-name",
+            gid=gid,
             color=colour,
             transform=axes.transAxes,
             va="center",

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 
 from noisy_fm import statistics
 from noisy_fm.report import tables
@@ -11,7 +12,7 @@ VERDICTS = {
     "seen": "Seen",
     "not seen": "Not seen",
     "described": "Described only",
-    "missing": "Not recorded",
+    "missing": "Not asked",
 }
 
 
@@ -33,10 +34,12 @@ class Finding:
     p: float = np.nan  # NaN: described, not judged
     p_holm: float = np.nan
     verdict: str = "missing"
+    needs: str = ""  # where it is missing: what the records lack
     test: str = ""
     scope: str = ""
     by_part: str = ""
     differences: tuple[float, ...] = ()  # one a pre-training seed
+    ends: tuple[float, ...] = ()  # highest γ less the lowest: value, low, high
     contrasts: int = 1  # of which this is the clearest, p and interval being for all
     spread: float = np.nan  # standard deviation between runs, where not of `differences`
     check: bool = False
@@ -53,7 +56,7 @@ class Finding:
     @property
     def headline(self) -> str:
         if self.verdict == "missing":
-            return f"Nothing can be said of a {self.change}."
+            return f"{self.change[0].upper()}{self.change[1:]}: needs {self.needs}."
         if self.verdict == "described":
             return f"{self.change[0].upper()}{self.change[1:]}: {self.effect_text}."
         if self.verdict == "seen":
@@ -72,23 +75,26 @@ class Finding:
         return self.up if self.effect > 0 else self.down
 
     @property
-    def short(self) -> str:
-        """The finding in a few words, for the summary at the top."""
-        if self.verdict == "missing":
-            return f"A {self.change}"
-        claims = self.verdict == "seen" or self.p < statistics.LEVEL
-        what = self.claim if claims else f"A {self.change}"
-        but = f", but {self.reservation}" if claims and self.verdict != "seen" else ""
-        return f"{what}: {self.effect_text}{but}{' (a check of the set-up)' if self.check else ''}"
-
-    @property
     def effect_text(self) -> str:
         """The effect with its 95 % interval in brackets, where there is one."""
+        return self.worded((self.effect, self.low, self.high), self.digits)
+
+    @property
+    def ends_text(self) -> str:
+        """The change from the lowest γ to the highest itself, points to one decimal place.
+
+        Of a question that has none, or whose line runs the other way, it is the effect.
+        """
+        same = self.ends and self.ends[0] * self.effect > 0
+        numbers = self.ends if same else (self.effect, self.low, self.high)
+        return self.worded(numbers, 1 if self.unit == "points" else self.digits)
+
+    def worded(self, numbers: tuple[float, ...], digits: int) -> str:
+        """(value, low, high) in this question's unit; an interval not finite is left out."""
+        value, low, high = numbers
         name, suffix = ("r = ", "") if self.unit == "r" else ("", f"\N{NO-BREAK SPACE}{self.unit}")
-        text = f"{name}{tables.signed(self.effect, self.digits)}{suffix}"
-        if np.isfinite(self.low):
-            text += f" [{tables.signed_interval(self.low, self.high, self.digits)}]"
-        return text
+        text = f"{name}{tables.signed(value, digits)}{suffix}"
+        return text + f" [{tables.signed_interval(low, high, digits)}]" * bool(np.isfinite(low))
 
     @property
     def p_text(self) -> str:
@@ -132,9 +138,9 @@ class Finding:
             return found
         return dataclasses.replace(found, low=outcome.low, high=outcome.high, p=outcome.p)
 
-    def unavailable(self, reason: str) -> "Finding":
-        """The finding as one that the records do not hold, with the reason."""
-        return dataclasses.replace(self, change=f"{self.change} ({reason})")
+    def unavailable(self, needs: str) -> "Finding":
+        """The finding as one that these records cannot give, with what it needs."""
+        return dataclasses.replace(self, needs=needs)
 
 
 def fisher(r) -> np.ndarray:
@@ -149,10 +155,29 @@ def p_value(p: float) -> str:
     return f"= {p:.2g}"
 
 
+def by_part(text: str, means: pd.Series, digits: int) -> str:
+    """`text` and the mean change at each γ, where there are several."""
+    if len(means) < 2:
+        return text
+    levels = [
+        f"{tables.percent(rate)}\N{NO-BREAK SPACE}{tables.signed(value, digits)}"
+        for rate, value in means.items()
+    ]
+    return f"{text} By γ: {', '.join(levels)}.".strip()
+
+
+def by_seed(values: pd.Series, digits: int) -> str:
+    """The number of each pre-training seed, where there are several."""
+    if not 1 < len(values) <= 12:
+        return ""
+    parts = [f"seed {seed:g} {tables.signed(value, digits)}" for seed, value in values.items()]
+    return f"By pre-training seed: {', '.join(parts)}."
+
+
 def corrected(findings: list[Finding]) -> list[Finding]:
     """Findings with Holm-adjusted p and their verdicts; checks keep their own p.
 
-    Questions that are only described, or not recorded, are not in the family.
+    Questions that are only described, or not asked, are not in the family.
     """
     family = [finding for finding in findings if np.isfinite(finding.p) and not finding.check]
     adjusted = statistics.holm([finding.p for finding in family])

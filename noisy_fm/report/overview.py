@@ -15,8 +15,8 @@ STILL_LEARNING = 0.15
 TITLES = {
     "ood": ("out-of-domain accuracy rises", "out-of-domain accuracy falls"),
     "slight": ("slight noise helps in domain", "slight noise hurts in domain"),
-    "sve": ("the spectrum flattens (SVE)", "the spectrum sharpens (SVE)"),
-    "lsvr": ("its leading direction weakens (LSVR)", "its leading direction grows (LSVR)"),
+    "sve": ("the spectrum flattens", "the spectrum sharpens"),
+    "lsvr": ("its leading direction weakens", "its leading direction grows"),
     "relation": (
         "tasks that do not follow from those labels fare better than tasks that do",
         "tasks that do not follow from those labels fare worse than tasks that do",
@@ -25,19 +25,36 @@ TITLES = {
 LABELS = {method: tables.METHODS[method] for method in ("lp", "mlp", "nmtune")}
 
 
-def title(findings: list[Finding]) -> str:
-    """One sentence of what is seen of noise, or that nothing is."""
-    seen = {finding.key: finding for finding in findings if finding.verdict == "seen"}
-    said = [TITLES[key][seen[key].effect < 0] for key in TITLES if key in seen]
+def title(findings: list[Finding], rates: list[float]) -> str:
+    """One sentence of what is seen of noise, with its size, or that nothing is.
+
+    Where nothing is, it has the change of the first accuracy that was measured at several γ.
+    """
+    found = {finding.key: finding for finding in findings}
+    said = [
+        f"{TITLES[key][found[key].effect < 0]} ({sized(found[key])})"
+        for key in TITLES
+        if key in found and found[key].verdict == "seen"
+    ]
+    along = f"from γ = {tables.percent(rates[0])} to {tables.percent(rates[-1])}"
     if said:
-        first, *others = said
-        return f"With wrong labels in pre-training, {first}{'; ' * bool(others)}{'; '.join(others)}"
-    verdicts = {finding.key: finding.verdict for finding in findings}
-    if any(verdicts.get(key) == "not seen" for key in TITLES):
-        return (
-            f"Of {len(TITLES)} questions about wrong labels in pre-training none has a clear answer"
-        )
-    return "Wrong labels in pre-training: too few runs to judge by"
+        return f"With wrong labels in pre-training, {along}, {'; '.join(said)}"
+    measured = [
+        f"{name} changes by {sized(found[key])} {along}"
+        for key, name in (("ood", "out-of-domain accuracy"), ("pretrain", "pre-training accuracy"))
+        if key in found and found[key].verdict != "missing"
+    ]
+    sizes = "".join(f": {text}" for text in measured[:1])
+    if any(key in found and found[key].verdict == "not seen" for key in TITLES):
+        what = f"Of {len(TITLES)} questions about wrong labels in pre-training none has a clear"
+        return f"{what} answer{sizes}"
+    return f"Wrong labels in pre-training, too few runs to judge by{sizes}"
+
+
+def sized(finding: Finding) -> str:
+    """What changed from the lowest γ to the highest, with its interval."""
+    name = f"{finding.key.upper()} " if finding.key in tables.SPECTRA else ""
+    return name + finding.ends_text
 
 
 def panels(records: pd.DataFrame, studio: figures.Studio, model: str) -> list[dict]:
@@ -103,11 +120,11 @@ def accuracy(records, studio, model: str, shift: str) -> dict | None:
     frame, note = tables.common_units(frame, tables.UNIT, CELL)
     where = tables.SHIFTS[shift]
     summary, dots = both(frame)
-    sentence = f"{tables.sizes(frame).capitalize()}; tasks count alike." + (
-        f" {note}" if note else ""
-    )
+    number = len(frame[tables.TASK].drop_duplicates())
+    sentence = f"Mean of {number} tasks, each weighted alike." if number > 1 else "One task."
     return panel(
-        studio, summary, dots, sentence, name=slug("accuracy", shift, model),
+        studio, summary, dots, f"{sentence} {note or ''}".strip(),
+        name=slug("accuracy", shift, model),
         title=f"{where.capitalize()} accuracy", ylabel="accuracy, %", scale=100,
     )  # fmt: skip
 
@@ -128,7 +145,7 @@ def differences(records, studio, model: str, shift: str) -> dict | None:
     dots, where = pd.concat(parts, ignore_index=True), tables.SHIFTS[shift]
     return panel(
         studio, intervals(dots), dots, f"Paired by run: what {', and '.join(words)}.",
-        name=slug("heads", shift, model), title=f"{where.capitalize()}: one head less another",
+        name=slug("heads", shift, model), title=f"Difference between heads, {where}",
         ylabel="points", scale=100, zero=True,
     )  # fmt: skip
 

@@ -105,7 +105,7 @@ def render(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=overview.title(studied),
+        title=overview.title(studied, rates),
         statement=statement(records, found),
         memorised=overview.memorised_text(records),
         learning=learning,
@@ -181,6 +181,7 @@ def statement(records: pd.DataFrame, found: artifacts.Artifacts) -> dict:
         "steps": steps[:1],
         "methods": tables.ordered_labels(probes["label"]),
         "recipes": " and ".join(recipes(probes)),
+        "second_view": (found.config.get("second_view") or {}).get("name", "none"),
         "runs": tables.plural(len(records[paired.RUN].drop_duplicates()), "model"),
     }
 

@@ -85,3 +85,8 @@ def interval(values: pd.Series) -> dict:
         return {"value": float(values.mean()), "low": np.nan, "high": np.nan}
     test = statistics.t_test(values)
     return {"value": test.effect, "low": test.low, "high": test.high}
+
+
+def ends(runs: pd.DataFrame) -> tuple[float, ...]:
+    """value, low, high of the highest γ less the lowest of runs [seeds × γ]."""
+    return tuple(interval(runs[max(runs)] - runs[min(runs)]).values())

@@ -12,12 +12,12 @@ import pandas as pd
 
 from noisy_fm import statistics
 from noisy_fm.report import paired, tables
-from noisy_fm.report.findings import Finding, corrected, fisher
+from noisy_fm.report.findings import Finding, by_part, by_seed, corrected, fisher
 
 SLIGHT_NOISE = 0.10
 COMPARED = (("mlp", "lp"), ("nmtune", "mlp"))  # the head's own part, and that of NMTune's terms
 NAMES = {"lp": "LP", "mlp": "MLP tuning", "nmtune": "NMTune"}
-AVERAGED = "tasks, each with its heads, domains and probe seeds averaged, count alike"
+AVERAGED = "tasks, each the mean of its heads, domains and probe seeds, are weighted alike"
 
 
 def collect(records: pd.DataFrame) -> list[Finding]:
@@ -110,14 +110,15 @@ def slight_noise(lp: pd.DataFrame) -> Finding:
     """
     base = Finding("slight", "change of in-domain accuracy (LP) under slight noise")
     rates = [rate for rate in levels_of(lp) if 0 < rate <= SLIGHT_NOISE]
+    if lp.empty:
+        return base.unavailable("an in-domain task tuned with LP")
     if not rates:
-        reason = "there is no noise rate above 0 and up to 10 % with in-domain LP accuracy"
-        return base.unavailable(reason)
+        return base.unavailable("a γ above 0 and up to 10\N{NO-BREAK SPACE}%")
     if 0.0 not in levels_of(lp):
-        return base.unavailable("there is no clean model (γ = 0) to compare with")
+        return base.unavailable("models without noise (γ = 0)")
     runs, note = paired.by_run(at(lp, [0.0, *rates]), tables.TASK)
     if runs.empty:
-        return base.unavailable("no task was measured at these γ in one seed")
+        return base.unavailable("a task that was measured at these γ in one seed")
     changes = runs[rates].sub(runs[0.0], axis=0) * 100
     tests = statistics.max_t(changes) if len(changes) >= tables.FEWEST else None
     clearest = 0
@@ -169,22 +170,22 @@ def relation_trend(lp: pd.DataFrame, relation: pd.Series) -> Finding:
         "do, in in-domain accuracy (LP)",
     )
     if lp.empty or len(levels_of(lp)) < 2:
-        return base.unavailable("in-domain accuracy is recorded at fewer than two γ")
+        return base.unavailable("in-domain accuracy (LP) at two γ or more")
     tasks = pd.MultiIndex.from_arrays([lp.index.get_level_values(name) for name in tables.TASK])
     kinds = relation.reindex(tasks).to_numpy() if len(relation) else np.full(len(lp), None)
     runs = [paired.by_run(lp[kinds == kind], tables.TASK) for kind in ("free", "determined")]
     if any(found.shape[1] < 2 for found, _ in runs):
-        return base.unavailable("tasks of both kinds were not recorded at several γ")
+        return base.unavailable("tasks of both kinds at two γ or more")
     rates = sorted(set(runs[0][0]) & set(runs[1][0]))
     if len(rates) < 2:
-        return base.unavailable("tasks of both kinds were not recorded at the same γ")
+        return base.unavailable("tasks of both kinds at the same γ")
     free, determined = (
         pd.Series(statistics.slope(rates, found[rates]) * 100 * (rates[-1] - rates[0]), found.index)
         for found, _ in runs
     )
     difference = (free - determined).dropna()
     if difference.empty:
-        return base.unavailable("no seed was measured alike at every γ")
+        return base.unavailable("a seed that was measured alike at every γ")
     what = (
         f"change from γ = {tables.percent(rates[0])} to {tables.percent(rates[-1])}, along a line "
         f"fitted to the levels of each seed, of tasks that do not follow less that of those that "
@@ -194,7 +195,9 @@ def relation_trend(lp: pd.DataFrame, relation: pd.Series) -> Finding:
     found = judged(base, difference, runs[0][0].size, what, note)
     means = [tables.signed(part[difference.index].mean(), 2) for part in (free, determined)]
     parts = f"Tasks that do not follow {means[0]}, tasks that do {means[1]}."
-    return dataclasses.replace(found, by_part=f"{parts} {found.by_part}".strip())
+    apart = 100 * (runs[0][0][rates] - runs[1][0][rates]).loc[difference.index]
+    text = f"{parts} {found.by_part}".strip()
+    return dataclasses.replace(found, by_part=text, ends=paired.ends(apart))
 
 
 def noise_out_of_domain(lp: pd.DataFrame) -> Finding:
@@ -219,35 +222,25 @@ def spectrum_trend(sets: pd.DataFrame, metric: str, shift: str) -> Finding:
         down=f"The {what} falls with γ",
         unit="nats",
     )
-    what = "feature sets, each the images of one domain, count alike"
+    what = "feature sets, each the images of one domain, are weighted alike"
     return trend(base, sets, paired.SET, what)
 
 
 def trend(base: Finding, wide: pd.DataFrame, count: list[str], what: str) -> Finding:
     """`base` with the change from the lowest to the highest γ along a line fitted to each seed."""
     if len(levels_of(wide)) < 2:
-        return base.unavailable("it is recorded at fewer than two γ")
+        return base.unavailable("two γ or more")
     runs, note = paired.by_run(wide, count)
     if runs.empty:
-        return base.unavailable("no seed was measured alike at every γ")
+        return base.unavailable("a seed that was measured alike at every γ")
     rates, scale = list(runs), 1 if base.unit == "nats" else 100
     change = statistics.slope(rates, runs * scale) * (rates[-1] - rates[0])
     how = f"from γ = {tables.percent(rates[0])} to {tables.percent(rates[-1])}"
     how = f"change {how}, along a line fitted to the levels of each seed"
     found = judged(base, pd.Series(change, runs.index), runs.size, f"{how}; {what}", note)
     means = (runs.mean() - runs[rates[0]].mean())[rates[1:]] * scale
-    return dataclasses.replace(found, by_part=by_part(found.by_part, means, found.digits))
-
-
-def by_part(text: str, means: pd.Series, digits: int) -> str:
-    """`text` and the mean change at each γ, where there are several."""
-    if len(means) < 2:
-        return text
-    levels = [
-        f"{tables.percent(rate)}\N{NO-BREAK SPACE}{tables.signed(value, digits)}"
-        for rate, value in means.items()
-    ]
-    return f"{text} By γ: {', '.join(levels)}.".strip()
+    parts = by_part(found.by_part, means, found.digits)
+    return dataclasses.replace(found, by_part=parts, ends=paired.ends(scale * runs))
 
 
 def lsvr_with_accuracy(sets: pd.DataFrame, lp: pd.DataFrame) -> Finding:
@@ -264,16 +257,16 @@ def lsvr_with_accuracy(sets: pd.DataFrame, lp: pd.DataFrame) -> Finding:
         unit="r",
     )
     if sets.empty or lp.empty:
-        return base.unavailable("LSVR or accuracy out of domain is not recorded")
+        return base.unavailable("LSVR and accuracy (LP) out of domain")
     lsvr, first = paired.by_run(sets, paired.SET)
     accuracy, second = paired.by_run(lp, tables.TASK)
     lsvr, accuracy = lsvr.align(accuracy, join="inner")
     if lsvr.shape[1] < 3:
-        return base.unavailable("fewer than three γ have both LSVR and accuracy out of domain")
+        return base.unavailable("three γ or more")
     every = pd.Series(statistics.correlations(lsvr, accuracy), lsvr.index)
     r = every.dropna()
     if r.empty:
-        return base.unavailable("LSVR or accuracy out of domain is the same at every γ")
+        return base.unavailable("LSVR and accuracy that differ between γ")
     notes = [first, second]
     if len(r) < len(every):
         notes.append(f"{len(every) - len(r)} of {len(every)} seeds are without variation, left out")
@@ -317,14 +310,6 @@ def judged(
     return found
 
 
-def by_seed(values: pd.Series, digits: int) -> str:
-    """The number of each pre-training seed, where there are several."""
-    if not 1 < len(values) <= 12:
-        return ""
-    parts = [f"seed {seed:g} {tables.signed(value, digits)}" for seed, value in values.items()]
-    return f"By pre-training seed: {', '.join(parts)}."
-
-
 def method_effect(scores: dict[str, pd.DataFrame], method: str, other: str, shift: str) -> Finding:
     """Mean accuracy of a method less that of another on the same features, over all γ."""
     where, ours, theirs = tables.SHIFTS[shift], NAMES[method], NAMES[other]
@@ -335,11 +320,11 @@ def method_effect(scores: dict[str, pd.DataFrame], method: str, other: str, shif
         down=f"{ours} is below {theirs} in {where} accuracy",
     )
     if not {method, other} <= set(scores):
-        return base.unavailable(f"no {where} task was measured with both")
+        return base.unavailable(f"an {where} task tuned with both")
     difference = 100 * (scores[method] - scores[other])
     runs, note = paired.by_run(difference, tables.TASK)
     if runs.empty:
-        return base.unavailable(f"no {where} task was measured with both in every run")
+        return base.unavailable(f"an {where} task tuned with both in every run")
     found = judged(base, runs.mean(axis=1), runs.size, f"mean over γ; {AVERAGED}", note)
     parts = f"{by_task(difference, base.digits)} {found.by_part}".strip()
     return dataclasses.replace(found, by_part=by_part(parts, runs.mean(), base.digits))
@@ -372,12 +357,12 @@ def rectified_in_domain(scores: dict[str, pd.DataFrame]) -> Finding:
         down="Slight noise adds more in domain under NMTune than under LP",
     )
     if not {"lp", "nmtune"} <= set(scores):
-        return base.unavailable("no in-domain task was measured with both")
+        return base.unavailable("an in-domain task tuned with both")
     less, note = paired.by_run(slightly(scores["lp"] - scores["nmtune"]), tables.TASK)
     gains, _ = paired.by_run(slightly(scores["lp"]), tables.TASK)
     seeds, slight = less.index.intersection(gains.index), [rate for rate in less if rate > 0]
     if 0.0 not in less or not slight or seeds.empty:
-        return base.unavailable("both were not measured at γ = 0 and at one above it, up to 10 %")
+        return base.unavailable("both at γ = 0 and at a γ above it, up to 10\N{NO-BREAK SPACE}%")
     less = less.loc[seeds]
     gains = gains.loc[seeds, slight].sub(gains.loc[seeds, 0.0], axis=0)
     others = [gains.drop(index=seed) if len(gains) > 1 else gains for seed in gains.index]
@@ -404,5 +389,5 @@ def rectified_out_of_domain(scores: dict[str, pd.DataFrame]) -> Finding:
         down="Out-of-domain accuracy loses more (or gains less) with γ under NMTune than under LP",
     )
     if not {"lp", "nmtune"} <= set(scores):
-        return base.unavailable("no out-of-domain task was measured with both")
+        return base.unavailable("an out-of-domain task tuned with both")
     return trend(base, scores["nmtune"] - scores["lp"], tables.TASK, f"NMTune less LP; {AVERAGED}")

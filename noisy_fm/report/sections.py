@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from noisy_fm.report import figures, paired, tables
+from noisy_fm.report import figures, paired, paper, tables
 from noisy_fm.report.figures import slug
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -26,6 +26,7 @@ def section(key: str, title: str) -> dict:
         "columns": [],
         "tasks": [],
         "heat": [],
+        "paper": False,  # whether a drawing has the paper's values behind
     }
 
 
@@ -65,10 +66,32 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
                 part["missing"].append("Only one γ is recorded, so there is no curve to draw.")
     if (frame["metric"] == "accuracy_change").any():
         part["caption"] += " The change from γ = 0 is of the same seed on the same images."
+        part["drawings"].append(beside_the_paper(frame, studio, model))
+        part["caption"] += (
+            " Pale behind it: the paper's Table 1, ImageNet-1K validation accuracy of its models, "
+            "zero-shot for CLIP."
+        )
+        part["paper"] = True
     metrics = set(frame["metric"])
     if "flipped_fits_given" in metrics and "flipped_fits_chance" not in metrics:
         part["missing"].append("How many changed labels chance predicts was not recorded.")
     return part
+
+
+def beside_the_paper(frame: pd.DataFrame, studio: figures.Studio, model: str) -> figures.Drawing:
+    """Change of pre-training accuracy from γ = 0, and behind it that of the paper's models."""
+    change = tables.summarise(frame[frame["metric"] == "accuracy_change"], ["noise_rate"])
+    clean = {"noise_rate": 0.0, "value": 0.0, "low": 0.0, "high": 0.0}
+    summary = pd.concat([pd.DataFrame([clean]), change], ignore_index=True)
+    return studio.lines(
+        summary.assign(label="this study"),
+        name=slug("pretraining", "change", model),
+        title="Pre-training accuracy, change from γ = 0",
+        ylabel="points",
+        scale=100,
+        zero=True,
+        behind=paper.pretraining_changes(summary["noise_rate"].max()),
+    )
 
 
 def downstream(records: pd.DataFrame, studio: figures.Studio, model: str) -> dict:

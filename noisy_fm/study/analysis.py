@@ -22,13 +22,14 @@ from noisy_fm import (
 from noisy_fm import config as config_lib
 from noisy_fm.evaluators.evaluator import readable
 from noisy_fm.model import Preprocess
-from noisy_fm.study import pretraining, protocols, transfers
+from noisy_fm.study import pretraining, protocols, transfers, views
 from noisy_fm.study.cells import Cell
 from noisy_fm.study.transfers import Images, Transfer
+from noisy_fm.train.build import Setup
 
 
 class Examples(NamedTuple):
-    """What heads and spectra are made of: features [n d] and their supervision."""
+    """What heads and spectra are made of: features [n d], or [n 2 d], and their supervision."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -43,7 +44,10 @@ def features_key(cell: Cell, config: ConfigDict) -> dict:
 
 
 def store_key(cell: Cell, config: ConfigDict, images: Images) -> dict:
-    """What made a store: weights (by training config), feature, and images, as they are seen."""
+    """What made a store: weights (by training config), feature, and images, as they are seen.
+
+    What is not in every store has no key in the others, which thus stay as they were made.
+    """
     own, other = (one["name"] in data.IN_MEMORY for one in (cell.config.data, images.data))
     return {
         **({} if own == other else {"cropped": not own}),
@@ -51,6 +55,7 @@ def store_key(cell: Cell, config: ConfigDict, images: Images) -> dict:
         "feature": config.feature,
         "size": cell.config.data.size,
         **images.spec,
+        **views.key(config, images),
     }
 
 
@@ -73,6 +78,7 @@ def all_stored(cell: Cell, config: ConfigDict) -> bool:
 def extract(cell: Cell, config: ConfigDict) -> dict:
     """Feature stores of the cell's final model for all images that have none yet.
 
+    They hold features [n d], of images that heads are tuned on [n 2 d] if there is a second view.
     Images that cannot be read have no row; meta.json names them in `left_out`.
     """
     wanted = transfers.wanted(transfers.collect(config))
@@ -87,15 +93,20 @@ def extract(cell: Cell, config: ConfigDict) -> dict:
         saver.close()
     look = Preprocess.of(cell.config, made.clean.info)
     output = f"features/{config.feature}"
-    predict = pretraining.predictor(cell, made, output)
+    predict = pretraining.predictor(cell, made.task, made.mesh, output)
+    second = second_predictor(cell, config, made, output)
     for images in (one for one, there in zip(wanted, stored, strict=True) if not there):
         source = look.source(transfers.load(images, cell.config.data.size))
         read, found = readable(predict(state.variables, source))
+        seen = found[output].astype(np.float32)
+        if views.key(config, images):
+            _, again = readable(second(state.variables, source))
+            seen = np.stack([seen, again[output].astype(np.float32)], axis=1)
         if not hosts.first():
             continue
         features.write_store(
             store_path(cell, config, images),
-            features=found[output].astype(np.float32),
+            features=seen,
             ids=source.ids[read],
             meta={
                 **store_key(cell, config, images),
@@ -112,8 +123,20 @@ def extract(cell: Cell, config: ConfigDict) -> dict:
     return {"stores": len(wanted), "unreadable": sorted(unreadable)}
 
 
-def read(cell: Cell, config: ConfigDict, images: Images, labels: str = "") -> Examples:
-    """Stored features of `images` under `labels`, those left out that could not be read."""
+def second_predictor(cell: Cell, config: ConfigDict, made: Setup, *keep: str):
+    """`pretraining.predictor` of the images' second view."""
+    about = {"size": cell.config.data.size, "seed": cell.config.seeds.dropout}
+    task = views.augmented(made.task, config.second_view, **about)
+    return pretraining.predictor(cell, task, made.mesh, *keep)
+
+
+def read(
+    cell: Cell, config: ConfigDict, images: Images, labels: str = "", *, every_view: bool = False
+) -> Examples:
+    """Stored features of `images` under `labels`, those left out that could not be read.
+
+    Of the first view, [n d], or of `every_view` of a store that holds two, [n 2 d].
+    """
     store = features.open_store(store_path(cell, config, images))
     source = transfers.load(images, cell.config.data.size, labels=labels)
     kept = ~np.isin(source.ids, [int(id_) for id_ in store.meta["left_out"]])
@@ -126,7 +149,8 @@ def read(cell: Cell, config: ConfigDict, images: Images, labels: str = "") -> Ex
             f"{store.path} lacks images of {images.dataset}; delete it to have it made again"
         )
     label, num_classes = source.columns["label"][kept], len(source.info["label_names"])
-    return Examples(store.features[rows], label, ids, source.groups[kept], num_classes)
+    stored = store.features if every_view or store.features.ndim < 3 else store.features[:, 0]
+    return Examples(stored[rows], label, ids, source.groups[kept], num_classes)
 
 
 def spectra_key(cell: Cell, config: ConfigDict) -> dict:
@@ -195,7 +219,7 @@ def probes(cell: Cell, config: ConfigDict) -> dict:
     """Tunes every head on every transfer; tests it in domain and on the unseen domains."""
     rows, transformed = [], []
     for one in transfers.collect(config):
-        tuned = read(cell, config, one.train, one.labels)
+        tuned = read(cell, config, one.train, one.labels, every_view=True)
         tests = {
             target: read(cell, config, images, one.labels) for target, images in one.tests.items()
         }

@@ -3,6 +3,7 @@
 import base64
 import io
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -13,6 +14,7 @@ from noisy_fm.data import Source
 from noisy_fm.data.source import View
 from noisy_fm.evaluators.memorised import changed
 from noisy_fm.study.cells import Cell
+from noisy_fm.tasks import Task
 from noisy_fm.train.build import Setup
 
 NUM_EXAMPLES = 12  # images with wrong labels shown in the report
@@ -85,15 +87,15 @@ RENAMED = {
 }
 
 
-def predictor(cell: Cell, made: Setup, *keep: str):
+def predictor(cell: Cell, task: Task, mesh: jax.sharding.Mesh, *keep: str):
     """`features.predictor` of images without supervision, read as the cell's training is."""
     reading = cell.config.loader
     return features.predictor(
-        made.task,
+        task,
         keep=("mask", *keep),
         columns=(),
         batch_size=cell.config.batch_size,
-        mesh=made.mesh,
+        mesh=mesh,
         pooled=True,
         threads=reading.threads * max(reading.workers, 1) or None,
         buffer=reading.buffer,

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from noisy_fm import config as config_lib
 from noisy_fm.messages import require_known
-from noisy_fm.study import protocols
+from noisy_fm.study import protocols, views
 
 
 def defaults() -> ConfigDict:
@@ -30,6 +30,9 @@ def defaults() -> ConfigDict:
             },
             "methods": ("lp", "mlp", "nmtune"),  # keys of `protocols.PROTOCOLS`
             "preset": "paper",  # of MLP tuning and NMTune, with its own λ
+            # What heads of preset "release" are tuned on beside each image: that image augmented,
+            # as in `pretrain.task.augment`; "none": nothing.
+            "second_view": {"name": "none"},
             # λ-sweep: further λ of NMTune, each one number or (MSE, COV, SVD); 0 is MLP tuning.
             "weights": (),
             "fractions": (1.0,),
@@ -145,3 +148,4 @@ def check(config: ConfigDict) -> None:
             for key in config_lib.group(changes, f"{where}.{target}"):
                 require_known(f"key of {where}.{target}", key, known)
     protocols.heads(config)
+    views.check(config)

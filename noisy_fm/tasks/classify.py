@@ -19,6 +19,7 @@ from noisy_fm.data import Source
 from noisy_fm.data import augment as augment_lib
 from noisy_fm.data.storage.labels import appearance
 from noisy_fm.messages import require_known, warn
+from noisy_fm.tasks import augmentation
 from noisy_fm.tasks.task import Task, keep_statistics
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
@@ -63,7 +64,7 @@ def check(config: ConfigDict) -> None:
     require_known("config.task.loss", task.loss, LOSSES)
     require_known("config.task.mix.mode", task.mix.mode, MIX_MODES)
     config_lib.check_ranges(config, RANGES)
-    check_images(config)
+    augmentation.check_images(config)
     if config.batch_size % task.mix.groups:
         raise ValueError(
             f"config.batch_size is {config.batch_size}; expected a multiple of "
@@ -71,18 +72,6 @@ def check(config: ConfigDict) -> None:
         )
     if {"dtype", "num_classes"} & set(config.model):
         raise ValueError("config.model sets dtype or num_classes; use config.precision and data")
-
-
-def check_images(config: ConfigDict) -> None:
-    """Raises one clear line for a normalisation or an augmentation that cannot be."""
-    task = config.task
-    require_known("config.task.augment.name", task.augment.name, augment_lib.AUGMENTATIONS)
-    for key in ("normalize.mean", "normalize.std", "augment.color_jitter"):
-        group, _, name = key.partition(".")
-        config_lib.check_numbers(f"task.{key}", task[group].get(name, 1.0))
-    arguments = {key: value for key, value in task.augment.items() if key != "name"}
-    factory = augment_lib.AUGMENTATIONS[task.augment.name]
-    config_lib.check_arguments(factory, arguments, where="config.task.augment", given=("size",))
 
 
 def check_data(source: Source, eval_source: Source, *, where: tuple[str, str]) -> None:
@@ -143,25 +132,11 @@ def make(config: ConfigDict, info: Mapping) -> Task:
         label_names=info["label_names"],
         loss=config.task.loss,
         label_smoothing=config.task.label_smoothing,
-        augment=augmentation(config, info),
+        augment=augmentation.of(config, info),
         mix=config.task.mix,
         normalize=config.task.normalize,
         frozen=lambda module: optim.frozen(f"{module}/scale", config.trainable),
     )
-
-
-def augmentation(config: ConfigDict, info: Mapping) -> Callable[[jax.Array, dict], dict]:
-    """What `config.task.augment` says, for images of which `info` is known."""
-    if info["encoded"] and config.task.augment.name != "imagenet":
-        raise ValueError(
-            f"config.task.augment.name is {config.task.augment.name!r}; images on disk come as "
-            "crops to be resized, so expected 'imagenet' (start from configs/pretrain/folder.py)"
-        )
-    arguments = dict(config.task.augment)
-    factory = augment_lib.AUGMENTATIONS[arguments.pop("name")]
-    if config.task.augment.name == "imagenet":
-        arguments["size"] = config.data.size
-    return factory(**arguments)
 
 
 @flax.struct.dataclass

@@ -20,7 +20,7 @@ from noisy_fm.data import Source
 from noisy_fm.data import augment as augment_lib
 from noisy_fm.messages import require_known
 from noisy_fm.models.clip import HIGHEST_SCALE
-from noisy_fm.tasks import classify
+from noisy_fm.tasks import augmentation
 from noisy_fm.tasks.task import Parts, Task, keep_statistics
 from noisy_fm.texts import Tokenizer, clip_tokenizer
 
@@ -50,7 +50,7 @@ def check(config: ConfigDict) -> None:
     """Raises one clear line for what this task cannot be."""
     require_known("config.task.loss", config.task.loss, LOSSES)
     config_lib.check_ranges(config, RANGES)
-    classify.check_images(config)
+    augmentation.check_images(config)
     if {"dtype", "num_classes", "logit_bias"} & set(config.model):
         raise ValueError(
             "config.model sets dtype, num_classes or logit_bias; use config.precision and task.loss"
@@ -97,7 +97,7 @@ def make(config: ConfigDict, info: Mapping) -> Task:
         loss=config.task.loss,
         chunk=config.task.chunk,
         hide=config.task.hide,
-        augment=classify.augmentation(config, info),
+        augment=augmentation.of(config, info),
         normalize=config.task.normalize,
         frozen=lambda path: optim.frozen(f"{path}/scale", config.trainable),
     )
