@@ -145,7 +145,7 @@ def test_a_batch_taken_in_parts_has_the_whole_batchs_gradient(loss):
     np.testing.assert_allclose(parts[0][0], whole[0][0], rtol=1e-6)
     np.testing.assert_allclose(parts[0][1][1]["loss"], whole[0][1][1]["loss"], rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(parts[1]), jax.tree.leaves(whole[1]), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def trained(mesh, *, microbatches: int = 1, loss: str = "softmax", steps: int = 4):
@@ -156,7 +156,7 @@ def trained(mesh, *, microbatches: int = 1, loss: str = "softmax", steps: int = 
     source = pairs()
     example = task.collate(source.read(np.zeros(1, int), columns=("caption",)))
     plan = plan_state(
-        task, lambda multipliers: optax.adamw(1e-2), example, mesh=mesh, trainable=(),
+        task, lambda multipliers: optax.adamw(1e-2), example, mesh=mesh, trainable=((".*", 1.0),),
         rules=((".*", "fsdp"),), seeds=toy.Seeds,
     )  # fmt: skip
     state, found = init_state(plan), []
@@ -282,7 +282,7 @@ def check_model(model, made):
         ({"model.text.vocabulary": 10}, "CLIP's tokenizer has 49408"),
         ({"model.text.depht": 1}, "depht"),
         ({"model.embed_dim": 0}, "embed_dim of resnet10_half"),
-        ({"model.width": 0.5, "model.logit_bias": True}, "logit_bias"),
+        ({"model.logit_bias": True}, "logit_bias"),
         ({"data": {**config_lib.train().data.to_dict(), "name": "digits", "labels": ""}},
          "has no captions"),
     ],
