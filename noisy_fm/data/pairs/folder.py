@@ -64,11 +64,10 @@ class FolderPairs(Pairs):
     def _pairs(self, left_out: LeftOut) -> Iterator[Pair]:
         find, taken = _Finder(self.images, self.root, self.file.parent), set()
         with Progress("list captions", len(self.images), unit="caption") as bar:
-            for where, name, caption in self._rows(left_out):
+            for where, name, given in self._rows(left_out):
                 bar.update()
                 image, fault = find(name)
-                if not fault:
-                    caption, fault = cleaned(caption)
+                caption, fault = ("", fault) if fault else cleaned(given)
                 if not fault and image in taken:
                     fault = texts.SECOND
                 if image:

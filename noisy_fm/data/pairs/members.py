@@ -5,6 +5,7 @@ from typing import BinaryIO
 
 BLOCK = 512
 END = bytes(BLOCK)
+PADDING = 2**20  # zeros after the last member, at most; tar itself writes up to 10 KiB
 FILES = (b"0", b"\0", b"7")
 
 
@@ -30,12 +31,16 @@ def members(file: BinaryIO, size: int) -> Iterator[tuple[str, int, int]]:
         if len(header) < BLOCK:
             raise CutShortError(at) if at else NoTarError(at)
         if header == END:
+            if size - at > PADDING:  # a hole that a broken transfer left, or a second archive
+                raise CutShortError(at)
             return
         kind, start = header[156:157], at + BLOCK
         if not _is_header(header) or kind == b"S":
             raise CutShortError(at) if at else NoTarError(at)
-        length = int(own["size"]) if "size" in own and kind not in b"xgLK" else _size(header)
-        if start + length > size:
+        length = _size(header)
+        if "size" in own and kind not in (b"x", b"g", b"L", b"K"):
+            length = _number(own["size"].encode(), 10)
+        if not 0 <= length <= size - start:
             raise CutShortError(at)
         at = start + -(-length // BLOCK) * BLOCK
         if kind in (b"x", b"L"):
@@ -59,12 +64,16 @@ def _is_header(header: bytes) -> bool:
 
 def _size(header: bytes) -> int:
     field = header[124:136]
-    if field[0] & 128:  # GNU's way to write what octal digits cannot
+    if field[0] == 128:  # GNU's way to write what octal digits cannot
         return int.from_bytes(field[1:], "big")
+    return _number(field.strip(b"\0 ") or b"0", 8)
+
+
+def _number(digits: bytes, base: int) -> int:
     try:
-        return int(field.strip(b"\0 ") or b"0", 8)
+        return int(digits, base)
     except ValueError:
-        raise CutShortError(field) from None
+        raise CutShortError(digits) from None
 
 
 def _name(header: bytes) -> str:

@@ -25,7 +25,8 @@ class ParquetPairs(Pairs):
         self.files, self.column = find_shards(path, split, ".parquet"), captions
         self.where, self.base = str(path), base_of(path)
         self.damaged: list[str] = []
-        image, groups, counts = "", [], []
+        image, groups = "", []
+        counts: list[int] = []
         self.first_row: list[int] = []  # of each file
         for number, file in enumerate(self.files):
             self.first_row.append(sum(counts))

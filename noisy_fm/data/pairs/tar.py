@@ -25,11 +25,8 @@ class TarPairs(Pairs):
     def __init__(self, path: str, split: str | None, captions: str):
         extension, colon, self.key = captions.partition(":")
         self.extension = "." + extension.removeprefix(".").lower()
-        if (
-            self.extension in IMAGE_SUFFIXES
-            or extension.strip(".") == ""
-            or (colon and not self.key)
-        ):
+        unclear = self.extension in (".", *IMAGE_SUFFIXES) or (colon and not self.key)
+        if unclear:
             raise ValueError(
                 f"tar: captions are {captions!r}; expected a text member's extension (txt), or "
                 "EXTENSION:KEY of a JSON member (json:caption)"
@@ -39,6 +36,7 @@ class TarPairs(Pairs):
         self.shards = find_shards(path, split, ".tar")
         self.where, self.base = str(path), base_of(path)
         self.seen: dict[str, None] = {}  # extensions, for who looks for another one
+        self.keys: dict[str, None] = {}  # of a JSON member without `key`
         folder = self.shards[0].parent
         stats = stats_of(self.shards, folder)
         self._open(folder, ["tar", captions, *(name for name, *_ in stats)], stats)
@@ -49,7 +47,8 @@ class TarPairs(Pairs):
 
     @property
     def hint(self) -> str:  # type: ignore[override]
-        return f"members are *{few(self.seen)}" if self.seen else ""
+        seen = f"members are {few(sorted(self.seen))}" if self.seen else ""
+        return seen + (f", and a JSON one has {few(self.keys)}" if self.keys else "")
 
     def _pairs(self, left_out: LeftOut) -> Iterator[Pair]:
         with Progress("list captions", len(self.shards), unit="shard") as bar:
@@ -76,6 +75,8 @@ class TarPairs(Pairs):
                         if key in found:
                             left_out.add(texts.SECOND, f"{shard.name}: {name}")
                         found.setdefault(key, (name, *self._caption(file.read(size))))
+            if not (images or found or self.seen):
+                left_out.add(texts.NO_MEMBER, str(shard))
         except CutShortError:
             left_out.add(texts.CUT, str(shard))
         except (NoTarError, OSError):
@@ -105,8 +106,9 @@ class TarPairs(Pairs):
             about = json.loads(content)
         except UnicodeDecodeError:
             return "", texts.NO_UTF8
-        except ValueError:
+        except (ValueError, RecursionError):
             return "", texts.NO_JSON
         if not isinstance(about, dict) or self.key not in about:
+            self.keys = self.keys or dict.fromkeys(about if isinstance(about, dict) else ())
             return "", texts.NO_KEY
         return cleaned(about[self.key])

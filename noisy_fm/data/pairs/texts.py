@@ -17,6 +17,7 @@ TWICE = "pairs whose name another has"
 SECOND = "images or captions beyond the first of their name"
 CUT = "files cut short or damaged, from there on"
 NO_FILE = "files that cannot be read at all"
+NO_MEMBER = "shards with nothing in them"
 
 
 class LeftOut:
