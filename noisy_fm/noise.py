@@ -245,7 +245,9 @@ def _random_pair_swaps(n: int, count: int, seed: int) -> np.ndarray:
     permutation = np.arange(n)
     if n < 2:
         return permutation
-    entries = memoryview(permutation)  # as fast as a list for one entry, and a quarter of its size
+    entries = memoryview(
+        permutation.data
+    )  # as fast as a list for one entry, and a quarter of its size
     for start in range(0, count, 2**20):
         steps = np.arange(start, min(start + 2**20, count))
         first = _below(_hash(seed, _SELECT, steps), n)

@@ -431,17 +431,17 @@ def test_a_manifest_of_captions_is_kept_in_half_the_space(tmp_path, pair_swaps):
     with np.load(tmp_path / "noise.npz") as file:  # what it says is plain without us
         assert np.array_equal(file["ids"][file["place"]], manifest.new)
         header = file["header"]
-    found = Manifest.load(tmp_path / "noise.npz")
+    found = noise.Manifest.load(tmp_path / "noise.npz")
     assert found.hash == manifest.hash
     for name in ("ids", "old", "new"):
         assert np.array_equal(getattr(found, name), getattr(manifest, name))
     arrays = {name: getattr(manifest, name) for name in ("ids", "old", "new")}
     np.savez(tmp_path / "before.npz", header=header, **arrays)  # as it was until 2026-11
-    assert Manifest.load(tmp_path / "before.npz").hash == manifest.hash
+    assert noise.Manifest.load(tmp_path / "before.npz").hash == manifest.hash
     with np.load(tmp_path / "noise.npz") as file:
         np.savez(tmp_path / "bad.npz", **{**file, "place": file["place"] + np.uint32(1)})
     with pytest.raises(ValueError, match="is not a readable noise manifest"):
-        Manifest.load(tmp_path / "bad.npz")
+        noise.Manifest.load(tmp_path / "bad.npz")
 
 
 def test_caption_mistakes_are_one_line():

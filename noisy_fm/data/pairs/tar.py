@@ -1,8 +1,11 @@
 """Pairs in tar shards, as WebDataset and img2dataset write them: KEY.jpg, KEY.txt, KEY.json."""
 
+import collections
+import itertools
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from noisy_fm.data.pairs import texts
@@ -13,6 +16,8 @@ from noisy_fm.data.storage.listing import IMAGE_SUFFIXES
 from noisy_fm.data.storage.litter import is_litter
 from noisy_fm.data.storage.shards import base_of, find_shards, read_at
 from noisy_fm.progress import Progress
+
+AT_ONCE = 8  # shards
 
 
 class TarPairs(Pairs):
@@ -51,12 +56,25 @@ class TarPairs(Pairs):
         return seen + (f", and a JSON one has {few(self.keys)}" if self.keys else "")
 
     def _pairs(self, left_out: LeftOut) -> Iterator[Pair]:
-        with Progress("list captions", len(self.shards), unit="shard") as bar:
-            for number, shard in enumerate(self.shards):
-                yield from self._shard(number, shard, left_out)
-                bar.update(1, shard.name)
+        """Some shards are read at once, as those on a network are waited for more than read."""
+        shards = enumerate(self.shards)
+        begun: collections.deque = collections.deque()
+        with (
+            Progress("list captions", len(self.shards), unit="shard") as bar,
+            ThreadPoolExecutor(AT_ONCE) as pool,
+        ):
+            for number, shard in itertools.chain(shards, [(-1, None)] * AT_ONCE):
+                if shard is not None:
+                    begun.append(pool.submit(self._shard, number, shard))
+                if begun and (shard is None or len(begun) == AT_ONCE):
+                    pairs, own = begun.popleft().result()
+                    left_out.merge(own)
+                    yield from pairs
+                    bar.update()
 
-    def _shard(self, number: int, shard: Path, left_out: LeftOut) -> Iterator[Pair]:
+    def _shard(self, number: int, shard: Path) -> tuple[list[Pair], LeftOut]:
+        """The pairs of a shard, and what is left out of it."""
+        left_out, pairs = LeftOut(), []
         images: dict[str, tuple[str, int, int]] = {}
         found: dict[str, tuple[str, str, str]] = {}  # of a key: member, caption, why it is none
         try:
@@ -87,9 +105,10 @@ class TarPairs(Pairs):
             if fault:
                 left_out.add(fault, f"{shard.name}: {member}")
             else:
-                yield Pair(name, folder, number, offset, size, caption)
+                pairs.append(Pair(name, folder, number, offset, size, caption))
         for member, _, _ in found.values():
             left_out.add(texts.NO_IMAGE, f"{shard.name}: {member}")
+        return pairs, left_out
 
     def _split(self, name: str) -> tuple[str, str]:
         """(key, extension) of a member; the captions' own may have several dots."""

@@ -36,6 +36,10 @@ class LeftOut:
     def add(self, kind: str, example: str, count: int = 1) -> None:
         self.kinds.setdefault(kind, [0, example])[0] += count
 
+    def merge(self, other: "LeftOut") -> None:
+        for kind, (count, first) in other.kinds.items():
+            self.add(kind, first, count)
+
 
 def cleaned(value) -> tuple[str, str]:
     """(the caption without blanks around it, ""), or ("", why it is none): a kind of `LeftOut`."""
