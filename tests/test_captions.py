@@ -22,6 +22,7 @@ from noisy_fm.data.pairs import base
 from noisy_fm.data.pairs.members import CutShortError, NoTarError, members
 from noisy_fm.data.source import View
 from noisy_fm.study import settings as study_settings
+from noisy_fm.train import build
 
 ROWS = pairs.pairs()
 WAYS = {
@@ -523,6 +524,18 @@ def test_captions_go_from_the_config_to_the_source(tmp_path):
     assert len(data.load_split(keys, "")) == len(ROWS)
     with pytest.raises(ValueError, match=r"config\.data: tar: captions are 'json:'"):
         data.load_split({**keys, "captions": "json:"}, "")
+
+
+def test_classes_are_not_looked_for_among_captions(tmp_path):
+    for split, rows in (("train", ROWS), ("val", pairs.pairs(8, 100))):
+        pairs.write_tar(tmp_path / split, rows)
+    keys = {"name": "tar", "path": str(tmp_path), "captions": "txt", "labels": "", "domain": ()}
+    changed = {f"data.{key}": value for key, value in keys.items()}
+    one = config.updated(config.train(), {**changed, "split": "train", "eval_split": "val"})
+    with pytest.raises(ValueError, match=r"config\.split 'train' has no labels; expected them"):
+        build.setup(one)
+    with pytest.raises(ValueError, match="no column 'label'; there are caption"):
+        data.identity(data.load_split(one.data, "val"))
 
 
 def test_heads_take_no_captions():

@@ -1,4 +1,4 @@
-"""The members of a tar file, found eight times as fast as by `tarfile`: 80 million take 15 minutes."""
+"""The members of a tar file, eight times as fast as `tarfile`: 80 million take 15 minutes."""
 
 import zlib
 from collections.abc import Iterator
