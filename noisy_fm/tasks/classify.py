@@ -87,7 +87,7 @@ def check_data(source: Source, eval_source: Source, *, where: tuple[str, str]) -
     for place, one in zip(where, (source, eval_source), strict=True):
         if "label" not in one.columns:
             raise ValueError(
-                f"{place} has no labels; expected them (images on disk whose captions are read have "
+                f"{place} has no labels; expected them (images on disk that have captions have "
                 "none: config.data.captions='')"
             )
     ours, theirs = (one.info["label_names"] for one in (source, eval_source))
