@@ -228,7 +228,7 @@ def test_broken_pairs_of_shards_are_left_out_counted_and_said(tmp_path, caplog, 
         "1 images or captions beyond the first of their name, as 00000.tar: 000000001.jpg",
         "1 pairs whose name another has, as 000000000.jpg",
         f"2 files cut short or damaged, from there on, as {tmp_path}/00002.tar",
-        f"2 files that cannot be read at all, as {tmp_path}/00003.tar",
+        f"2 files that cannot be read as uncompressed tar, as {tmp_path}/00003.tar",
     ):
         assert said in line, line
     caplog.clear()
@@ -319,8 +319,11 @@ def test_a_table_that_is_not_clear_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no folder val/"):
         load(split="val")
     (tmp_path / "open.csv").write_text('filepath,title\nimages/0/1.jpg,"never closed\nb,c\nd,e\n')
-    with pytest.raises(ValueError, match=r"open.csv: line 4: .*; expected quotes around a field"):
+    with pytest.raises(ValueError, match=r"open\.csv: line 4: .*; expected quotes around a field"):
         load("open.csv:title")
+    table.to_csv(tmp_path / "wide.csv", index=False, encoding="utf-16")
+    with pytest.raises(ValueError, match=r"wide\.csv is no UTF-8 text"):
+        load("wide.csv:title")
     (tmp_path / "images" / "1" / "000000000.jpg").write_bytes(b"")  # the name of another
     table.to_csv(tmp_path / "captions.csv", index=False)
     assert len(load("captions.csv:title:file_name")) == 3
@@ -338,7 +341,7 @@ def test_parquet_with_faults(tmp_path, caplog):
         "1 captions that are missing (null, NaN, or the word for it), as a.parquet: row 1",
         "1 captions that are blank, as a.parquet: row 2",
         "1 captions without an image, as a.parquet: row 3",
-        f"1 files that cannot be read at all, as {tmp_path}/b.parquet",
+        f"1 files that are no whole parquet, as {tmp_path}/b.parquet",
     ):
         assert said in caplog.text
     with pytest.raises(
@@ -438,6 +441,9 @@ def test_a_shard_cut_anywhere_gives_what_is_whole_and_ends(tmp_path):
             found.extend(members(io.BytesIO(whole[:end]), end))  # keeps what came before
         assert found == every[: len(found)]
         assert len(found) == sum(start + size <= end for _, start, size in every)
+    for after in (whole, bytes(2**21)):  # a second archive, or a hole where one was
+        with pytest.raises(CutShortError):
+            list(members(io.BytesIO(whole + after), len(whole + after)))
     rng = np.random.default_rng(0)
     for _ in range(200):  # no damage makes it hang, or end in another error
         damaged = bytearray(whole)

@@ -122,6 +122,8 @@ class FolderPairs(Pairs):
 
     def _columns(self, header: list[str]) -> tuple[str, str]:
         """(the column of files, that of captions); raises ValueError if that is not clear."""
+        if any(not name.isprintable() for name in header):  # UTF-16, as Excel writes it
+            raise ValueError(f"{self.file} is no UTF-8 text; expected its columns' names first")
         wanted = [self.column, *([self.file_column] if self.file_column else [])]
         for name in wanted:
             if header.count(name) != 1:

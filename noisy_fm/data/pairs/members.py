@@ -32,8 +32,8 @@ def members(file: BinaryIO, size: int) -> Iterator[tuple[str, int, int]]:
         if len(header) < BLOCK:
             raise CutShortError(at) if at else NoTarError(at)
         if header == END:
-            if size - at > PADDING:  # a hole that a broken transfer left, or a second archive
-                raise CutShortError(at)
+            if size - at > PADDING or file.read().strip(b"\0"):
+                raise CutShortError(at)  # a hole that a broken transfer left, or a second archive
             return
         kind, start = header[156:157], at + BLOCK
         if not _is_header(header) or kind == b"S":

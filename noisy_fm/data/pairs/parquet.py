@@ -72,7 +72,7 @@ class ParquetPairs(Pairs):
         import pyarrow as pa
 
         for file in self.damaged:
-            left_out.add(texts.NO_FILE, file)
+            left_out.add(texts.NO_PARQUET, file)
         start = 0
         with Progress("list captions", len(self.rows.groups), unit="row group") as bar:
             for (number, group), end in zip(self.rows.groups, self.rows.ends, strict=True):

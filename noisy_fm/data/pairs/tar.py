@@ -98,7 +98,7 @@ class TarPairs(Pairs):
         except CutShortError:
             left_out.add(texts.CUT, str(shard))
         except (NoTarError, OSError):
-            left_out.add(texts.NO_FILE, str(shard))
+            left_out.add(texts.NO_TAR, str(shard))
         folder = os.path.relpath(shard.parent, self.base)
         for key, (name, offset, size) in images.items():
             member, caption, fault = found.pop(key, (name, "", texts.NO_CAPTION))

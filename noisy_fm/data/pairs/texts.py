@@ -16,7 +16,8 @@ NO_KEY = "captions in JSON without that key"
 TWICE = "pairs whose name another has"
 SECOND = "images or captions beyond the first of their name"
 CUT = "files cut short or damaged, from there on"
-NO_FILE = "files that cannot be read at all"
+NO_TAR = "files that cannot be read as uncompressed tar"
+NO_PARQUET = "files that are no whole parquet"
 NO_MEMBER = "shards with nothing in them"
 
 
