@@ -47,7 +47,8 @@ class ParquetPairs(Pairs):
         self.rows = RowGroups(self.files, image, groups, counts)
         folder = self.files[0].parent
         stats = stats_of(self.files, folder)
-        self._open(folder, ["parquet", captions, *(name for name, *_ in stats)], stats)
+        below = os.path.relpath(self.base, folder)  # what pairs' folders are told from
+        self._open(folder, ["parquet", captions, below, *(name for name, *_ in stats)], stats)
 
     def read(self, index: int) -> bytes:
         return self.rows.read(int(self._cell("offset", index)))

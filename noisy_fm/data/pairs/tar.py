@@ -44,7 +44,8 @@ class TarPairs(Pairs):
         self.keys: dict[str, None] = {}  # of a JSON member without `key`
         folder = self.shards[0].parent
         stats = stats_of(self.shards, folder)
-        self._open(folder, ["tar", captions, *(name for name, *_ in stats)], stats)
+        below = os.path.relpath(self.base, folder)  # what pairs' folders are told from
+        self._open(folder, ["tar", captions, below, *(name for name, *_ in stats)], stats)
 
     def read(self, index: int) -> bytes:
         file, offset, size = (self._cell(name, index) for name in ("file", "offset", "size"))
