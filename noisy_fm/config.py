@@ -265,6 +265,9 @@ FREE = {
     *("keep_checkpoints", "keep_best", "max_skipped", "stall_seconds"),
 }
 
+# Keys that are younger than runs still in use, at the value that changes nothing.
+LATER = {"data.captions": ""}
+
 # Of the numbers of a training config, those that its task does not know of itself.
 RANGES: tuple[Range, ...] = (
     (("epochs", "optimizer.learning_rate"), lambda v: v > 0, "a positive number"),
@@ -376,9 +379,15 @@ def today(plain: dict) -> dict:
 
 
 def binding(config: Mapping) -> dict[str, Any]:
-    """{dotted key: value} of what a run in progress must keep: all but `FREE`."""
-    flat = flatten(config).items()
-    return {key: value for key, value in flat if not {key, key.partition(".")[0]} & FREE}
+    """{dotted key: value} of what a run in progress must keep: all but `FREE`.
+
+    Of `LATER` keys only what is set, so that what was made before there were any still counts.
+    """
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not {key, key.partition(".")[0]} & FREE and (key not in LATER or value != LATER[key])
+    }
 
 
 def run_differences(old: dict, new: dict) -> list[str]:

@@ -123,10 +123,13 @@ class Manifest:
         return labels if label_names is None else label_names[labels]
 
     def save(self, path) -> None:
-        """Writes one .npz file (a JSON header and plain arrays), whole or not at all."""
+        """Writes one .npz file (a JSON header and plain arrays), whole or not at all.
+
+        Of captions `old` is `ids`, and `new` is written as `place`: where in `ids` each is.
+        """
         header = json.dumps({**self._header(), "hash": self.hash}).encode()
         file = io.BytesIO()
-        np.savez_compressed(file, header=np.frombuffer(header, np.uint8), **self._arrays())
+        np.savez_compressed(file, header=np.frombuffer(header, np.uint8), **self._kept())
         files.write_bytes(path, file.getvalue())
 
     @classmethod
@@ -138,12 +141,15 @@ class Manifest:
                 arrays = dict(file)
             header = json.loads(bytes(arrays.pop("header")))
             digest = header.pop("hash")
+            if "place" in arrays:
+                arrays["old"] = arrays["ids"]
+                arrays["new"] = arrays["ids"][arrays.pop("place")]
             fields = {name: arrays.pop(name) for name in ("ids", "old", "new")}
             fields["options"] = {**header.pop("options"), **arrays}
             manifest = cls(**header, **fields)
         except FileNotFoundError:
             raise FileNotFoundError(f"no noise manifest at {path}") from None
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, LookupError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"{path} is not a readable noise manifest ({type(error).__name__}); expected a "
                 "file written by Manifest.save"
@@ -164,6 +170,19 @@ class Manifest:
     def _arrays(self) -> dict[str, Any]:
         own = {k: v for k, v in self.options.items() if isinstance(v, np.ndarray)}
         return {"ids": self.ids, "old": self.old, "new": self.new, **own}
+
+    def _kept(self) -> dict[str, Any]:
+        """What a file holds: less than half of `_arrays` where captions were swapped."""
+        arrays = self._arrays()
+        if self.kind != "captions" or not np.array_equal(self.ids, self.old):
+            return arrays
+        order = np.argsort(self.new)
+        if not np.array_equal(self.new[order], self.ids):  # not by `swap_captions`
+            return arrays
+        del arrays["old"], arrays["new"]
+        place = np.empty(len(order), np.uint32 if len(order) < 2**32 else np.int64)
+        place[order] = np.arange(len(order))
+        return {**arrays, "place": place}
 
     def _find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each id its place in `self.ids`, and whether it really is there."""

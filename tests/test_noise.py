@@ -410,6 +410,40 @@ def test_mistakes_are_one_line(changes, line):
     assert "\n" not in str(error.value)
 
 
+def test_pair_swaps_are_swaps_one_after_another():
+    """Of a list, by the definition; across the pieces that are drawn at once."""
+    n, count = 50, 2**20 + 40
+    first = noise._below(noise._hash(3, noise._SELECT, np.arange(count)), n)
+    second = noise._below(noise._hash(3, noise._PARTNER, np.arange(count)), n - 1)
+    expected = list(range(n))
+    for a, b in zip(first.tolist(), second.tolist(), strict=True):
+        b += b >= a
+        expected[a], expected[b] = expected[b], expected[a]
+    assert noise._random_pair_swaps(n, count, 3).tolist() == expected
+
+
+@pytest.mark.parametrize("pair_swaps", [False, True])
+def test_a_manifest_of_captions_is_kept_in_half_the_space(tmp_path, pair_swaps):
+    ids = np.random.default_rng(0).integers(0, 2**63 - 1, 20_000)
+    manifest = noise.swap_captions(ids, 0.3, pair_swaps=pair_swaps)[1]
+    manifest.save(tmp_path / "noise.npz")
+    assert (tmp_path / "noise.npz").stat().st_size < 12 * len(manifest.ids)
+    with np.load(tmp_path / "noise.npz") as file:  # what it says is plain without us
+        assert np.array_equal(file["ids"][file["place"]], manifest.new)
+        header = file["header"]
+    found = noise.Manifest.load(tmp_path / "noise.npz")
+    assert found.hash == manifest.hash
+    for name in ("ids", "old", "new"):
+        assert np.array_equal(getattr(found, name), getattr(manifest, name))
+    arrays = {name: getattr(manifest, name) for name in ("ids", "old", "new")}
+    np.savez(tmp_path / "before.npz", header=header, **arrays)  # as it was until 2026-11
+    assert noise.Manifest.load(tmp_path / "before.npz").hash == manifest.hash
+    with np.load(tmp_path / "noise.npz") as file:
+        np.savez(tmp_path / "bad.npz", **{**file, "place": file["place"] + np.uint32(1)})
+    with pytest.raises(ValueError, match="is not a readable noise manifest"):
+        noise.Manifest.load(tmp_path / "bad.npz")
+
+
 def test_caption_mistakes_are_one_line():
     for rate in (1.0, -0.1, math.nan):
         with pytest.raises(ValueError, match="expected γ in"):

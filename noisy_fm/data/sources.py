@@ -108,6 +108,10 @@ def identity(*sources: Source, columns: Sequence[str] = ("label",)) -> str:
     for source in sources:
         digest.update(source.ids.astype("<i8").tobytes())
         for name in columns:
+            if name not in source.columns:
+                raise ValueError(
+                    f"the data have no column {name!r}; there are {', '.join(source.columns)}"
+                )
             for part in _hashable(source.columns[name], name):
                 digest.update(part)
     return digest.hexdigest()[:12]

@@ -79,6 +79,12 @@ def check_data(source: Source, eval_source: Source, *, where: tuple[str, str]) -
 
     `where` says what they are. Of a class with no image in one of them a line is logged.
     """
+    for place, one in zip(where, (source, eval_source), strict=True):
+        if "label" not in one.columns:
+            raise ValueError(
+                f"{place} has no labels; expected them (images on disk that have captions have "
+                "none: config.data.captions='')"
+            )
     ours, theirs = (one.info["label_names"] for one in (source, eval_source))
     if ours != theirs:
         here, there = next(pair for pair in zip_longest(ours, theirs) if len({*pair}) > 1)

@@ -4,9 +4,11 @@
 instead, with where each image is, and the ids in another; a process maps both and holds neither.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -84,12 +86,8 @@ class Pairs:
                             "expected images with a caption each"
                         )
                 break
-            except PermissionError as error:
-                if number:
-                    raise
-                logging.warning("captions are listed elsewhere than beside their images: %s", error)
-            except OSError as error:  # such as a read-only file system
-                if number or error.errno != 30:
+            except OSError as error:
+                if number or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                     raise
                 logging.warning("captions are listed elsewhere than beside their images: %s", error)
         _drop_older(index, spec)
@@ -112,7 +110,7 @@ def write(folder: Path, pairs: Iterable[Pair], left_out: LeftOut) -> int:
     An id is that of the image's stem, or, where files in several folders share one, of
     FOLDER/stem for all. Of pairs with one id the first stays.
     """
-    plain, placed, folders = [], [], set()
+    plain, placed, folders = [], [], set[str]()
     file = folder / "pairs.arrow"
     with _Writer(file) as writer:
         for some in _in_parts(pairs):
@@ -244,8 +242,6 @@ def _found(folder: Path, spec: Sequence[str], stats: Sequence) -> Path | None:
 
 def _drop_older(index: Path, spec: Sequence[str]) -> None:
     """Removes what was listed of the same files before they changed."""
-    import shutil
-
     for other in index.parent.glob(f".noisy_fm-captions-{_digest(list(spec))}-*"):
         if other != index and other.is_dir():
             shutil.rmtree(other, ignore_errors=True)

@@ -64,11 +64,10 @@ class FolderPairs(Pairs):
     def _pairs(self, left_out: LeftOut) -> Iterator[Pair]:
         find, taken = _Finder(self.images, self.root, self.file.parent), set()
         with Progress("list captions", len(self.images), unit="caption") as bar:
-            for where, name, caption in self._rows(left_out):
+            for where, name, given in self._rows(left_out):
                 bar.update()
                 image, fault = find(name)
-                if not fault:
-                    caption, fault = cleaned(caption)
+                caption, fault = ("", fault) if fault else cleaned(given)
                 if not fault and image in taken:
                     fault = texts.SECOND
                 if image:
@@ -123,6 +122,8 @@ class FolderPairs(Pairs):
 
     def _columns(self, header: list[str]) -> tuple[str, str]:
         """(the column of files, that of captions); raises ValueError if that is not clear."""
+        if any(not name.isprintable() for name in header):  # UTF-16, as Excel writes it
+            raise ValueError(f"{self.file} is no UTF-8 text; expected its columns' names first")
         wanted = [self.column, *([self.file_column] if self.file_column else [])]
         for name in wanted:
             if header.count(name) != 1:

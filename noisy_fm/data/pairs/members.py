@@ -1,10 +1,12 @@
-"""The members of a tar file, found ten times as fast as `tarfile` does: 80 million take minutes."""
+"""The members of a tar file, eight times as fast as `tarfile`: 80 million take 15 minutes."""
 
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
 BLOCK = 512
 END = bytes(BLOCK)
+PADDING = 2**20  # zeros after the last member, at most; tar itself writes up to 10 KiB
 FILES = (b"0", b"\0", b"7")
 
 
@@ -30,12 +32,16 @@ def members(file: BinaryIO, size: int) -> Iterator[tuple[str, int, int]]:
         if len(header) < BLOCK:
             raise CutShortError(at) if at else NoTarError(at)
         if header == END:
+            if size - at > PADDING or file.read().strip(b"\0"):
+                raise CutShortError(at)  # a hole that a broken transfer left, or a second archive
             return
         kind, start = header[156:157], at + BLOCK
         if not _is_header(header) or kind == b"S":
             raise CutShortError(at) if at else NoTarError(at)
-        length = int(own["size"]) if "size" in own and kind not in b"xgLK" else _size(header)
-        if start + length > size:
+        length = _size(header)
+        if "size" in own and kind not in (b"x", b"g", b"L", b"K"):
+            length = _number(own["size"].encode(), 10)
+        if not 0 <= length <= size - start:
             raise CutShortError(at)
         at = start + -(-length // BLOCK) * BLOCK
         if kind in (b"x", b"L"):
@@ -54,17 +60,22 @@ def _is_header(header: bytes) -> bool:
         said = int(header[148:156].strip(b"\0 "), 8)
     except ValueError:
         return False
-    return sum(header) - sum(header[148:156]) + 8 * 32 == said
+    # Adler-32's lower half is 1 + the sum of the bytes, mod 65521, and comes from C.
+    return zlib.adler32(header[:148] + header[156:]) & 0xFFFF == (1 + said - 8 * 32) % 65521
 
 
 def _size(header: bytes) -> int:
     field = header[124:136]
-    if field[0] & 128:  # GNU's way to write what octal digits cannot
+    if field[0] == 128:  # GNU's way to write what octal digits cannot
         return int.from_bytes(field[1:], "big")
+    return _number(field.strip(b"\0 ") or b"0", 8)
+
+
+def _number(digits: bytes, base: int) -> int:
     try:
-        return int(field.strip(b"\0 ") or b"0", 8)
+        return int(digits, base)
     except ValueError:
-        raise CutShortError(field) from None
+        raise CutShortError(digits) from None
 
 
 def _name(header: bytes) -> str:

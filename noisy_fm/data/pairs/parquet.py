@@ -25,7 +25,8 @@ class ParquetPairs(Pairs):
         self.files, self.column = find_shards(path, split, ".parquet"), captions
         self.where, self.base = str(path), base_of(path)
         self.damaged: list[str] = []
-        image, groups, counts = "", [], []
+        image, groups = "", []
+        counts: list[int] = []
         self.first_row: list[int] = []  # of each file
         for number, file in enumerate(self.files):
             self.first_row.append(sum(counts))
@@ -46,7 +47,8 @@ class ParquetPairs(Pairs):
         self.rows = RowGroups(self.files, image, groups, counts)
         folder = self.files[0].parent
         stats = stats_of(self.files, folder)
-        self._open(folder, ["parquet", captions, *(name for name, *_ in stats)], stats)
+        below = os.path.relpath(self.base, folder)  # what pairs' folders are told from
+        self._open(folder, ["parquet", captions, below, *(name for name, *_ in stats)], stats)
 
     def read(self, index: int) -> bytes:
         return self.rows.read(int(self._cell("offset", index)))
@@ -71,7 +73,7 @@ class ParquetPairs(Pairs):
         import pyarrow as pa
 
         for file in self.damaged:
-            left_out.add(texts.NO_FILE, file)
+            left_out.add(texts.NO_PARQUET, file)
         start = 0
         with Progress("list captions", len(self.rows.groups), unit="row group") as bar:
             for (number, group), end in zip(self.rows.groups, self.rows.ends, strict=True):

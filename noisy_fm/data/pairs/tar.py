@@ -1,8 +1,11 @@
 """Pairs in tar shards, as WebDataset and img2dataset write them: KEY.jpg, KEY.txt, KEY.json."""
 
+import collections
+import itertools
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from noisy_fm.data.pairs import texts
@@ -13,6 +16,8 @@ from noisy_fm.data.storage.listing import IMAGE_SUFFIXES
 from noisy_fm.data.storage.litter import is_litter
 from noisy_fm.data.storage.shards import base_of, find_shards, read_at
 from noisy_fm.progress import Progress
+
+AT_ONCE = 8  # shards
 
 
 class TarPairs(Pairs):
@@ -25,11 +30,8 @@ class TarPairs(Pairs):
     def __init__(self, path: str, split: str | None, captions: str):
         extension, colon, self.key = captions.partition(":")
         self.extension = "." + extension.removeprefix(".").lower()
-        if (
-            self.extension in IMAGE_SUFFIXES
-            or extension.strip(".") == ""
-            or (colon and not self.key)
-        ):
+        unclear = self.extension in (".", *IMAGE_SUFFIXES) or (colon and not self.key)
+        if unclear:
             raise ValueError(
                 f"tar: captions are {captions!r}; expected a text member's extension (txt), or "
                 "EXTENSION:KEY of a JSON member (json:caption)"
@@ -39,9 +41,11 @@ class TarPairs(Pairs):
         self.shards = find_shards(path, split, ".tar")
         self.where, self.base = str(path), base_of(path)
         self.seen: dict[str, None] = {}  # extensions, for who looks for another one
+        self.keys: dict[str, None] = {}  # of a JSON member without `key`
         folder = self.shards[0].parent
         stats = stats_of(self.shards, folder)
-        self._open(folder, ["tar", captions, *(name for name, *_ in stats)], stats)
+        below = os.path.relpath(self.base, folder)  # what pairs' folders are told from
+        self._open(folder, ["tar", captions, below, *(name for name, *_ in stats)], stats)
 
     def read(self, index: int) -> bytes:
         file, offset, size = (self._cell(name, index) for name in ("file", "offset", "size"))
@@ -49,15 +53,29 @@ class TarPairs(Pairs):
 
     @property
     def hint(self) -> str:  # type: ignore[override]
-        return f"members are *{few(self.seen)}" if self.seen else ""
+        seen = f"members are {few(sorted(self.seen))}" if self.seen else ""
+        return seen + (f", and a JSON one has {few(self.keys)}" if self.keys else "")
 
     def _pairs(self, left_out: LeftOut) -> Iterator[Pair]:
-        with Progress("list captions", len(self.shards), unit="shard") as bar:
-            for number, shard in enumerate(self.shards):
-                yield from self._shard(number, shard, left_out)
-                bar.update(1, shard.name)
+        """Some shards are read at once, as those on a network are waited for more than read."""
+        shards = enumerate(self.shards)
+        begun: collections.deque = collections.deque()
+        with (
+            Progress("list captions", len(self.shards), unit="shard") as bar,
+            ThreadPoolExecutor(AT_ONCE) as pool,
+        ):
+            for number, shard in itertools.chain(shards, [(-1, None)] * AT_ONCE):
+                if shard is not None:
+                    begun.append(pool.submit(self._shard, number, shard))
+                if begun and (shard is None or len(begun) == AT_ONCE):
+                    pairs, own = begun.popleft().result()
+                    left_out.merge(own)
+                    yield from pairs
+                    bar.update()
 
-    def _shard(self, number: int, shard: Path, left_out: LeftOut) -> Iterator[Pair]:
+    def _shard(self, number: int, shard: Path) -> tuple[list[Pair], LeftOut]:
+        """The pairs of a shard, and what is left out of it."""
+        left_out, pairs = LeftOut(), []
         images: dict[str, tuple[str, int, int]] = {}
         found: dict[str, tuple[str, str, str]] = {}  # of a key: member, caption, why it is none
         try:
@@ -76,19 +94,22 @@ class TarPairs(Pairs):
                         if key in found:
                             left_out.add(texts.SECOND, f"{shard.name}: {name}")
                         found.setdefault(key, (name, *self._caption(file.read(size))))
+            if not (images or found or self.seen):
+                left_out.add(texts.NO_MEMBER, str(shard))
         except CutShortError:
             left_out.add(texts.CUT, str(shard))
         except (NoTarError, OSError):
-            left_out.add(texts.NO_FILE, str(shard))
+            left_out.add(texts.NO_TAR, str(shard))
         folder = os.path.relpath(shard.parent, self.base)
         for key, (name, offset, size) in images.items():
             member, caption, fault = found.pop(key, (name, "", texts.NO_CAPTION))
             if fault:
                 left_out.add(fault, f"{shard.name}: {member}")
             else:
-                yield Pair(name, folder, number, offset, size, caption)
+                pairs.append(Pair(name, folder, number, offset, size, caption))
         for member, _, _ in found.values():
             left_out.add(texts.NO_IMAGE, f"{shard.name}: {member}")
+        return pairs, left_out
 
     def _split(self, name: str) -> tuple[str, str]:
         """(key, extension) of a member; the captions' own may have several dots."""
@@ -105,8 +126,9 @@ class TarPairs(Pairs):
             about = json.loads(content)
         except UnicodeDecodeError:
             return "", texts.NO_UTF8
-        except ValueError:
+        except (ValueError, RecursionError):
             return "", texts.NO_JSON
         if not isinstance(about, dict) or self.key not in about:
+            self.keys = self.keys or dict.fromkeys(about if isinstance(about, dict) else ())
             return "", texts.NO_KEY
         return cleaned(about[self.key])

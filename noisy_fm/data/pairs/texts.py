@@ -16,7 +16,9 @@ NO_KEY = "captions in JSON without that key"
 TWICE = "pairs whose name another has"
 SECOND = "images or captions beyond the first of their name"
 CUT = "files cut short or damaged, from there on"
-NO_FILE = "files that cannot be read at all"
+NO_TAR = "files that cannot be read as uncompressed tar"
+NO_PARQUET = "files that are no whole parquet"
+NO_MEMBER = "shards with nothing in them"
 
 
 class LeftOut:
@@ -34,6 +36,10 @@ class LeftOut:
 
     def add(self, kind: str, example: str, count: int = 1) -> None:
         self.kinds.setdefault(kind, [0, example])[0] += count
+
+    def merge(self, other: "LeftOut") -> None:
+        for kind, (count, first) in other.kinds.items():
+            self.add(kind, first, count)
 
 
 def cleaned(value) -> tuple[str, str]:
