@@ -48,6 +48,7 @@ def train(task: str = "classify") -> ConfigDict:
                 "path": "",
                 "canvas": 0,
                 "captions": "",  # which text is an image's caption: see `data.load`
+                "crop": 0.0,  # smallest share of an image on disk to crop in training; 0: 0.08
             },
             # Reading: processes (0: none but this), threads in each (0: the cores), batches ready,
             # and the share of unreadable images above which a run stops (0: at the first).
@@ -266,7 +267,7 @@ FREE = {
 }
 
 # Keys that are younger than runs still in use, at the value that changes nothing.
-LATER = {"data.captions": ""}
+LATER = {"data.captions": "", "data.crop": 0.0}
 
 # Of the numbers of a training config, those that its task does not know of itself.
 RANGES: tuple[Range, ...] = (
@@ -295,7 +296,7 @@ RANGES: tuple[Range, ...] = (
     ),
     (("noise.rate",), lambda v: 0 <= v < 1, "γ in [0, 1)"),
     (("ema",), lambda v: 0 <= v < 1, "[0, 1)"),
-    (("loader.max_bad",), lambda v: 0 <= v <= 1, "[0, 1]"),
+    (("loader.max_bad", "data.crop"), lambda v: 0 <= v <= 1, "[0, 1]"),
 )  # fmt: skip
 
 
@@ -363,10 +364,11 @@ def today(plain: dict) -> dict:
     """A plain training config of any version, with the keys of this one.
 
     Until 2026-11 what is now in `task` stood at the top, `data.labels` was `data.task`, and there
-    was no `data.captions`.
+    was nothing of `LATER`.
     """
-    if isinstance(plain.get("data"), dict) and "captions" not in plain["data"]:
-        plain = {**plain, "data": {**plain["data"], "captions": ""}}
+    if isinstance(plain.get("data"), dict):
+        later = {key.removeprefix("data."): value for key, value in LATER.items()}
+        plain = {**plain, "data": {**later, **plain["data"]}}
     if "task" in plain:
         return plain
     new = {**plain, "data": dict(plain["data"])}

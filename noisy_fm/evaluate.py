@@ -128,6 +128,7 @@ def evaluate(
     )
     one = evaluators.EVALUATORS[kind](given, **arguments)
     assert one is not None
+    assert one.outcomes is not None
     found = {
         name: evaluators.interval(outcome) for name, outcome in one.outcomes(variables).items()
     }

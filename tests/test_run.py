@@ -143,7 +143,7 @@ def test_memorised_counts_wrong_labels_learned_and_resisted():
     told = task._replace(
         predict_fn=lambda params, model_state, batch: {
             **task.predict_fn(params, model_state, batch),
-            "prediction": answers[batch["id"] - 1000],
+            "correct": answers[batch["id"] - 1000] == batch["label"],
         }
     )
 
@@ -158,14 +158,18 @@ def test_memorised_counts_wrong_labels_learned_and_resisted():
 def test_the_probe_finds_what_is_linear_in_the_features():
     task, _, state = toy.start(toy.one_device())
 
+    sets = toy.source_of(200), None, toy.source_of(200, seed=1)
+    images = jnp.concatenate([sets[0].images, sets[2].images])
+    labels = jnp.concatenate([sets[0].labels, sets[2].labels])
+
     def spelled(params, model_state, batch):
         """Features that hold the label, and ones that hold nothing."""
-        label = jax.nn.one_hot(batch["label"], 4)
-        noise = jax.random.normal(jax.random.key(0), (len(batch["label"]), 4))
+        same = (batch["image"][:, None] == images).all((2, 3, 4))
+        label = jax.nn.one_hot(labels[jnp.argmax(same, axis=1)], 4)
+        noise = jax.random.normal(jax.random.key(0), (len(label), 4))
         return {"features": {"label": 100 * label, "noise": noise}}
 
     told = task._replace(predict_fn=spelled)
-    sets = toy.source_of(200), None, toy.source_of(200, seed=1)
     given = toy.given(told, state.variables, *sets, batch_size=50)
     score = {
         name: evaluators.ridge(given, feature=name).measure(state.variables)[""]

@@ -102,7 +102,10 @@ def test_tasks_that_follow_from_the_labels_of_pre_training_are_told(done):
     config = settings.completed(config)
     collected = {one.name: one for one in transfers.collect(config)}
     for name, expected in (("category", "determined"), ("tone", "free"), ("digits", None)):
-        assert transfers.relation(collected[name], config.pretrain.data, 32) == expected
+        assert (
+            transfers.relation(collected[name], config.pretrain.data, 32, column="label")
+            == expected
+        )
     category = transfers.load(collected["category"].train, 32, labels="category")
     subcategory = transfers.load(collected["category"].train, 32, labels="subcategory")
     both = pd.Series(category.columns["category"], category.ids).reindex(subcategory.ids)

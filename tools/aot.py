@@ -28,7 +28,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict, config_flags
 
-from noisy_fm import checkpoint, collectives, files, optim, sharding, train
+from noisy_fm import checkpoint, collectives, files, optim, sharding, tasks, train
 from noisy_fm import config as config_lib
 from noisy_fm.app import fail
 from noisy_fm.data.source import numbered
@@ -70,7 +70,7 @@ def report(
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
     sharding.check_batch(config.batch_size // config.microbatches, mesh)
     task = train.make_task(config, numbered(num_classes))
-    example = example_batch(config)
+    example = example_batch(config, task)
     plan = train.plan_training(config, task, example, mesh=mesh, num_examples=num_examples)
     batch = {
         name: jax.ShapeDtypeStruct(
@@ -103,14 +103,17 @@ def report(
     return {**out, "projection": projection(out, chip, utilization=utilization)}
 
 
-def example_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+def example_batch(config: ConfigDict, task: tasks.Task) -> dict[str, np.ndarray]:
     """A batch of one as the loader gives it: canvases with the extent of their crop, or images."""
     size = config.data.size
     batch = {
         "image": np.zeros((1, size, size, 3), np.uint8),
         "label": np.zeros(1, np.int32),
+        "caption": np.array(["a caption"]),
         "id": np.zeros(1, np.int32),
     }
+    known = {"image", "id", *task.columns}
+    batch = task.collate({name: value for name, value in batch.items() if name in known})
     if config.task.augment.name == "imagenet":
         batch["extent"] = np.zeros((1, 2), np.int32)
     return batch
@@ -134,7 +137,8 @@ def model_flops(task, state, batch) -> int:
 
     def forward(params, frozen, model_state, images):
         whole = optim.join(params, frozen)
-        return task.predict_fn(whole, model_state, {**batch_like, "image": images})["logits"]
+        out = task.predict_fn(whole, model_state, {**batch_like, "image": images})
+        return out["logits"] if "logits" in out else out["loss"]
 
     batch_like = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in batch.items()}
     return 3 * flops.count(forward, state.params, state.frozen, state.model_state, batch["image"])

@@ -224,8 +224,11 @@ def open_images(
     size: int = 224,
     canvas: int | None = None,
     captions: str | None = None,
+    crop: float | None = None,
 ) -> ImageSource:
     """The images of storage `name` at `path`; `canvas` pixels hold a training crop (2 × size).
+
+    A training crop is at least the share `crop` of an image's area (None: 0.08, ImageNet's).
 
     With `captions` (see `pairs`) they have the column "caption", and none of labels.
     Raises FileNotFoundError or ValueError, one line, for what is missing, unlabelled or ambiguous.
@@ -233,14 +236,18 @@ def open_images(
     canvas = 2 * size if canvas is None else canvas
     if size < 1 or canvas < size:
         raise ValueError(f"{name}: size {size} and canvas {canvas}; expected canvas ≥ size ≥ 1")
+    if crop is not None and not 0 < crop <= 1:
+        raise ValueError(f"{name}: crop is {crop}; expected a share of the area, in (0, 1]")
+    scale = (0.08 if crop is None else float(crop), 1.0)
     if not path and not name.startswith(TFDS):
         raise ValueError(f"{name}: path is missing; expected where the images lie")
     if captions:
         paired = open_pairs(name, str(path), split, captions)
-        return ImageSource(paired, paired.ids, size, canvas, {"caption": paired.captions})
+        columns = {"caption": paired.captions}
+        return ImageSource(paired, paired.ids, size, canvas, columns, scale=scale)
     storage = open_storage(name, path, split)
     ids, columns = ids_of(storage.listing, storage.where), {"label": storage.listing.labels}
-    return ImageSource(storage, ids, size, canvas, columns)
+    return ImageSource(storage, ids, size, canvas, columns, scale=scale)
 
 
 def pool(threads: int) -> ThreadPoolExecutor:

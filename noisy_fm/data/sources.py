@@ -30,6 +30,7 @@ def load(
     path=None,
     canvas=None,
     captions=None,
+    crop=None,
 ) -> ArraySource | ImageSource:
     """The named data set; raises ValueError or FileNotFoundError naming what exists.
 
@@ -74,12 +75,18 @@ def load(
             )
         size = 224 if size is None else size
         return open_images(
-            name, path=path, split=split, size=size, canvas=canvas, captions=captions
+            name,
+            path=path,
+            split=split,
+            size=size,
+            canvas=canvas,
+            captions=captions,
+            crop=crop,
         )
     require_known("data set", name, [*IN_MEMORY, *FORMATS, f"{TFDS}NAME"])
-    if path is not None or canvas is not None:
+    if any(one is not None for one in (path, canvas, crop)):
         raise ValueError(
-            f"{name}: it has no path and no canvas; those are for images on disk "
+            f"{name}: it has no path, no canvas and no crop; those are for images on disk "
             f"(--config.data.name={', '.join(FORMATS)} or {TFDS}NAME)"
         )
     size = SIZES[0] if size is None else size

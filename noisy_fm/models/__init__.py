@@ -8,7 +8,7 @@ in "batch_stats" (`mutable=["batch_stats"]` in training), drop path draws from t
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 
@@ -19,7 +19,7 @@ from noisy_fm.models.modified_resnet import ModifiedResNet
 from noisy_fm.models.resnet import ResNet
 from noisy_fm.models.vit import ViT
 
-PRE_NORM = {"pre_norm": True, "epsilon": 1e-5}
+PRE_NORM: dict[str, Any] = {"pre_norm": True, "epsilon": 1e-5}
 
 MODELS: dict[str, partial] = {
     # 224×224 images. He et al., CVPR 2016, table 1.

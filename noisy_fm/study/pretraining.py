@@ -76,8 +76,9 @@ def outcomes(
             found[RENAMED.get(entry, {}).get(title, title)] = outcome
     trained_on = made._replace(eval_source=made.clean)
     config.evaluators = {"validation": {"kind": "validation"}}
-    fits = train.make_evaluators(config, trained_on, left_out)["validation"].outcomes(variables)
-    found["train_accuracy_true_labels"] = fits["accuracy"]
+    known = train.make_evaluators(config, trained_on, left_out)["validation"]
+    assert known.outcomes is not None
+    found["train_accuracy_true_labels"] = known.outcomes(variables)["accuracy"]
     return {name: one for name, one in found.items() if name}
 
 

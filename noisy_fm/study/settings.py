@@ -51,14 +51,14 @@ def transfer(
 ) -> dict:
     """One of `config.transfers`: what heads are tuned on, and what they are tested on.
 
-    data        keys of `config.pretrain.data`, but captions, whose others are empty; `size` 0 is
+    data        keys of `config.pretrain.data`, but captions and crop, whose others are empty; `size` 0 is
                 the model's, and images in memory of another size are resized to the model's
     split       heads are tuned on it, …
     eval_split  … and tested on it: in domain
     unseen      name → what differs in `data`, or in `eval_split`, for tests out of domain
     """
     known = config_lib.train().data.items()
-    empty = {key: type(value)() for key, value in known if key != "captions"}  # heads read labels
+    empty = {key: type(value)() for key, value in known if key not in ("captions", "crop")}
     return {
         "data": {**empty, **data},
         "split": split,

@@ -237,7 +237,8 @@ def encode_texts(model: models.Clip, tokenizer: Tokenizer, variables, texts) -> 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _encoded(params, tokens, *, model: models.Clip):
-    return model.apply({"params": params}, tokens, method="encode_text")["normalized"]
+    found: Any = model.apply({"params": params}, tokens, method="encode_text")
+    return found["normalized"]
 
 
 def collate(batch: dict, *, tokenizer: Tokenizer) -> dict:

@@ -8,7 +8,14 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from noisy_fm.data.augment.flip_crop import MEAN, STD, flip_crop, normalize
-from noisy_fm.data.augment.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageNet, imagenet
+from noisy_fm.data.augment.imagenet import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageNet,
+    imagenet,
+)
 from noisy_fm.data.augment.mix import check_mix, mix
 
 
@@ -45,6 +52,8 @@ AUGMENTATIONS: dict[str, Callable] = {
 
 __all__ = [
     "AUGMENTATIONS",
+    "CLIP_MEAN",
+    "CLIP_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MEAN",
