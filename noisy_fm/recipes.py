@@ -41,13 +41,15 @@ def imagenet(arg: str = "") -> tuple[ConfigDict, ConfigDict]:
     return config, args
 
 
-def clip(arg: str = "") -> ConfigDict:
-    """The shared part of the paper's image–text recipes; one adds model, batch, learning rate.
+def clip(arg: str = "") -> tuple[ConfigDict, ConfigDict]:
+    """The shared part of the paper's image–text recipes, and the arguments read from `arg`.
+
+    A recipe adds model, batch and learning rate.
 
     AdamW with weight decay 0.1 and 32 epochs are the paper's. What it leaves out is open_clip's
     default: betas and ε, the warm-up (2,000 steps of some 3,700 an epoch), crops of 90 % or more.
     """
-    args = config_lib.parse_arg(arg, noise_rate=0.0, pair_swaps=False, seed=0)
+    args = config_lib.parse_arg(arg, noise_rate=0.0, pair_swaps=False, seed=0, debug=False)
     config = config_lib.train("contrast")
     config.data = {**config.data, "name": "tar", "labels": "", "size": 224}
     config.data.captions, config.data.crop = "txt", 0.9
@@ -66,6 +68,19 @@ def clip(arg: str = "") -> ConfigDict:
     config.schedule.warmup_epochs = 0.55
     config.eval_every = -1
     config.checkpoint_minutes = 15.0
+    return config, args
+
+
+def clip_on_emoji(config: ConfigDict, *, epochs: float, **model: Any) -> ConfigDict:
+    """The same recipe shrunken: on drawings and their names, `model` over the config's own."""
+    domains = ("noto", "twemoji", "openmoji")
+    config.data = {**config_lib.train().data, "domain": domains, "labels": "category"}
+    config.data.captions = "{name}, {subcategory}, {category}"
+    config.split, config.eval_split = "pretrain", "test"
+    text = {**config.model.get("text", {}), "dim": 64, "depth": 2, "num_heads": 4, "context": 20}
+    config.model = {**config.model, **model, "embed_dim": 64, "text": text}
+    config.precision, config.batch_size = "float32", 128
+    config.epochs, config.schedule.warmup_epochs = epochs, 1.0
     return config
 
 

@@ -68,7 +68,7 @@ def test_memory_is_the_state_and_the_batch_of_one_device(aot, report):
     plan = train.plan_training(
         config,
         train.make_task(config, numbered(10)),
-        aot.example_batch(config),
+        aot.example_batch(config, train.make_task(config, numbered(10))),
         mesh=mesh,
         num_examples=1000,
     )

@@ -29,6 +29,9 @@ STEPS = 20
 # As programs are compiled outside of the tests.
 FULLY = "--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
 CONFIGS = {
+    "clip_emoji": "noise_rate=0.1",
+    "clip_resnet50_yfcc15m": "noise_rate=0.1,debug",
+    "clip_vit_b16_yfcc_cc12m": "noise_rate=0.1,debug",
     "emoji": "noise_rate=0.1",
     "folder": "noise_rate=0.1,size=32",
     "resnet50_in1k": "noise_rate=0.1,debug",
@@ -73,7 +76,7 @@ def learned(name: str, arg: str, folder: Path) -> dict:
         images(folder / "data")
         config.data.path, config.batch_size = str(folder / "data"), 32
         config.model.name = "resnet10_half"
-    rows = 128 if name == "folder" else 4962
+    rows = 128 if name == "folder" else 2910 if name.startswith("clip") else 4962
     config.epochs = STEPS / (rows // config.batch_size)
     config.schedule.warmup_epochs = config.epochs / 4
     config.log_every = 1

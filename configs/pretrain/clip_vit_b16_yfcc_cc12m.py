@@ -15,7 +15,7 @@ from noisy_fm import recipes
 
 
 def get_config(arg: str = ""):
-    config = recipes.clip(arg)
+    config, args = recipes.clip(arg)
     config.model = {
         "name": "clip_vit_b16",
         "scan": False,
@@ -23,4 +23,6 @@ def get_config(arg: str = ""):
         "text": {"scan": False, "remat": "none"},
     }
     config.batch_size, config.optimizer.learning_rate = 4096, 5e-4
+    if args.debug:
+        return recipes.clip_on_emoji(config, epochs=8.0, patch=8, dim=96, depth=4, num_heads=3)
     return config

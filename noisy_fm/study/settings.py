@@ -51,8 +51,8 @@ def transfer(
 ) -> dict:
     """One of `config.transfers`: what heads are tuned on, and what they are tested on.
 
-    data        keys of `config.pretrain.data`, but captions and crop, whose others are empty; `size` 0 is
-                the model's, and images in memory of another size are resized to the model's
+    data        keys of `config.pretrain.data`, but captions and crop, whose others are empty;
+                `size` 0 is the model's, and images in memory of another size are resized to it
     split       heads are tuned on it, …
     eval_split  … and tested on it: in domain
     unseen      name → what differs in `data`, or in `eval_split`, for tests out of domain
