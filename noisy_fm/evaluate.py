@@ -124,7 +124,7 @@ def evaluate(
     }
     variables = separated(model.variables)
     given = evaluators.Given(
-        model.task, variables, source, source, source, model.meta["info"], layout
+        model.task, variables, source, source, source, source, model.meta["info"], layout
     )
     one = evaluators.EVALUATORS[kind](given, **arguments)
     assert one is not None

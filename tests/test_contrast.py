@@ -17,7 +17,7 @@ import toy
 from scipy.special import log_softmax, logsumexp
 
 from noisy_fm import config as config_lib
-from noisy_fm import data, losses, models, optim, sharding, tasks, train, zeroshot
+from noisy_fm import data, evaluators, losses, models, optim, sharding, tasks, train, zeroshot
 from noisy_fm.models.resnet import ResNet
 from noisy_fm.tasks import contrast
 from noisy_fm.texts import clip_tokenizer
@@ -333,6 +333,64 @@ def test_ranks_count_what_is_before_the_first_right_one():
     np.testing.assert_array_equal(hits[2], [0, 1, 1, np.nan])
     constant = np.ones((3, 4), np.float32)
     assert (zeroshot.ranks(queries, constant, zeroshot.by_group(ours, theirs))[:3] == 2).all()
+
+
+def test_evaluators_of_pairs_measure_what_the_arrays_say():
+    """Embeddings that are one-hot by caption, but for one image that has another's."""
+    source = data.load("emoji_domains", domain="noto", split="test", labels="category")
+    source = source.select(np.arange(40) * 2)
+    names = sorted(set(source.columns["caption"].tolist()))
+    place = np.array([names.index(one) for one in source.columns["caption"]])
+    place[3] = (place[3] + 1) % len(names)
+    ids = jnp.asarray(source.ids.astype(np.int32))
+
+    def predict_fn(params, model_state, batch):
+        row = jnp.argmax(batch["id"][:, None] == ids, axis=1)
+        return {"features": {"normalized": jax.nn.one_hot(jnp.asarray(place)[row], len(names))}}
+
+    def texts(variables, some):
+        return np.eye(len(names), dtype=np.float32)[[names.index(one) for one in some]]
+
+    task = tasks.TASKS["contrast"].make(tiny(), {"encoded": False, "label_names": []})
+    task = task._replace(predict_fn=predict_fn, texts=texts)
+    given = toy.given(task, ({"logit_scale": jnp.float32(0)}, {}), source)
+    for within in ("", "category"):
+        found = evaluators.EVALUATORS["retrieval"](given, ks=(1,), within=within)
+        measured = found.measure(given.variables)
+        assert measured["to_text/R@1"] == pytest.approx(39 / 40)
+        assert set(measured) == set(found.names)
+        outcome = found.outcomes(given.variables)["to_text/R@1"]
+        assert outcome.ids[outcome.values == 0].tolist() == [source.ids[3]]
+    some = source.replace(caption=np.array(["brand new"] + ["x"] * 39))
+    known = given._replace(trained=some)
+    with pytest.raises(ValueError, match="no caption has only words"):
+        evaluators.EVALUATORS["retrieval"](known, seen_words=True)
+    with pytest.raises(ValueError, match=r"within 'colour'; the data have .*category"):
+        evaluators.EVALUATORS["retrieval"](given, within="colour")
+    classes = source.info["label_names"]
+    named = task._replace(
+        texts=lambda variables, some: np.eye(8, len(names), dtype=np.float32)[
+            [classes.index(one) for one in some]
+        ]
+    )
+    by_label = jnp.asarray(source.labels)
+
+    def told(params, model_state, batch):
+        row = jnp.argmax(batch["id"][:, None] == ids, axis=1)
+        return {"features": {"normalized": jax.nn.one_hot(by_label[row], len(names))}}
+
+    zero = evaluators.EVALUATORS["zero_shot"](
+        given._replace(task=named._replace(predict_fn=told)), prompts="name"
+    )
+    measured = zero.measure(given.variables)
+    assert (measured["accuracy"], measured["top5"]) == (1.0, 1.0)
+    chance = np.e / (np.e + 7)
+    assert measured["calibration"] == pytest.approx(1 - chance, abs=1e-6)
+    classifier = task._replace(texts=None)
+    with pytest.raises(ValueError, match="needs a task with texts"):
+        evaluators.EVALUATORS["zero_shot"](given._replace(task=classifier))
+    with pytest.raises(ValueError, match="of 1000 classes; the data have 8"):
+        evaluators.EVALUATORS["zero_shot"](given, names="imagenet")
 
 
 def test_retrieval_agrees_with_scikit_learn():

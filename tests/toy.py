@@ -111,7 +111,7 @@ def given(task, variables, clean, source=None, eval_source=None, **layout):
     """What an evaluator is given, on one device."""
     layout = {"batch_size": 10, "mesh": one_device(), **layout}
     rest = source or clean.replace(), eval_source or clean
-    return evaluators.Given(task, variables, clean, *rest, clean.info, layout)
+    return evaluators.Given(task, variables, clean, *rest, clean, clean.info, layout)
 
 
 def one_device():

@@ -50,6 +50,7 @@ def get_config(arg: str = ""):
         "seen": retrieval(domain=("noto",)),
         "unseen": retrieval(domain=("fluent3d",)),
         "unseen_within": {**retrieval(domain=("fluent3d",)), "within": "category"},
+        "unseen_known_words": {**retrieval(domain=("fluent3d",)), "seen_words": True},
         "category": zero_shot("category"),
         "subcategory": zero_shot("subcategory"),
     }

@@ -1,5 +1,6 @@
 """What images and texts in one space can do: zero-shot classification, and retrieval."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,11 +47,18 @@ def zero_shot(
     return Evaluator(("accuracy", *more, "calibration"), measure, outcomes)
 
 
-def retrieval(given: Given, *, ks: Sequence[int] = (1, 5, 10), within: str = "") -> Evaluator:
+def retrieval(
+    given: Given,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    within: str = "",
+    seen_words: bool = False,
+) -> Evaluator:
     """How often the right caption is among the k nearest of an image, and the other way round.
 
     The captions of `eval_source`, each once; all images of a caption are right for it.
-    within: a column, as "category": only what has the query's value of it is searched.
+    within: a column, as "category": only what has the query's value of it is searched. seen_words:
+    of the captions only those of whose words all are in captions that the run is trained on.
     """
     source = given.eval_source
     if "caption" not in source.columns:
@@ -60,6 +68,12 @@ def retrieval(given: Given, *, ks: Sequence[int] = (1, 5, 10), within: str = "")
             f"config.evaluators: retrieval within {within!r}; the data have "
             f"{', '.join(source.columns)}"
         )
+    if seen_words:
+        known = words(given.trained.columns["caption"][:])
+        rows = [i for i, text in enumerate(source.columns["caption"][:]) if words([text]) <= known]
+        if not rows:
+            raise ValueError("config.evaluators: no caption has only words that are trained on")
+        source = source.select(np.array(rows))
     encode = texts(given, "retrieval")
     predict = features.predictor(given.task, keep=(IMAGE, "mask"), columns=(), **given.layout)
     names = [f"{way}/R@{k}" for way in ("to_text", "to_image") for k in ks]
@@ -94,6 +108,10 @@ def retrieval(given: Given, *, ks: Sequence[int] = (1, 5, 10), within: str = "")
         return result
 
     return Evaluator.of_means(tuple(names), outcomes)
+
+
+def words(captions) -> set[str]:
+    return {word for text in captions for word in re.findall(r"\w+", str(text).lower())}
 
 
 def class_names(own: Sequence[str], names: str) -> Sequence[str]:

@@ -58,6 +58,7 @@ class Given(NamedTuple):
 
     clean, source: what is trained on, with true and with given labels; eval_source: what is not.
     For an entry with data of its own they are those, `clean` and `source` alike.
+    trained: what the run itself is trained on, with true supervision, whatever data an entry has.
     info: the classes that the task knows (`Source.info` of the run's own data).
     layout: what `features.predictor` takes to lay out and read batches.
     """
@@ -67,6 +68,7 @@ class Given(NamedTuple):
     clean: Source
     source: Source
     eval_source: Source
+    trained: Source
     info: Mapping[str, Any]
     layout: Mapping[str, Any]
 

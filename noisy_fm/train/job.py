@@ -36,7 +36,7 @@ def make_evaluators(
     }
     given = evaluators.Given(
         made.task, made.plan.shapes.variables, made.clean, made.source, made.eval_source,
-        made.clean.info, layout,
+        made.clean, made.clean.info, layout,
     )  # fmt: skip
     return evaluators.make(config, given)
 
