@@ -1,12 +1,14 @@
 # make study    one command from a bare checkout to the report (DEVICE=cuda13 or tpu for those;
 #               JOBS models at a time, one on a TPU, which a process has to itself)
-# make test     installs what the tests need and runs them (test-slow: the parity suites too)
+# make test     installs what the tests need and runs them (test-slow: the long ones; test-parity:
+#               against other libraries, in an environment of their own)
 # make docs     an index of the API in docs/, from the docstrings
 PYTHON ?= python3
 DEVICE ?= cpu
 WORKDIR ?= runs/emoji
 JOBS ?= 2
 VENV ?= .venv
+PARITY ?= .venv-parity
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CONSTRAINTS := tests/constraints.txt
@@ -17,7 +19,7 @@ ifeq ($(filter $(DEVICE),cpu cuda13 tpu),)
 $(error DEVICE is '$(DEVICE)'; expected cpu, cuda13 or tpu)
 endif
 
-.PHONY: study test test-slow lint format bench docs clean
+.PHONY: study test test-slow test-parity lint format bench docs clean
 
 study: $(VENV)/.installed-$(DEVICE)
 	$(BIN)/python -m noisy_fm.study --config=configs/study/emoji.py --workdir=$(WORKDIR) \
@@ -31,6 +33,9 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	$(BIN)/mypy
 	XLA_FLAGS=--xla_cpu_use_fusion_emitters=true $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+
+test-parity: $(PARITY)/.installed
+	$(PARITY)/bin/python -m pytest -m parity -W ignore $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -61,6 +66,12 @@ $(VENV)/.installed-test: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 
 $(VENV)/.installed-docs: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) $(call locked) -e '.[docs]'
+	@touch $@
+
+# Its own, as it is large: PyTorch, open_clip, timm.
+$(PARITY)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip --disable-pip-version-check install --quiet -e '.[parity]'
 	@touch $@
 
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/bin/python
