@@ -10,6 +10,7 @@ COMMANDS = (
     ("study", "pre-trains at each noise rate, extracts, tunes and writes a report"),
     ("report", "writes the report of a study again, from its records"),
     ("features", "extracts the features of a data set with a trained model"),
+    ("evaluate", "measures a trained model on any data: zero-shot, retrieval, its own classes"),
     ("spectrum", "the spectra of stored features, as a table and a page"),
 )
 
