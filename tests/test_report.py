@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import itertools
 import json
 import re
 
@@ -106,6 +107,28 @@ def test_one_of_a_thing_is_singular():
     assert tables.plural(0.5, "epoch") == "0.5 epochs"
 
 
+def test_captions_zero_shot_and_retrieval_are_drawn_and_named(tmp_path):
+    write_study(tmp_path / "run", seeds=(0, 1, 2))
+    path = tmp_path / "run" / "records.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    about = next(row for row in rows if row["metric"] == "accuracy" and row["stage"] == "pretrain")
+    for rate, seed in itertools.product(RATES, range(3)):
+        for metric in ("category/accuracy", "unseen/to_text/R@10", "unseen/to_text/R@1"):
+            numbers = {"noise_rate": rate, "seed": seed, "value": 0.4 - rate / 2 + seed / 100}
+            rows.append({**about, "metric": metric, **numbers, "low": 0.1, "high": 0.5})
+    rows = [{**row, "noise_kind": "captions"} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(report.build(tmp_path / "run").read_text())
+    drawn = {one for one in page.ids if "figure" in one}
+    assert {"accuracy-resnet-w16-figure_1", "r10-resnet-w16-figure_1"} <= drawn
+    assert "swapped captions were memorised" in page.text
+    assert "Swapped captions that the model repeats" in page.text
+    for name in ("Unseen/to text/R@10, %", "Category/accuracy, %"):
+        assert name in page.text
+    runs = pd.read_csv(tmp_path / "run" / "report" / "runs.csv")
+    assert runs.filter(like="Retrieval, R@10").size
+
+
 def test_page_is_self_contained_and_complete(built):
     folder, page = built
     local = ("#", "data:image/png;base64,", "data:text/csv;", "records.", "runs.csv", "figures/")
@@ -174,7 +197,7 @@ def test_tables_equal_an_independent_computation(study, built):
     assert page.table_with("SVE of F, in-domain")["Features F"] == [f"{m:.3f}" for m in means]
     means = sve[sve["shift"] == "ood"].groupby("noise_rate").value.mean()
     assert page.table_with("SVE of F, out-of")["Features F"] == [f"{m:.3f}" for m in means]
-    assert "Changed labels that the model predicts, %" in page.text
+    assert "Changed supervision that the model repeats, %" in page.text
     assert "not measured in every cell" not in page.text
 
 

@@ -25,10 +25,11 @@ TITLES = {
 LABELS = {method: tables.METHODS[method] for method in ("lp", "mlp", "nmtune")}
 
 
-def title(findings: list[Finding], rates: list[float]) -> str:
+def title(findings: list[Finding], rates: list[float], *, wrong: str = "wrong labels") -> str:
     """One sentence of what is seen of noise, with its size, or that nothing is.
 
     Where nothing is, it has the change of the first accuracy that was measured at several γ.
+    `wrong` is what noise made wrong.
     """
     found = {finding.key: finding for finding in findings}
     said = [
@@ -38,7 +39,7 @@ def title(findings: list[Finding], rates: list[float]) -> str:
     ]
     along = f"from γ = {tables.percent(rates[0])} to {tables.percent(rates[-1])}"
     if said:
-        return f"With wrong labels in pre-training, {along}, {'; '.join(said)}"
+        return f"With {wrong} in pre-training, {along}, {'; '.join(said)}"
     measured = [
         f"{name} changes by {sized(found[key])} {along}"
         for key, name in (("ood", "out-of-domain accuracy"), ("pretrain", "pre-training accuracy"))
@@ -46,9 +47,9 @@ def title(findings: list[Finding], rates: list[float]) -> str:
     ]
     sizes = "".join(f": {text}" for text in measured[:1])
     if any(key in found and found[key].verdict == "not seen" for key in TITLES):
-        what = f"Of {len(TITLES)} questions about wrong labels in pre-training none has a clear"
+        what = f"Of {len(TITLES)} questions about {wrong} in pre-training none has a clear"
         return f"{what} answer{sizes}"
-    return f"Wrong labels in pre-training, too few runs to judge by{sizes}"
+    return f"{wrong.capitalize()} in pre-training, too few runs to judge by{sizes}"
 
 
 def sized(finding: Finding) -> str:
@@ -188,8 +189,8 @@ def memorised_text(records: pd.DataFrame) -> str:
     rows = rows[rows["noise_rate"] == highest]
     chance = rows[rows["metric"] == "flipped_fits_chance"]["value"].mean()
     beside = f" (by chance {100 * chance:.1f}\N{NO-BREAK SPACE}%)" if chance == chance else ""
-    text = f"At γ = {tables.percent(highest)}, {100 * share:.0f}\N{NO-BREAK SPACE}% of the wrong "
-    text += f"labels were memorised{beside}"
+    text = f"At γ = {tables.percent(highest)}, {100 * share:.0f}\N{NO-BREAK SPACE}% of the "
+    text += f"{tables.wrong(records)} were memorised{beside}"
     return f"{text}{'' if share >= MEMORISING else ': not learned by heart'}."
 
 
@@ -202,7 +203,8 @@ def memorised(records, studio, model: str) -> dict | None:
     summary, dots = both(frame.assign(label=frame["metric"].map(labels)))
     return panel(
         studio, summary, dots, memorised_text(records), name=slug("memorised", model),
-        title="Wrong labels that the model repeats", ylabel="share of them, %", scale=100,
+        title=f"{tables.wrong(records).capitalize()} that the model repeats",
+        ylabel="share of them, %", scale=100,
     )  # fmt: skip
 
 

@@ -105,7 +105,8 @@ def render(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=overview.title(studied, rates),
+        title=overview.title(studied, rates, wrong=tables.wrong(records)),
+        wrong=tables.wrong(records),
         statement=statement(records, found),
         memorised=overview.memorised_text(records),
         learning=learning,

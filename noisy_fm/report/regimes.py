@@ -42,9 +42,12 @@ def beside(records: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str], s
         )
         part["drawings"].append(drawing)
     shares = [overview.memorised_share(one) for one in (records, other)]
-    part["caption"] = "Wrong labels memorised at the highest γ: " + ", ".join(
-        f"{name} {'not recorded' if share is None else f'{share:.0%}'}"
-        for name, share in zip(names, shares, strict=True)
+    part["caption"] = (
+        f"{tables.wrong(records).capitalize()} memorised at the highest γ: "
+        + ", ".join(
+            f"{name} {'not recorded' if share is None else f'{share:.0%}'}"
+            for name, share in zip(names, shares, strict=True)
+        )
     )
     return part
 

@@ -25,9 +25,9 @@ METRICS = {
     "lsvr": "LSVR",
     "accuracy_change": "accuracy, change from γ = 0",
     "train_accuracy_true_labels": "accuracy on all training images, true labels",
-    "flipped_fits_given": "changed labels that the model predicts",
-    "flipped_fits_true": "changed labels whose truth it predicts",
-    "flipped_fits_chance": "changed labels that chance predicts",
+    "flipped_fits_given": "changed supervision that the model repeats",
+    "flipped_fits_true": "changed supervision whose truth it keeps to",
+    "flipped_fits_chance": "changed labels that chance repeats",
 }
 SPECTRA = {"sve": "singular value entropy", "lsvr": "largest singular value ratio"}
 SHIFTS = {"id": "in-domain", "ood": "out-of-domain"}
@@ -39,6 +39,12 @@ SPECTRUM_UNIT = ["model", "seed", "dataset", "target"]
 # Of runs or of tasks that a judgement needs. Two have one difference to tell their spread by: the
 # 95 % interval then reaches 12.7 standard errors to either side, and a test would find nothing.
 FEWEST = 3
+
+
+def wrong(records: pd.DataFrame) -> str:
+    """What noise made wrong, in words."""
+    swapped = (records["noise_kind"] == "captions").any()
+    return "swapped captions" if swapped else "wrong labels"
 
 
 def prepare(records: pd.DataFrame) -> pd.DataFrame:
