@@ -19,10 +19,11 @@ from collections.abc import Sequence
 
 import jax
 
-from noisy_fm import app, config, data, evaluators, files, hosts, sharding, signals
+from noisy_fm import app, config, data, evaluators, files, hosts, sharding, signals, zeroshot
 from noisy_fm.messages import print_anywhere, require_known, say, settle
 from noisy_fm.model import Model, load_model, separated
 
+OURS = ("name", "size", "canvas", "crop")  # of `data.load`'s arguments; the model says them
 KINDS = {"zero_shot": ("prompts", "names"), "retrieval": ("within",), "validation": ()}
 
 
@@ -49,7 +50,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     add("--step", type=int, help="the checkpoint of this step; by default the newest")
     add("--batch-size", type=int, default=128, help="images at a time (128)")
     add("--max-bad", type=float, default=0.001, metavar="SHARE",
-        help="stop if more of the images than this share (0.001) cannot be read")  # fmt: skip
+        help="stop if more of the images than this share (0.001), and than three, cannot be "
+        "read")  # fmt: skip
     flags, rest = parser.parse_known_args(argv)
     return flags, app.data_flags(rest, parser.error)
 
@@ -72,10 +74,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(flags: argparse.Namespace, chosen: dict) -> None:
-    config.check_arguments(data.load, chosen, where="--data", given=("name", "size", "canvas"))
+    config.check_arguments(data.load, chosen, where="--data", given=OURS)
     if flags.batch_size < 1:
         raise ValueError(f"--batch-size is {flags.batch_size}; expected 1 or more")
     model = load_model(flags.model, best=flags.best, step=flags.step)
+    trained = model.meta["config"]
+    if "split" not in chosen and flags.data == trained["data"]["name"]:
+        chosen["split"] = trained["eval_split"]
+        say(
+            f"split {chosen['split']!r}, the run's own; --data.split picks another", file=sys.stderr
+        )
+    elif "split" not in chosen:
+        say("all splits of the data; --data.split picks one", file=sys.stderr)
     size = model.preprocess.size
     own = {"size": size} if flags.data in data.IN_MEMORY and size in data.SIZES else {}
     source = model.preprocess.source(data.load(flags.data, **chosen, **own))
@@ -84,7 +94,7 @@ def _run(flags: argparse.Namespace, chosen: dict) -> None:
     arguments = {}
     for name in ("prompts", "names", "within"):
         if (value := getattr(flags, name)) and name not in known:
-            raise ValueError(f"--{name} is not read by --kind={kind}")
+            raise ValueError(f"--{name} is not read by --kind={kind}, which the data call for")
         if value:
             arguments[name] = value
     if isinstance(prompts := arguments.get("prompts"), list):
@@ -95,7 +105,8 @@ def _run(flags: argparse.Namespace, chosen: dict) -> None:
     )
     for name, one in found["metrics"].items():
         interval = f" [{one['low']:.4f}, {one['high']:.4f}]" if "low" in one else ""
-        say(f"{name:16} {one['value']:.4f}{interval}")
+        count = f" of {one['n']:,}" if "n" in one else ""
+        say(f"{name:16} {one['value']:.4f}{interval}{count}")
     if flags.out:
         about = {"data": {"name": flags.data, **chosen}, "kind": kind, "arguments": arguments}
         made = {key: model.meta[key] for key in ("weights", "step", "config_hash", "manifest_hash")}
@@ -113,6 +124,7 @@ def evaluate(
 ) -> dict:
     """{"metrics": {name: {"value", with an interval "low", "high", and "n"}}, "left_out"}.
 
+    Of zero_shot also "per_class", {name: accuracy}, NaN for a class without an image.
     kind: a key of `evaluators.EVALUATORS` that needs no training data; arguments: its own.
     """
     left_out: dict[str, str] = {}
@@ -124,19 +136,20 @@ def evaluate(
     }
     variables = separated(model.variables)
     given = evaluators.Given(
-        model.task, variables, source, source, source, source, model.meta["info"], layout
+        model.task, variables, source, source, source, None, model.meta["info"], layout
     )
     one = evaluators.EVALUATORS[kind](given, **arguments)
     assert one is not None
-    assert one.outcomes is not None
-    found = {
-        name: evaluators.interval(outcome) for name, outcome in one.outcomes(variables).items()
-    }
-    more = [name for name in one.names if name not in found]
-    if more:
-        values = one.measure(variables)
-        found |= {name: {"value": values[name]} for name in more}
-    return {"metrics": found, "left_out": left_out}
+    outcomes = one.outcomes(variables)
+    found = {name: evaluators.interval(outcome) for name, outcome in outcomes.items()}
+    classes = {}
+    if kind == "zero_shot" and not {"only", "groups"} & set(arguments):
+        hits, names = outcomes["zero_shot"], source.info["label_names"]
+        assert isinstance(hits, evaluators.Outcome)
+        labels = source.columns["label"][source.rows_of(hits.ids)]
+        each = zeroshot.per_class(hits.values, labels, len(names))
+        classes = {"per_class": {name: float(x) for name, x in zip(names, each, strict=True)}}
+    return {"metrics": found, **classes, "left_out": left_out}
 
 
 def _kind(model: Model, source, *, captions: bool) -> str:

@@ -69,8 +69,8 @@ def contrastive(x, y, *, scale, mask=None, chunk: int = 0, gather: Callable = la
     """Symmetric InfoNCE (Radford et al., ICML 2021, fig. 3) of n pairs: (loss [n], correct [n]).
 
     Of logits l_ij = scale · x_i·y_j, x and y [n e] of length 1, the loss of pair i in nats is
-    ½(log Σ_j e^{l_ij} + log Σ_j e^{l_ji}) − l_ii; correct is 1 where no l_ij is above l_ii. Pairs
-    that `mask` [n] leaves out are no one's rivals.
+    ½(log Σ_j e^{l_ij} + log Σ_j e^{l_ji}) − l_ii; correct is 1 where every other l_ij is below
+    l_ii. Pairs that `mask` [n] leaves out are no one's rivals.
 
     `chunk` columns of the n² logits are held at a time (0: all); the gradient computes them again.
     `gather` lays the n embeddings out whole on every device, so that each takes its rows against
@@ -80,13 +80,13 @@ def contrastive(x, y, *, scale, mask=None, chunk: int = 0, gather: Callable = la
     kept = gather(keep)
     own = jnp.sum(x * y, -1) * scale
 
-    def reduce(rows, others, rivals):
+    def reduce(rows, others, rivals, places):
         logits = jnp.where(rivals, scale * _products(rows, others), -jnp.inf)
-        return jax.nn.logsumexp(logits, axis=1), jax.lax.stop_gradient(logits.max(1))
+        return jax.nn.logsumexp(logits, axis=1), _highest(logits, places)
 
     to_text, highest = _by_chunks(reduce, x, gather(y), kept, chunk)
     to_image, _ = _by_chunks(reduce, y, gather(x), kept, chunk)
-    correct = jax.lax.stop_gradient(own) >= highest.max(0) - 1e-6 * jnp.abs(highest.max(0))
+    correct = jax.lax.stop_gradient(own) > highest.max(0)
     both = jax.nn.logsumexp(to_text, axis=0) + jax.nn.logsumexp(to_image, axis=0)
     return both / 2 - own, correct.astype(jnp.float32)
 
@@ -102,35 +102,42 @@ def sigmoid_contrastive(
     x, y, keep = _embeddings(x, y, mask)
     own = jnp.sum(x * y, -1) * scale + bias
 
-    def reduce(rows, others, rivals):
+    def reduce(rows, others, rivals, places):
         logits = scale * _products(rows, others) + bias
         total = jnp.where(rivals, jax.nn.softplus(logits), 0).sum(1)
-        return total, jax.lax.stop_gradient(jnp.where(rivals, logits, -jnp.inf).max(1))
+        return total, _highest(jnp.where(rivals, logits, -jnp.inf), places)
 
     total, highest = _by_chunks(reduce, x, gather(y), gather(keep), chunk)
-    correct = jax.lax.stop_gradient(own) >= highest.max(0) - 1e-6 * jnp.abs(highest.max(0))
+    correct = jax.lax.stop_gradient(own) > highest.max(0)
     return total.sum(0) - own, correct.astype(jnp.float32)  # −log σ(l) = log(1 + e^l) − l
 
 
 def _products(rows, others):
-    return jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGH)
+    return jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _highest(logits, places):
+    """The largest of each row [n] but its own; `places` are the columns' numbers."""
+    others = jnp.arange(len(logits))[:, None] != places
+    return jax.lax.stop_gradient(jnp.where(others, logits, -jnp.inf).max(1))
 
 
 def _by_chunks(reduce, rows, others, keep, chunk: int):
-    """`reduce(rows, some of others, those of keep)` for each chunk of columns: [chunks n] each."""
+    """`reduce(rows, some of others, their keep and places)` by chunks of columns: [chunks n]."""
     n = len(others)
     if not chunk or chunk >= n:
-        return jax.tree.map(lambda a: a[None], reduce(rows, others, keep))
+        return jax.tree.map(lambda a: a[None], reduce(rows, others, keep, jnp.arange(n)))
     parts = -(-n // chunk)
     more = parts * chunk - n
     others = jnp.pad(others, ((0, more), (0, 0))).reshape(parts, chunk, -1)
     keep = jnp.pad(keep, (0, more)).reshape(parts, chunk)
-    return jax.lax.map(jax.checkpoint(lambda part: reduce(rows, *part)), (others, keep))
+    places = jnp.arange(parts * chunk).reshape(parts, chunk)
+    return jax.lax.map(jax.checkpoint(lambda part: reduce(rows, *part)), (others, keep, places))
 
 
 def _embeddings(x, y, mask):
-    x, y = _at_least_float32(x), _at_least_float32(y)
-    if x.shape != y.shape:
+    x, y = (jnp.asarray(one).astype(jnp.promote_types(one.dtype, jnp.float32)) for one in (x, y))
+    if x.shape != y.shape or x.ndim != 2:
         raise ValueError(f"embeddings are {x.shape} and {y.shape}: expected pairs [n e]")
     keep = jnp.ones(len(x), bool) if mask is None else jnp.asarray(mask) != 0
     if keep.shape != (len(x),):

@@ -163,7 +163,7 @@ class Model(NamedTuple):
         prompts: as `zeroshot.prompts`. The softmax of scale · cosines.
         """
         chosen = zeroshot.prompts(prompts)
-        weights = zeroshot.classifier(self.encode_texts, list(names), chosen)
+        weights = zeroshot.classifier(self.encode_texts, names, chosen)
         images = self.features(images, feature="normalized", batch_size=batch_size)
         scale = float(np.exp(self.variables["params"]["logit_scale"]))
         return np.asarray(jax.nn.softmax(zeroshot.logits(images, weights, scale=scale)))

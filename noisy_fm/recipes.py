@@ -64,7 +64,7 @@ def clip(arg: str = "") -> tuple[ConfigDict, ConfigDict]:
     config.optimizer = {"name": "adamw", "weight_decay": 0.1, "learning_rate": 5e-4}
     config.optimizer.update(b1=0.9, b2=0.98, eps=1e-6)
     # As there: every parameter of two axes or more, so neither norms, biases nor the scale.
-    config.decay = ".*(kernel|embed|cls_token)$"
+    config.decay = ".*(kernel|embed)$"
     config.schedule.warmup_epochs = 0.55
     config.eval_every = -1
     config.checkpoint_minutes = 15.0

@@ -36,7 +36,7 @@ def prompts(chosen: str | Sequence[str]) -> tuple[str, ...]:
     own = (chosen,) if isinstance(chosen, str) else tuple(chosen)
     for one in own:
         if one.count("{}") != 1:
-            raise ValueError(f"the prompt {one!r} has no {{}}; expected one, where the name goes")
+            raise ValueError(f"the prompt is {one!r}; expected one {{}} in it, for the name")
     if not own:
         raise ValueError("prompts is empty; expected at least one")
     return own
@@ -45,11 +45,13 @@ def prompts(chosen: str | Sequence[str]) -> tuple[str, ...]:
 def classifier(encode: Callable, names: Sequence[str], chosen: Sequence[str]) -> np.ndarray:
     """The weights [C e] of classes: the mean of a name's prompts' embeddings, to length 1.
 
-    encode: texts → embeddings [n e]. Raises ValueError for a name that is empty.
+    encode: texts → embeddings [n e]. Raises ValueError for a name that is no text.
     """
+    if isinstance(names, str) or not len(names):
+        raise ValueError(f"names are {names!r}; expected a list of texts, one a class")
     for i, name in enumerate(names):
-        if not name.strip():
-            raise ValueError(f"class {i} has no name; expected a text for every class")
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"class {i} is called {name!r}; expected a text for every class")
     texts = [prompt.replace("{}", name) for name in names for prompt in chosen]
     found = np.asarray(encode(texts), np.float64).reshape(len(names), len(chosen), -1).mean(1)
     return normalized(found).astype(np.float32)
@@ -97,11 +99,12 @@ def logits(
 def outcomes(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """{"accuracy", and of more than five classes "top5"}: [n] 1 where the label was hit.
 
-    A tie is no hit. scores [n C], labels [n].
+    Of classes that tie the first counts, as `argmax` has it; NaN hits nothing. scores [n C], labels
+    [n].
     """
-    rows = np.arange(len(labels))
-    own = scores[rows, labels]
-    above = (scores >= own[:, None]).sum(1) - 1
+    own = scores[np.arange(len(labels)), labels][:, None]
+    before = (scores == own) & (np.arange(scores.shape[1]) < np.asarray(labels)[:, None])
+    above = (~(scores <= own) | before).sum(1)
     found = {"accuracy": above < 1}
     if scores.shape[1] > 5:
         found["top5"] = above < 5
@@ -140,8 +143,8 @@ def ranks(
 
     positive(a, b) → bool [b − a, m]: what is right for the queries a … b − 1; all of a query's are
     left out but its best. allowed, likewise: what is searched at all. What is exactly as near as a
-    right one is before it, so a constant embedding finds nothing. −1 where nothing right is
-    allowed. `rows` queries are compared at a time.
+    right one is before it, so a constant embedding, or NaN, finds nothing. −1 where nothing right
+    is allowed. `rows` queries are compared at a time.
     """
     found = np.empty(len(queries), np.int64)
     for first in range(0, len(queries), rows):
@@ -153,7 +156,7 @@ def ranks(
             searched = allowed(first, last)
             right, wrong = right & searched, wrong & searched
         best = np.where(right, near, -np.inf).max(1, keepdims=True)
-        found[first:last] = np.where(right.any(1), (wrong & (near >= best)).sum(1), -1)
+        found[first:last] = np.where(right.any(1), (wrong & ~(near < best)).sum(1), -1)
     return found
 
 

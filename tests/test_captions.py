@@ -217,7 +217,7 @@ def test_broken_pairs_of_shards_are_left_out_counted_and_said(tmp_path, caplog, 
     there = {id_of(key): caption for key, caption, _ in (*ROWS[:2], *ROWS[5:7])}
     assert by_id(source) == there
     (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
-    assert line.startswith(f"{tmp_path}: left out of 4 pairs: ")
+    assert line.startswith(f"{tmp_path}: 4 pairs of image and caption; left out ")
     suffix = "txt" if captions == "txt" else "json"
     for said in (
         "1 images without a caption, as 00000.tar: alone.jpg",
@@ -286,7 +286,7 @@ def test_tables_with_faults_are_read_around_them(tmp_path, caplog):
         "1 captions that are blank, as captions.csv: line 3",
         "1 captions that are missing (null, NaN, or the word for it), as captions.csv: line 4",
         "2 captions without an image, as captions.csv: line 5",
-        "1 images or captions beyond the first of their name, as captions.csv: line 11",
+        "1 captions or images after the first of their name (an image has one caption), as captions.csv: line 11",
         "1 lines of another number of fields, or that are no JSON object, as captions.csv: line 12",
         "1 captions that are no UTF-8, as captions.csv: line 14",
         "1 images without a caption, as images/0/000000004.jpg",
@@ -303,7 +303,7 @@ def test_a_table_that_is_not_clear_is_one_line(tmp_path):
     table = pd.read_csv(tmp_path / "captions.csv")
     table["file_name"] = [name.rpartition("/")[2] for name in table["filepath"]]
     table.to_csv(tmp_path / "captions.csv", index=False)
-    with pytest.raises(ValueError, match=r"named in filepath, file_name of the columns"):
+    with pytest.raises(ValueError, match=r"named in filepath, file_name, of the columns"):
         load()
     for column in ("filepath", "file_name"):  # a path from the table, or a name alone
         assert len(load(f"captions.csv:title:{column}")) == 4

@@ -113,17 +113,17 @@ def test_captions_zero_shot_and_retrieval_are_drawn_and_named(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     about = next(row for row in rows if row["metric"] == "accuracy" and row["stage"] == "pretrain")
     for rate, seed in itertools.product(RATES, range(3)):
-        for metric in ("category/accuracy", "unseen/to_text/R@10", "unseen/to_text/R@1"):
+        for metric in ("category/zero_shot", "unseen/to_text/R@10", "unseen/to_text/R@1"):
             numbers = {"noise_rate": rate, "seed": seed, "value": 0.4 - rate / 2 + seed / 100}
             rows.append({**about, "metric": metric, **numbers, "low": 0.1, "high": 0.5})
     rows = [{**row, "noise_kind": "captions"} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = Page(report.build(tmp_path / "run").read_text())
     drawn = {one for one in page.ids if "figure" in one}
-    assert {"accuracy-resnet-w16-figure_1", "r10-resnet-w16-figure_1"} <= drawn
+    assert {"zero-shot-resnet-w16-figure_1", "r10-resnet-w16-figure_1"} <= drawn
     assert "swapped captions were memorised" in page.text
     assert "Swapped captions that the model repeats" in page.text
-    for name in ("Unseen/to text/R@10, %", "Category/accuracy, %"):
+    for name in ("Unseen/to text/R@10, %", "Category/zero shot, %"):
         assert name in page.text
     runs = pd.read_csv(tmp_path / "run" / "report" / "runs.csv")
     assert runs.filter(like="Retrieval, R@10").size

@@ -1,11 +1,11 @@
 """CLIP with a ResNet-50 on YFCC15M under swapped captions, as the paper pre-trains it.
 
     python -m noisy_fm.train --config=configs/pretrain/clip_resnet50_yfcc15m.py:noise_rate=0.1 \
-        --config.data.path='/data/yfcc15m/{00000..01499}.tar' --workdir=gs://bucket/clip_noise10
+        --config.data.path=/data/yfcc15m --workdir=gs://bucket/clip_noise10
 
 The same line on every host; relaunched, it resumes. The data are tar shards as img2dataset writes
-them (--config.data.captions=txt; json:KEY for a key of their JSON), in folders or with words train
-and val in their names, the latter held out.
+them (--config.data.captions=txt; json:KEY for a key of their JSON), in folders train/ and val/: a
+few shards moved to the latter are held out.
 
 Arguments: noise_rate (the paper: 0, 0.05, 0.1, 0.2, 0.3: the share of captions on other images),
 pair_swaps (swap ⌊γN⌋ random pairs instead, as the authors' script does), seed, debug (the same

@@ -246,8 +246,8 @@ def open_images(
         columns = {"caption": paired.captions}
         return ImageSource(paired, paired.ids, size, canvas, columns, scale=scale)
     storage = open_storage(name, path, split)
-    ids, columns = ids_of(storage.listing, storage.where), {"label": storage.listing.labels}
-    return ImageSource(storage, ids, size, canvas, columns, scale=scale)
+    ids, labels = ids_of(storage.listing, storage.where), storage.listing.labels
+    return ImageSource(storage, ids, size, canvas, {"label": labels}, scale=scale)
 
 
 def pool(threads: int) -> ThreadPoolExecutor:

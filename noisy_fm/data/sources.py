@@ -71,7 +71,8 @@ def load(
             raise ValueError(
                 f"{name}: images on disk have no domain and one labelling, got "
                 f"{' and '.join(f'{k} {v!r}' for k, v in given.items())}; expected None (or "
-                """--config.data.domain="()" --config.data.labels="", as in the _in1k.py configs)"""
+                """--config.data.domain="()" --config.data.labels="", as in configs/pretrain/"""
+                "folder.py, with captions clip_folder.py)"
             )
         size = 224 if size is None else size
         return open_images(

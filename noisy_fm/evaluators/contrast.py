@@ -6,45 +6,55 @@ from collections.abc import Sequence
 import numpy as np
 
 from noisy_fm import features, zeroshot
+from noisy_fm.data import imagenet
 from noisy_fm.evaluators.evaluator import Evaluator, Given, Outcome, readable
+from noisy_fm.evaluators.memorised import AT_ONCE
+from noisy_fm.messages import require_known
 
 IMAGE = "features/normalized"
 
 
 def zero_shot(
-    given: Given, *, prompts: str | Sequence[str] = "simple", names: str = "labels"
+    given: Given,
+    *,
+    prompts: str | Sequence[str] = "simple",
+    names: str | Sequence[str] = "labels",
+    only: Sequence[int] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> Evaluator:
     """Classification of `eval_source` by the names of its classes, with nothing fitted.
 
-    prompts: as `zeroshot.prompts`. names: "labels", the data's own, or "imagenet", the 1,000 in
-    CLIP's wording. "accuracy", with more than five classes "top5", and "calibration", the ECE.
+    prompts: as `zeroshot.prompts`. names: "labels", the data's own; "imagenet", the 1,000 in CLIP's
+    wording; or one's own. only, groups: which of the names the data's classes are, as
+    `zeroshot.logits` has them (ImageNet-A, -R: 200 of the 1,000; -Vid: 30 groups of them).
+    Gives "zero_shot", the accuracy, with more than five classes "top5", and "calibration", the ECE.
     """
     source, chosen = given.eval_source, zeroshot.prompts(prompts)
-    classes = class_names(source.info["label_names"], names)
+    if "label" not in source.columns:
+        raise ValueError("zero_shot is on data without labels")
+    own = source.info["label_names"]
+    classes = class_names(own, names, whole=only is None and groups is None)
+    count = len(classes if only is None else only) if groups is None else max(groups) + 1
+    if count != len(own):
+        raise ValueError(f"zero_shot tells {count} classes apart, the data have {len(own)}")
     encode = texts(given, "zero_shot")
     predict = features.predictor(given.task, keep=(IMAGE, "mask"), columns=(), **given.layout)
     labels = source.columns["label"]
 
-    def scored(variables):
+    def outcomes(variables):
         read, found = readable(predict(variables, source))
         weights = zeroshot.classifier(lambda some: encode(variables, some), classes, chosen)
         scale = float(np.exp(variables[0]["logit_scale"]))
-        return read, zeroshot.logits(found[IMAGE], weights, scale=scale)
-
-    def outcomes(variables, known=None):
-        read, scores = known or scored(variables)
+        scores = zeroshot.logits(found[IMAGE], weights, scale=scale, classes=only, groups=groups)
         about = source.ids[read], source.groups[read]
         hits = zeroshot.outcomes(scores, labels[read])
-        return {name: Outcome(values, *about) for name, values in hits.items()}
+        made = {NAMES[name]: Outcome(values, *about) for name, values in hits.items()}
+        return {**made, "calibration": zeroshot.calibration_error(scores, labels[read])}
 
-    def measure(variables):
-        read, scores = scored(variables)
-        found = outcomes(variables, (read, scores))
-        means = {name: float(one.values.mean()) for name, one in found.items()}
-        return {**means, "calibration": zeroshot.calibration_error(scores, labels[read])}
+    return Evaluator(("zero_shot", *(("top5",) if count > 5 else ()), "calibration"), outcomes)
 
-    more = ("top5",) if len(classes) > 5 else ()
-    return Evaluator(("accuracy", *more, "calibration"), measure, outcomes)
+
+NAMES = {"accuracy": "zero_shot", "top5": "top5"}
 
 
 def retrieval(
@@ -62,17 +72,16 @@ def retrieval(
     """
     source = given.eval_source
     if "caption" not in source.columns:
-        raise ValueError("config.evaluators: retrieval is on data without captions")
-    if within and within not in source.columns:
-        raise ValueError(
-            f"config.evaluators: retrieval within {within!r}; the data have "
-            f"{', '.join(source.columns)}"
-        )
+        raise ValueError("retrieval is on data without captions (data.captions says which text)")
+    if within:
+        require_known("column to retrieve within", within, source.columns)
     if seen_words:
-        known = words(given.trained.columns["caption"][:])
+        if given.trained is None:
+            raise ValueError("retrieval: seen_words needs the captions that the run is trained on")
+        known = words(given.trained.columns["caption"])
         rows = [i for i, text in enumerate(source.columns["caption"][:]) if words([text]) <= known]
         if not rows:
-            raise ValueError("config.evaluators: no caption has only words that are trained on")
+            raise ValueError("no caption has only words that are trained on")
         source = source.select(np.array(rows))
     encode = texts(given, "retrieval")
     predict = features.predictor(given.task, keep=(IMAGE, "mask"), columns=(), **given.layout)
@@ -81,14 +90,17 @@ def retrieval(
     def outcomes(variables):
         read, found = readable(predict(variables, source))
         rows = np.flatnonzero(read)
-        captions, first, which = np.unique(
-            source.columns["caption"][rows].astype(str), return_index=True, return_inverse=True
-        )
-        text = encode(variables, captions.tolist())
-        own, each = np.arange(len(captions)), which
+        said = np.asarray(source.columns["caption"][rows]).astype(str)
+        values = np.asarray(source.columns[within][rows] if within else np.zeros(len(rows)))
+        # A caption counts once for each value that it is searched within.
+        both = np.stack([values.astype(str), said])
+        kinds, first, which = np.unique(both, axis=1, return_index=True, return_inverse=True)
+        if len(first) < 2:
+            raise ValueError(f"all {len(said)} images have one caption, {said[0]!r}")
+        text = encode(variables, kinds[1].tolist())
+        own, each = np.arange(len(first)), which.reshape(-1)
         searched = {}
         if within:
-            values = np.asarray(source.columns[within][rows]).astype(str)
             ours, theirs = values, values[first]
             searched = {
                 "to_text": zeroshot.by_group(ours, theirs),
@@ -107,29 +119,41 @@ def retrieval(
                 result[f"{way}/R@{k}"] = Outcome(hits, *about)
         return result
 
-    return Evaluator.of_means(tuple(names), outcomes)
+    return Evaluator(tuple(names), outcomes)
 
 
 def words(captions) -> set[str]:
-    return {word for text in captions for word in re.findall(r"\w+", str(text).lower())}
+    found: set[str] = set()
+    for first in range(0, len(captions), AT_ONCE):
+        for text in captions[first : first + AT_ONCE]:
+            found.update(re.findall(r"\w+", str(text).lower()))
+    return found
 
 
-def class_names(own: Sequence[str], names: str) -> Sequence[str]:
-    """The wording of the classes that the data call `own`."""
+def class_names(
+    own: Sequence[str], names: str | Sequence[str], *, whole: bool = True
+) -> Sequence[str]:
+    """The wording of the classes that the data call `own`; `whole`: of all, in their order."""
+    if not isinstance(names, str):
+        return tuple(names)
     if names == "labels":
+        if all(re.fullmatch(r"n\d{8}", name) for name in own):
+            raise ValueError(f"the classes are called {own[0]} …; expected names='imagenet'")
         return own
     if names != "imagenet":
-        raise ValueError(f"names is {names!r}; expected 'labels' or 'imagenet'")
+        raise ValueError(f"names is {names!r}; expected 'labels', 'imagenet', or names")
     known = zeroshot.imagenet_names()
-    if len(own) != len(known):
-        raise ValueError(f"names is 'imagenet', of {len(known)} classes; the data have {len(own)}")
+    orders = ([one.wnid for one in imagenet.synsets()], list(imagenet.names()), list(known))
+    if whole and list(own) not in orders:
+        raise ValueError(
+            f"names is 'imagenet', and the data's {len(own)} classes ({own[0]}, …) are not "
+            "ImageNet-1K's in its order"
+        )
     return known
 
 
 def texts(given: Given, kind: str):
     """(variables, texts) → embeddings [n e] of the task's text tower."""
     if given.task.texts is None:
-        raise ValueError(
-            f"config.evaluators: {kind} needs a task with texts, as config.task.name 'contrast'"
-        )
+        raise ValueError(f"{kind} needs a task with texts, as config.task.name 'contrast'")
     return given.task.texts

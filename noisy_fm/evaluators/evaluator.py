@@ -20,8 +20,13 @@ class Outcome(NamedTuple):
     groups: np.ndarray
 
 
-def interval(outcome: Outcome) -> dict:
-    """Mean of one number an example, its 95 % interval (resampling whole groups), and n."""
+def interval(outcome: Outcome | float) -> dict:
+    """Mean of one number an example, its 95 % interval (resampling whole groups), and n.
+
+    What is no mean has a value alone.
+    """
+    if not isinstance(outcome, Outcome):
+        return {"value": float(outcome)}
     there = np.isfinite(outcome.values)
     values = np.asarray(outcome.values, float)[there]
     if not len(values):
@@ -32,25 +37,20 @@ def interval(outcome: Outcome) -> dict:
 
 
 class Evaluator(NamedTuple):
-    """`measure(variables)` gives {name: value} for each of `names`, or for none of them.
+    """`outcomes(variables)` gives, for each of `names` or for none of them, what is measured.
 
-    `outcomes(variables)`, where there is one, gives {name: Outcome} of those that are means over
-    examples, for intervals and paired comparisons.
+    An `Outcome`, for its mean, intervals and paired comparisons, or a number that is no mean.
     """
 
     names: tuple[str, ...]
-    measure: Callable[[Variables], dict[str, float]]
-    outcomes: Callable[[Variables], dict[str, Outcome]] | None = None
+    outcomes: Callable[[Variables], dict[str, Outcome | float]]
 
-    @classmethod
-    def of_means(cls, names: tuple[str, ...], outcomes: Callable) -> "Evaluator":
-        """One that measures nothing but means of its outcomes."""
-
-        def measure(variables):
-            found = outcomes(variables)
-            return {name: float(np.nanmean(one.values)) for name, one in found.items()}
-
-        return cls(names, measure, outcomes)
+    def measure(self, variables: Variables) -> dict[str, float]:
+        """{name: value}; examples that have none do not count."""
+        return {
+            name: float(np.nanmean(one.values)) if isinstance(one, Outcome) else float(one)
+            for name, one in self.outcomes(variables).items()
+        }
 
 
 class Given(NamedTuple):
@@ -58,7 +58,8 @@ class Given(NamedTuple):
 
     clean, source: what is trained on, with true and with given labels; eval_source: what is not.
     For an entry with data of its own they are those, `clean` and `source` alike.
-    trained: what the run itself is trained on, with true supervision, whatever data an entry has.
+    trained: what the run itself is trained on, with true supervision, whatever data an entry has;
+      None where that is not known.
     info: the classes that the task knows (`Source.info` of the run's own data).
     layout: what `features.predictor` takes to lay out and read batches.
     """
@@ -68,7 +69,7 @@ class Given(NamedTuple):
     clean: Source
     source: Source
     eval_source: Source
-    trained: Source
+    trained: Source | None
     info: Mapping[str, Any]
     layout: Mapping[str, Any]
 

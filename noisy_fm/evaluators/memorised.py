@@ -38,7 +38,10 @@ def memorised(given: Given, *, examples: int = 0) -> Evaluator | None:
             "resisted": Outcome(less[read].astype(float), *about),
         }
 
-    return Evaluator.of_means(("memorised", "resisted"), outcomes)
+    return Evaluator(("memorised", "resisted"), outcomes)
+
+
+AT_ONCE = 1 << 18  # rows of texts in memory
 
 
 def changed(clean, source, columns) -> np.ndarray:
@@ -46,6 +49,7 @@ def changed(clean, source, columns) -> np.ndarray:
     found = np.zeros(len(clean), bool)
     for name in columns:
         ours, theirs = (one.columns[name] for one in (source, clean))
-        if ours is not theirs:
-            found |= np.asarray(ours[:]) != np.asarray(theirs[:])
+        for first in range(0, len(clean) if ours is not theirs else 0, AT_ONCE):
+            rows = slice(first, first + AT_ONCE)
+            found[rows] |= np.asarray(ours[rows]) != np.asarray(theirs[rows])
     return np.flatnonzero(found)

@@ -30,7 +30,7 @@ def ridge(given: Given, *, feature: str = "", examples: int = 2048) -> Evaluator
         rows, found = readable(predict(variables, part))
         return found[name].astype(np.float64), part.columns["label"][rows]
 
-    def measure(variables):
+    def outcomes(variables):
         from sklearn.linear_model import RidgeClassifierCV
 
         (x, x_labels), (y, y_labels) = (read(variables, part) for part in (fitted, tested))
@@ -38,4 +38,4 @@ def ridge(given: Given, *, feature: str = "", examples: int = 2048) -> Evaluator
         found = RidgeClassifierCV(alphas=np.logspace(-2, 4, 7)).fit(x / size, x_labels)
         return {"": float(found.score(y / size, y_labels))}
 
-    return Evaluator(("",), measure)
+    return Evaluator(("",), outcomes)

@@ -37,11 +37,11 @@ def spectra(
     predict = features.predictor(given.task, keep=keep, columns=(), pooled=True, **given.layout)
     chosen = source.select(sample(np.arange(len(source)), examples))
 
-    def measure(variables):
+    def outcomes(variables):
         _, found = readable(predict(variables, chosen))
         named = {name: found[f"features/{name}"] for name in names}
         return spectrum.track(named, center=center, normalize=normalize)
 
     return Evaluator(
-        tuple(f"{name}/{metric}" for name in names for metric in spectrum.METRICS), measure
+        tuple(f"{name}/{metric}" for name in names for metric in spectrum.METRICS), outcomes
     )

@@ -21,7 +21,7 @@ from noisy_fm.features.store import open_store
 from noisy_fm.messages import print_anywhere, say, settle
 from noisy_fm.model import load_model
 
-OURS = ("name", "size", "canvas")  # of `data.load`'s arguments; the model says the size
+OURS = ("name", "size", "canvas", "crop")  # of `data.load`'s arguments; the model says the size
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:

@@ -40,10 +40,15 @@ def extract(
     if name not in (known := model.feature_names):
         raise ValueError(unknown("feature", name, known))
     seen = model.preprocess.source(source)
+    supervised = [one for one in ("label", "caption") if one in source.columns][:1]
     made_from = {
         **{key: model.meta.get(key) for key in ("weights", "step", "config_hash", "manifest_hash")},
         **{"model": model.meta["config"]["model"]["name"], "feature": name},
-        **{"data": dict(data), "data_hash": identity(source), "batch_size": batch_size},
+        **{
+            "data": dict(data),
+            "data_hash": identity(source, columns=supervised),
+            "batch_size": batch_size,
+        },
     }
     mesh = sharding.make_mesh(devices=jax.local_devices())
     keep = ("mask", f"features/{name}")
@@ -68,6 +73,7 @@ def extract(
                 store.append(rows, read=len(ids), left_out=why)
                 bar.update(len(ids), f"{len(store.left_out)} unreadable" if store.left_out else "")
         kept = ~np.isin(source.ids, np.array(list(store.left_out), np.int64))
-        labels = source.columns["label"][kept]
+        known = source.columns.get("label")
+        labels = None if known is None else known[kept]
         store.finish(ids=source.ids[kept], labels=labels, meta=source.info)
         return store.left_out

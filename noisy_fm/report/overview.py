@@ -64,7 +64,7 @@ def panels(records: pd.DataFrame, studio: figures.Studio, model: str) -> list[di
         accuracy(records, studio, model, "id"),
         accuracy(records, studio, model, "ood"),
         memorised(records, studio, model),
-        untrained(records, studio, model, "accuracy"),
+        untrained(records, studio, model, "zero_shot"),
         untrained(records, studio, model, "R@10"),
         spectrum(records, studio, model, "sve", "id"),
         spectrum(records, studio, model, "lsvr", "ood"),
@@ -209,7 +209,7 @@ def memorised(records, studio, model: str) -> dict | None:
 
 
 UNTRAINED = {
-    "accuracy": ("Zero-shot accuracy", "Images classified by the names of the classes alone."),
+    "zero_shot": ("Zero-shot accuracy", "Images classified by the names of the classes alone."),
     "R@10": ("Retrieval, R@10", "How often the right one is among the ten nearest."),
 }
 WAYS = {"to_text": "caption of an image", "to_image": "image of a caption"}
@@ -227,8 +227,8 @@ def untrained(records, studio, model: str, metric: str) -> dict | None:
     summary, dots = both(frame.assign(label=label.str.replace("_", " ")))
     title, sentence = UNTRAINED[metric]
     return panel(
-        studio, summary, dots, sentence, name=slug(metric.replace("@", ""), model), title=title,
-        ylabel="%", scale=100,
+        studio, summary, dots, sentence, title=title, ylabel="%", scale=100,
+        name=slug(metric.replace("@", "").replace("_", "-"), model),
     )  # fmt: skip
 
 

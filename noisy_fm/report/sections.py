@@ -34,10 +34,12 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
     """Table 1 of the paper: accuracy of the pre-trained models at each γ."""
     part = section("pretraining", "Pre-training accuracy")
     frame = records[records["stage"] == "pretrain"]
-    if frame[frame["metric"] == "accuracy"].empty:
+    if frame.empty:
         part["missing"] = ["No pre-training accuracy was recorded."]
         return part
     part["text"] = "Held-out images against their true labels (the paper's Table 1)."
+    if tables.wrong(records) == tables.SWAPPED:
+        part["text"] = "Held-out pairs: nothing is tuned (zero-shot is the paper's Table 1)."
     if (frame["metric"] == "flipped_fits_given").any():
         part["text"] += " By chance a model would repeat (1 − share whose truth it predicts)/"
         part["text"] += "(classes − 1) of the wrong labels."
@@ -378,7 +380,10 @@ def named(metric: str) -> str:
 
 def is_score(metric: str) -> bool:
     """Whether a metric is a fraction that reads best in %."""
-    return any(word in metric for word in ("accuracy", "f1", "flipped", "R@", "top5"))
+    return any(
+        word in metric
+        for word in ("accuracy", "f1", "flipped", "R@", "top5", "zero_shot", "matched")
+    )
 
 
 def method_rank(method: str) -> tuple:

@@ -25,6 +25,8 @@ METRICS = {
     "lsvr": "LSVR",
     "accuracy_change": "accuracy, change from γ = 0",
     "train_accuracy_true_labels": "accuracy on all training images, true labels",
+    "matched": "images nearest to their own caption of a batch",
+    "matched_change": "images nearest to their own caption of a batch, change from γ = 0",
     "flipped_fits_given": "changed supervision that the model repeats",
     "flipped_fits_true": "changed supervision whose truth it keeps to",
     "flipped_fits_chance": "changed labels that chance repeats",
@@ -43,8 +45,10 @@ FEWEST = 3
 
 def wrong(records: pd.DataFrame) -> str:
     """What noise made wrong, in words."""
-    swapped = (records["noise_kind"] == "captions").any()
-    return "swapped captions" if swapped else "wrong labels"
+    return SWAPPED if (records["noise_kind"] == "captions").any() else "wrong labels"
+
+
+SWAPPED = "swapped captions"
 
 
 def prepare(records: pd.DataFrame) -> pd.DataFrame:

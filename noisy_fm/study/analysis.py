@@ -51,7 +51,7 @@ def store_key(cell: Cell, config: ConfigDict, images: Images) -> dict:
     own, other = (one["name"] in data.IN_MEMORY for one in (cell.config.data, images.data))
     return {
         **({} if own == other else {"cropped": not own}),
-        **pretraining.key(cell, config),
+        **pretraining.trained_by(cell),
         "feature": config.feature,
         "size": cell.config.data.size,
         **images.spec,

@@ -112,7 +112,8 @@ def change_records(cell: Cell, outputs: Outputs, shared: dict) -> list[dict]:
     made = {name: outputs[cell]["pretrain"][name] for name in ("versions", "commit", "duration_s")}
     about = {**shared, **made, **trained_on(cell), "stage": "pretrain"}
     found = []
-    for name in (key.removesuffix(":values") for key in ours if key.endswith(":values")):
+    both = [key for key in ours if key.endswith(":values") and key in theirs]
+    for name in (key.removesuffix(":values") for key in both):
         _, i, j = np.intersect1d(ours[f"{name}:ids"], theirs[f"{name}:ids"], return_indices=True)
         values, before = ours[f"{name}:values"][i], theirs[f"{name}:values"][j]
         change = np.subtract(values, before, dtype=float)

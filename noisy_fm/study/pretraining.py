@@ -22,7 +22,14 @@ LARGEST = 128  # pixels a side of them
 
 
 def key(cell: Cell, config: ConfigDict) -> dict:
-    """What training depends on: not how it is read, laid out, watched or kept."""
+    """What training and its outcomes depend on: not how it is read, laid out or kept."""
+    usual = config_lib.train(cell.config.task.name).evaluators
+    own = {name: one for name, one in cell.config.evaluators.items() if one != usual.get(name)}
+    measured = {"evaluators": own} if own else {}
+    return {**trained_by(cell), **measured}
+
+
+def trained_by(cell: Cell) -> dict:
     return {"train": config_lib.binding(cell.config)}
 
 
@@ -36,7 +43,7 @@ def work(cell: Cell, config: ConfigDict) -> dict:
         "arrays": {
             f"{name}:{field}": np.asarray(value)
             for name, one in found.items()
-            if not name.startswith(MEMORISED)
+            if isinstance(one, evaluators.Outcome) and not name.startswith(MEMORISED)
             for field, value in one._asdict().items()
         },
         "manifest": made.manifest.summary(),
@@ -55,33 +62,34 @@ MEMORISED = ("flipped_fits", "train_")  # of examples that are trained on
 
 def outcomes(
     cell: Cell, made: Setup, variables, left_out: dict[str, str]
-) -> dict[str, evaluators.Outcome]:
+) -> dict[str, evaluators.Outcome | float]:
     """What is measured on a trained model, one number an example, by the names of records.
 
-    What the task validates with, how much wrong supervision was learned, and all that the entries
-    of the training config's own evaluators give an outcome for.
+    What the task validates with, how much wrong supervision was learned, and what the training
+    config's own evaluators of other kinds measure.
     """
     own = cell.config.evaluators
     config = config_lib.updated(cell.config, {})
     config.evaluators = {
-        **{name: one for name, one in own.items() if name not in RENAMED},
+        **{name: one for name, one in own.items() if one.kind not in APART},
         "validation": {"kind": "validation"},
         "memorised": {"kind": "memorised", "examples": len(made.source)},
     }
     config.keep_best = ""
     found = {}
     for entry, one in train.make_evaluators(config, made, left_out).items():
-        for name, outcome in (one.outcomes(variables) if one.outcomes else {}).items():
+        for name, outcome in one.outcomes(variables).items():
             title = evaluators.title(entry, name)
             found[RENAMED.get(entry, {}).get(title, title)] = outcome
     trained_on = made._replace(eval_source=made.clean)
     config.evaluators = {"validation": {"kind": "validation"}}
-    known = train.make_evaluators(config, trained_on, left_out)["validation"]
-    assert known.outcomes is not None
-    found["train_accuracy_true_labels"] = known.outcomes(variables)["accuracy"]
+    known = train.make_evaluators(config, trained_on, left_out)["validation"].outcomes(variables)
+    if "accuracy" in known:
+        found["train_accuracy_true_labels"] = known["accuracy"]
     return {name: one for name, one in found.items() if name}
 
 
+APART = ("validation", "memorised", "spectrum", "probe")  # what the stages measure by themselves
 RENAMED = {
     "validation": {"loss": ""},  # of a mean over batches there is no interval
     "memorised": {"memorised": "flipped_fits_given", "resisted": "flipped_fits_true"},

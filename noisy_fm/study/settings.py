@@ -143,9 +143,9 @@ def check(config: ConfigDict) -> None:
             raise ValueError(f"config.{key} is {config[key]!r}; expected a positive whole number")
     for name, one in config.transfers.items():
         where = f"config.transfers.{name}.unseen"
-        known = [*one.data, "eval_split"]
+        known_keys = [*one.data, "eval_split"]
         for target, changes in config_lib.group(one.unseen, where).items():
             for key in config_lib.group(changes, f"{where}.{target}"):
-                require_known(f"key of {where}.{target}", key, known)
+                require_known(f"key of {where}.{target}", key, known_keys)
     protocols.heads(config)
     views.check(config)

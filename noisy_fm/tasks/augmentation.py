@@ -40,6 +40,7 @@ def of(config: ConfigDict, info: Mapping) -> Callable:
     if info["encoded"] and config.task.augment.name != "imagenet":
         raise ValueError(
             f"config.task.augment.name is {config.task.augment.name!r}; images on disk come as "
-            "crops to be resized, so expected 'imagenet' (start from configs/pretrain/folder.py)"
+            "crops to be resized, so expected 'imagenet' (start from configs/pretrain/folder.py, "
+            "with captions clip_folder.py)"
         )
     return make(config.task.augment, size=config.data.size)

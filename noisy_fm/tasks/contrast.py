@@ -108,7 +108,7 @@ class ContrastMetrics(clu_metrics.Collection):
     """Mean loss of the pairs, the share whose caption is the batch's nearest, and the scale."""
 
     loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
-    accuracy: clu_metrics.Average.from_output("correct")  # type: ignore[valid-type]
+    matched: clu_metrics.Average.from_output("correct")  # type: ignore[valid-type]
     scale: clu_metrics.Average.from_output("scale")  # type: ignore[valid-type]
 
 
@@ -127,7 +127,8 @@ def contrast(
 
     The loss compares all pairs of a batch, over all devices. `hide` leaves parts of captions out in
     training; see `hidden`. Validation compares within batches too, so its values depend on their
-    size; `similarity` [n], the cosine of a pair, does not.
+    size ("matched": the share of images nearest to their own caption); `similarity` [n], the cosine
+    of a pair, does not.
     """
 
     def pixels(images):
@@ -209,7 +210,7 @@ def contrast(
         ContrastMetrics,
         columns=("caption",),
         preview_fn=preview_fn,
-        scores={"loss": "loss", "accuracy": "correct"},
+        scores={"loss": "loss", "matched": "correct"},
         agreement="similarity",
         collate=functools.partial(collate, tokenizer=tokenizer),
         splits=False,
@@ -238,7 +239,7 @@ def encode_texts(model: models.Clip, tokenizer: Tokenizer, variables, texts) -> 
 @functools.partial(jax.jit, static_argnames="model")
 def _encoded(params, tokens, *, model: models.Clip):
     found: Any = model.apply({"params": params}, tokens, method="encode_text")
-    return found["normalized"]
+    return whole(found["normalized"])
 
 
 def collate(batch: dict, *, tokenizer: Tokenizer) -> dict:
@@ -257,9 +258,10 @@ def hidden(tokens, key, *, rate: float, tokenizer: Tokenizer):
     comma = tokenizer.encode(",")[0]
     inner = (tokens != 0) & (tokens != tokenizer.start) & (tokens != tokenizer.end)
     part = jnp.cumsum((tokens == comma) & inner, axis=1)
-    draws = jax.random.uniform(key, tokens.shape)
-    there = jnp.arange(tokens.shape[1]) <= part.max(1, keepdims=True)
-    draws = jnp.where(there, draws, -1.0)
+    says = jax.vmap(lambda p, counted: jnp.zeros(p.shape).at[p].add(counted))(
+        part, inner & (tokens != comma)
+    )
+    draws = jnp.where(says > 0, jax.random.uniform(key, tokens.shape), -1.0)
     stays = (draws >= rate) | (draws == draws.max(1, keepdims=True))
     keep = ~inner | jnp.take_along_axis(stays, part, axis=1)
     first = jnp.argmax(keep & inner, axis=1)  # which is a comma where its part's first went

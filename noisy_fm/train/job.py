@@ -66,6 +66,8 @@ class Run:
             "info": made.clean.info,
             **checkpoint.provenance(),
         }
+        if len(hashes := set(hosts.gather(self.meta["data_hash"]))) > 1:
+            raise ValueError(f"hosts read different data (data_hash {', '.join(sorted(hashes))})")
         self.saver = checkpoint.Checkpointer(
             self.folder / "checkpoints", keep=config.keep_checkpoints, best=config.keep_best
         )

@@ -54,7 +54,7 @@ class Pairs:
         self.index = _found(folder, spec, stats) or self._made(folder, spec, stats)
         self._map()
         if left_out := LeftOut(files.read_json(self.index / "left_out.json")):
-            warn(f"{self.where}: left out of {len(self.ids):,} pairs: {left_out}")
+            warn(f"{self.where}: {len(self.ids):,} pairs of image and caption; left out {left_out}")
 
     def _map(self) -> None:
         self.table = Table(self.index / "pairs.arrow")
@@ -90,7 +90,8 @@ class Pairs:
                 if number or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                     raise
                 logging.warning("captions are listed elsewhere than beside their images: %s", error)
-        _drop_older(index, spec)
+        if index.parent == folder:  # elsewhere there may be those of other data
+            _drop_older(index, spec)
         return index
 
     def _pairs(self, left_out: LeftOut) -> Iterator[Pair]:

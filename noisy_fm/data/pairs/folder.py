@@ -20,6 +20,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson")
 FILE_COLUMNS = ("filename", "file_name", "filepath", "file", "image", "image_path", "path")
 ODD = "lines of another number of fields, or that are no JSON object"
+ELSEWHERE = "captions of images in another split"
 UNCLEAR = "captions whose file name several images have"
 EXPECTED = (
     "expected TABLE:COLUMN, as captions.csv:title (a .csv, .tsv or .jsonl in the folder), or "
@@ -67,6 +68,8 @@ class FolderPairs(Pairs):
             for where, name, given in self._rows(left_out):
                 bar.update()
                 image, fault = find(name)
+                if fault == ELSEWHERE:
+                    continue
                 caption, fault = ("", fault) if fault else cleaned(given)
                 if not fault and image in taken:
                     fault = texts.SECOND
@@ -89,6 +92,7 @@ class FolderPairs(Pairs):
     def _fields(self, opened: Iterable[str], left_out: LeftOut):
         # strict: a quote that is never closed would make one caption of all the lines after it
         rows = csv.reader(opened, delimiter=DELIMITERS[self.file.suffix.lower()], strict=True)
+        csv.field_size_limit(2**31 - 1)  # long captions are cut where they are tokens
         try:
             header = next(rows, [])
             file, caption = (header.index(name) for name in self._columns(header))
@@ -135,7 +139,7 @@ class FolderPairs(Pairs):
         found = [name for name in header if name.lower() in FILE_COLUMNS and name != self.column]
         if not self.file_column and len(found) != 1:
             raise ValueError(
-                f"{self.file}: images may be named in {few(found)} of the columns {few(header)}; "
+                f"{self.file}: images may be named in {few(found)}, of the columns {few(header)}; "
                 f"expected one of {', '.join(FILE_COLUMNS)}, or captions "
                 f"{self.file.name}:{self.column}:FILES with FILES the column"
             )
@@ -160,6 +164,8 @@ class _Finder:
             image = os.path.relpath(os.path.join(folder, name), self.root)
             if image in self.images:
                 return image, ""
+            if image.startswith("../") and os.path.isfile(os.path.join(folder, name)):
+                return "", ELSEWHERE
         if "/" in name or name not in self.alone:
             return "", texts.NO_IMAGE
         image = self.alone[name]

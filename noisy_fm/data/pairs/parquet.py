@@ -36,7 +36,8 @@ class ParquetPairs(Pairs):
                     for group in range(opened.num_row_groups):
                         groups.append((number, group))
                         counts.append(opened.metadata.row_group(group).num_rows)
-            except (pa.ArrowException, OSError):
+            except (pa.ArrowException, OSError) as error:
+                texts.raise_passing(error)
                 self.damaged.append(str(file))
                 continue
             if image and own != image:
@@ -46,7 +47,8 @@ class ParquetPairs(Pairs):
             raise ValueError(f"{self.damaged[0]} is no whole parquet file, and there is no other")
         self.rows = RowGroups(self.files, image, groups, counts)
         folder = self.files[0].parent
-        stats = stats_of(self.files, folder)
+        # Rows are numbered over the whole files, so the index is of these.
+        stats = [*stats_of(self.files, folder), *((name, 0, 0) for name in self.damaged)]
         below = os.path.relpath(self.base, folder)  # what pairs' folders are told from
         self._open(folder, ["parquet", captions, below, *(name for name, *_ in stats)], stats)
 
@@ -79,7 +81,8 @@ class ParquetPairs(Pairs):
             for (number, group), end in zip(self.rows.groups, self.rows.ends, strict=True):
                 try:
                     yield from self._group(number, group, start, left_out)
-                except (pa.ArrowException, OSError):
+                except (pa.ArrowException, OSError) as error:
+                    texts.raise_passing(error)
                     left_out.add(texts.CUT, f"{self.files[number]}: row group {group}")
                 start = int(end)
                 bar.update()

@@ -98,7 +98,7 @@ class TarPairs(Pairs):
                 left_out.add(texts.NO_MEMBER, str(shard))
         except CutShortError:
             left_out.add(texts.CUT, str(shard))
-        except (NoTarError, OSError):
+        except NoTarError:
             left_out.add(texts.NO_TAR, str(shard))
         folder = os.path.relpath(shard.parent, self.base)
         for key, (name, offset, size) in images.items():

@@ -14,11 +14,17 @@ NO_UTF8 = "captions that are no UTF-8"
 NO_JSON = "captions in damaged JSON"
 NO_KEY = "captions in JSON without that key"
 TWICE = "pairs whose name another has"
-SECOND = "images or captions beyond the first of their name"
+SECOND = "captions or images after the first of their name (an image has one caption)"
 CUT = "files cut short or damaged, from there on"
 NO_TAR = "files that cannot be read as uncompressed tar"
 NO_PARQUET = "files that are no whole parquet"
 NO_MEMBER = "shards with nothing in them"
+
+
+def raise_passing(error: Exception) -> None:
+    """Raises what the system could not do now; damage to a file, which stays, has no errno."""
+    if getattr(error, "errno", None) is not None:
+        raise error
 
 
 class LeftOut:
