@@ -72,6 +72,16 @@ def train_toy(axes, steps, *, order=None, restore=None, save=None) -> dict:
     return {"losses": losses, **jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), summary)}
 
 
+def train_pairs(axes) -> dict:
+    """Losses of image–text training on a mesh of `axes`."""
+    import test_contrast
+
+    return {"losses": test_contrast.trained(sharding.make_mesh(**axes))}
+
+
+KINDS = {"toy": train_toy, "pairs": train_pairs}
+
+
 def order_of(order):
     devices = jax.devices()
     return [devices[i] for i in order]
@@ -87,7 +97,7 @@ def main() -> None:
     assert hosts.all_agree(True)
     assert not hosts.all_agree(hosts.first())
     with open(sys.argv[1]) as file:
-        results = [train_toy(**run) for run in json.load(file)]
+        results = [KINDS[run.pop("kind", "toy")](**run) for run in json.load(file)]
     if hosts.first():
         print(json.dumps(results), flush=True)
 

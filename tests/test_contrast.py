@@ -161,9 +161,10 @@ def trained(mesh, *, microbatches: int = 1, loss: str = "softmax", steps: int = 
     )  # fmt: skip
     state, found = init_state(plan), []
     step = make_step(task, plan.tx, state, microbatches=microbatches)
+    own = sharding.host_rows(mesh, 16)
     with jax.set_mesh(mesh):
         for i in range(steps):
-            rows = np.arange(16) + 16 * (i % 3)
+            rows = own + 16 * (i % 3)
             batch = task.collate(source.read(rows, columns=("caption",)))
             state, value = step(state, sharding.to_global(batch, mesh))
             found.append(float(value))

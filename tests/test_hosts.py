@@ -13,6 +13,8 @@ import jax
 import multihost
 import numpy as np
 import pytest
+import test_contrast
+import toy
 
 from noisy_fm import hosts
 
@@ -112,6 +114,15 @@ def test_two_processes_give_the_same(reference, tmp_path):
     """Their rows do not stand together, as on a TPU slice."""
     plan = [{"axes": {"data": 2, "fsdp": 2}, "steps": 4, "order": [0, 2, 1, 3]}]
     agree(together(plan, tmp_path)[0]["losses"], reference["losses"][:4])
+
+
+@pytest.mark.slow
+def test_two_processes_contrast_all_pairs_of_a_batch(tmp_path):
+    """Each sees the other's images and captions as rivals."""
+    plan = [{"kind": "pairs", "axes": axes} for axes in ({"data": 4}, {"data": 2, "fsdp": 2})]
+    expected = test_contrast.trained(toy.one_device())
+    for found in together(plan, tmp_path):
+        np.testing.assert_allclose(found["losses"], expected, rtol=1e-4)
 
 
 @pytest.mark.slow
