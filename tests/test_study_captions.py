@@ -45,7 +45,7 @@ def test_what_nothing_was_tuned_for_is_recorded_with_its_change(done):
         assert change == pytest.approx(noisy.loc[name, "value"] - clean.loc[name, "value"])
     assert {"flipped_fits_given", "flipped_fits_true", "category/calibration"} <= set(noisy.index)
     assert "flipped_fits_given" not in clean.index
-    assert "flipped_fits_chance" not in noisy.index  # there are no classes to guess among
+    assert noisy.loc["flipped_fits_chance", "value"] == 0.5  # of two captions
     assert (rows.noise_kind == "captions").all()
 
 

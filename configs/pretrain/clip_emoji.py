@@ -49,8 +49,8 @@ def get_config(arg: str = ""):
         "spectrum": {"kind": "spectrum", "names": ("pre_logits",), "examples": 1024},
         "seen": retrieval(domain=("noto",)),
         "unseen": retrieval(domain=("fluent3d",)),
-        "unseen_within": {**retrieval(domain=("fluent3d",)), "within": "category"},
-        "unseen_known_words": {**retrieval(domain=("fluent3d",)), "seen_words": True},
+        "within": {**retrieval(domain=("fluent3d",)), "within": "category"},
+        "known": {**retrieval(domain=("fluent3d",)), "seen_words": True},
         "category": zero_shot("category"),
         "subcategory": zero_shot("subcategory"),
     }

@@ -71,16 +71,21 @@ def at(wide: pd.DataFrame, rates: list[float]) -> pd.DataFrame:
 
 
 def pretraining_trend(records: pd.DataFrame) -> Finding:
-    """Does pre-training accuracy fall with γ? It must, so this checks the set-up."""
+    """Does pre-training accuracy fall with γ? It must, so this checks the set-up.
+
+    Of models of images and texts it is the mean of what they are zero-shot.
+    """
+    frame = records[records["stage"] == "pretrain"]
+    accuracy, what = frame[frame["metric"] == "accuracy"], "pre-training"
+    if accuracy.empty:
+        accuracy, what = frame[frame["metric"].str.endswith("/zero_shot")], "zero-shot"
     base = Finding(
         key="pretrain",
-        change="change of pre-training accuracy with γ",
-        up="Pre-training accuracy rises with γ",
-        down="Pre-training accuracy falls with γ",
+        change=f"change of {what} accuracy with γ",
+        up=f"{what.capitalize()} accuracy rises with γ",
+        down=f"{what.capitalize()} accuracy falls with γ",
         check=True,
     )
-    frame = records[records["stage"] == "pretrain"]
-    accuracy = frame[frame["metric"] == "accuracy"]
     found = trend(base, paired.grid(accuracy, tables.TASK), tables.TASK, "")
     changes = accuracy_changes(frame)
     if found.verdict == "missing" or changes.empty:

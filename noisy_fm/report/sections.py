@@ -38,9 +38,9 @@ def pretraining(records: pd.DataFrame, studio: figures.Studio, model: str) -> di
         part["missing"] = ["No pre-training accuracy was recorded."]
         return part
     part["text"] = "Held-out images against their true labels (the paper's Table 1)."
-    if tables.wrong(records) == tables.SWAPPED:
+    if swapped := tables.wrong(records) == tables.SWAPPED:
         part["text"] = "Held-out pairs: nothing is tuned (zero-shot is the paper's Table 1)."
-    if (frame["metric"] == "flipped_fits_given").any():
+    if (frame["metric"] == "flipped_fits_given").any() and not swapped:
         part["text"] += " By chance a model would repeat (1 − share whose truth it predicts)/"
         part["text"] += "(classes − 1) of the wrong labels."
     rows_shown: list[tuple] = []

@@ -88,12 +88,16 @@ def trained_on(cell: Cell) -> dict:
 def with_chance(pretrained: dict) -> dict:
     """The metrics of pre-training and, beside memorised labels, how many chance gives.
 
-    A model that misses a changed label's truth hits the given one of C − 1 others by chance.
+    A model that misses a changed label's truth hits the given one of C − 1 others by chance; an
+    image is as near to one caption as to another.
     """
     metrics = pretrained["metrics"]
-    if "flipped_fits_true" not in metrics or pretrained["manifest"]["num_classes"] is None:
+    if "flipped_fits_true" not in metrics:
         return metrics
     truth = metrics["flipped_fits_true"]
+    if pretrained["manifest"]["num_classes"] is None:  # nearer to either of two captions
+        half = {"value": 0.5, "low": 0.5, "high": 0.5, "n": truth["n"]}
+        return {**metrics, "flipped_fits_chance": half}
     others = pretrained["manifest"]["num_classes"] - 1
     chance = {"value": (1 - truth["value"]) / others, "n": truth["n"]}
     chance |= {"low": (1 - truth["high"]) / others, "high": (1 - truth["low"]) / others}
