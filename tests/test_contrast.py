@@ -17,7 +17,18 @@ import toy
 from scipy.special import log_softmax, logsumexp
 
 from noisy_fm import config as config_lib
-from noisy_fm import data, evaluators, losses, models, optim, sharding, tasks, train, zeroshot
+from noisy_fm import (
+    data,
+    evaluators,
+    load_model,
+    losses,
+    models,
+    optim,
+    sharding,
+    tasks,
+    train,
+    zeroshot,
+)
 from noisy_fm.models.resnet import ResNet
 from noisy_fm.tasks import contrast
 from noisy_fm.texts import clip_tokenizer
@@ -218,9 +229,10 @@ def test_an_empty_caption_has_an_embedding_and_a_finite_gradient():
     assert all(np.isfinite(one).all() for one in jax.tree.leaves(gradient))
 
 
-def test_a_run_resumes_bit_for_bit_and_its_model_knows_texts(tmp_path):
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     config = tiny(epochs=2.0, checkpoint_every=5, **{"data.domain": ("noto", "twemoji")})
-    whole, made, result = train.run(config, str(tmp_path / "whole"))
+    whole, _, _ = train.run(config, str(tmp_path / "whole"))
     line = [
         sys.executable, "-c",
         "import sys, json; sys.path.insert(0, 'tests'); import conftest, test_contrast;"
@@ -244,15 +256,12 @@ def test_a_run_resumes_bit_for_bit_and_its_model_knows_texts(tmp_path):
     ):
         np.testing.assert_array_equal(ours, theirs)
     assert json.loads((tmp_path / "cut" / "result.json").read_text())["resumed_at"] > 0
+
+
+def test_a_runs_model_knows_texts(tmp_path):
+    _, made, result = train.run(tiny(eval_every=-1), str(tmp_path))
     assert set(result["eval"]) >= {"loss", "matched", "memorised", "resisted"}
-    model = train_model(tmp_path / "whole")
-    check_model(model, made)
-
-
-def train_model(folder):
-    from noisy_fm import load_model
-
-    return load_model(folder)
+    check_model(load_model(tmp_path), made)
 
 
 def check_model(model, made):

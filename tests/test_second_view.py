@@ -44,6 +44,7 @@ def heads(folder):
     return {(row["method"], row["metric"]): row["value"] for row in rows if row["stage"] == "probe"}
 
 
+@pytest.mark.slow
 def test_images_that_heads_are_tuned_on_have_a_second_view_beside_the_first(runs):
     one, two = runs
     (before,), (single, double) = stores(one, "train"), stores(two, "train")
@@ -60,6 +61,7 @@ def test_images_that_heads_are_tuned_on_have_a_second_view_beside_the_first(runs
     assert tested.features.ndim == 2
 
 
+@pytest.mark.slow
 def test_the_second_view_is_the_models_of_the_augmented_images(runs):
     double = stores(runs[1], "train")[-1]
     source = load("digits", split="train", size=32)
@@ -87,6 +89,7 @@ def test_the_draw_of_an_image_does_not_depend_on_its_batch():
     )
 
 
+@pytest.mark.slow
 def test_heads_of_the_release_preset_read_it_and_nothing_is_trained_again(runs):
     one, two = runs
     before, after = heads(one), heads(two)
@@ -101,6 +104,7 @@ def test_heads_of_the_release_preset_read_it_and_nothing_is_trained_again(runs):
         assert (a["key"] == b["key"]) == (stage == "pretrain")  # new stores, the same spectra
 
 
+@pytest.mark.slow
 def test_run_again_it_does_nothing(runs):
     made = config(second_view={"name": "flip_crop", "pad": 2})
     stamps = {path: path.stat().st_mtime_ns for path in (runs[1] / "cells").rglob("*.json")}
@@ -108,6 +112,7 @@ def test_run_again_it_does_nothing(runs):
     assert stamps == {path: path.stat().st_mtime_ns for path in (runs[1] / "cells").rglob("*.json")}
 
 
+@pytest.mark.slow
 def test_a_study_without_it_has_the_keys_that_it_always_had(runs):
     made = settings.completed(config())
     cell = cells.grid(made, runs[0])[0]
