@@ -36,7 +36,9 @@ def done(tmp_path_factory):
 
 
 def test_what_nothing_was_tuned_for_is_recorded_with_its_change(done):
-    rows = pd.DataFrame([json.loads(line) for line in (done / "records.jsonl").open()])
+    rows = pd.DataFrame(
+        [json.loads(line) for line in (done / "records.jsonl").read_text().splitlines()]
+    )
     rows = rows[rows.stage == "pretrain"]
     noisy, clean = (rows[rows.noise_rate == rate].set_index("metric") for rate in (0.3, 0.0))
     for name in ("category/zero_shot", "unseen/to_text/R@10", "unseen/to_image/R@1", "matched"):
@@ -64,7 +66,9 @@ def test_another_evaluator_is_measured_where_models_are_trained_already(done):
     config = get_config()
     config.pretrain.evaluators.again = dict(config.pretrain.evaluators.unseen)
     study.run(config, str(done))
-    rows = pd.DataFrame([json.loads(line) for line in (done / "records.jsonl").open()])
+    rows = pd.DataFrame(
+        [json.loads(line) for line in (done / "records.jsonl").read_text().splitlines()]
+    )
     values = {
         name: rows[rows.metric == f"{name}/to_text/R@10"].sort_values("noise_rate").value.tolist()
         for name in ("unseen", "again")
