@@ -1,9 +1,11 @@
 """The command line: flags to a config, and a mistake to one line and an exit code."""
 
+import argparse
 import inspect
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -174,3 +176,44 @@ def data_flags(flags: Sequence[str], error: Callable[[str], None]) -> dict:
             error(f"--data.{name} is given twice")
         chosen[name] = tuple(value.split(",")) if name == "domain" and "," in value else value
     return chosen
+
+
+def model_parser(name: str, doc: str, *, epilog: str) -> argparse.ArgumentParser:
+    """A command's parser, with the flags of all commands that run a model over a data set."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m noisy_fm.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=epilog,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="RUN", help="a training run's folder, or its URL")
+    add("--data", required=True, metavar="NAME",
+        help="folder, tar, array_record, parquet, tfds:NAME, emoji_domains, digits")  # fmt: skip
+    add("--best", action="store_true", help="the best checkpoint by config.keep_best")
+    add("--step", type=int, help="the checkpoint of this step; by default the newest")
+    add("--batch-size", type=int, default=128, help="images at a time (128)")
+    add("--max-bad", type=float, default=0.001, metavar="SHARE",
+        help="stop if more of the images than this share (0.001), and than three, cannot be read; "
+        "0: at the first")  # fmt: skip
+    return parser
+
+
+def run_command(work: Callable[[], None], *, again: str = "") -> None:
+    """Runs a command's `work`, and words its failures; `again` is added to what was cut short."""
+    from noisy_fm import config, hosts, signals
+
+    print_anywhere()
+    signals.listen(signals.terminate)
+    config.cache_compilations()
+    try:
+        hosts.check_devices()
+        work()
+    except KeyboardInterrupt:
+        fail(f"interrupted{again}", 128 + signal.SIGINT)
+    except signals.Terminated:
+        fail(f"terminated{again}", 128 + signal.SIGTERM)
+    except MISTAKES as error:
+        fail(error)
+    settle()

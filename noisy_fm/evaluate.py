@@ -18,63 +18,38 @@ import sys
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
-from noisy_fm import app, config, data, evaluators, files, hosts, sharding, signals, zeroshot
-from noisy_fm.messages import print_anywhere, require_known, say, settle
-from noisy_fm.model import Model, load_model, separated
+from noisy_fm import app, config, data, evaluators, files, sharding, zeroshot
+from noisy_fm.messages import require_known, say
+from noisy_fm.model import MODELS_OWN, Model, load_model
 
-OURS = ("name", "size", "canvas", "crop")  # of `data.load`'s arguments; the model says them
 KINDS = {"zero_shot": ("prompts", "names"), "retrieval": ("within",), "validation": ()}
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     """(the flags, those that are `--data.KEY=VALUE` as {KEY: VALUE})."""
-    parser = argparse.ArgumentParser(
-        prog="python -m noisy_fm.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="--data.KEY=VALUE are arguments of noisy_fm.data.load",
-        allow_abbrev=False,
+    parser = app.model_parser(
+        "evaluate", __doc__, epilog="--data.KEY=VALUE are arguments of noisy_fm.data.load"
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="RUN", help="a training run's folder, or its URL")
-    add("--data", required=True, metavar="NAME",
-        help="folder, tar, array_record, parquet, tfds:NAME, emoji_domains, digits")  # fmt: skip
     add("--kind", help=f"{', '.join(KINDS)}; by default what the model and the data allow")
     add("--prompts", action="append", metavar="PROMPT",
         help="name, simple, imagenet, or one's own with {}; several times for several")  # fmt: skip
     add("--names", help="the classes' wording: labels (the data's own), imagenet")
     add("--within", help="a column: captions are searched within its value")
     add("--out", metavar="FILE", help="where to write the values, as JSON")
-    add("--best", action="store_true", help="the best checkpoint by config.keep_best")
-    add("--step", type=int, help="the checkpoint of this step; by default the newest")
-    add("--batch-size", type=int, default=128, help="images at a time (128)")
-    add("--max-bad", type=float, default=0.001, metavar="SHARE",
-        help="stop if more of the images than this share (0.001), and than three, cannot be "
-        "read")  # fmt: skip
     flags, rest = parser.parse_known_args(argv)
     return flags, app.data_flags(rest, parser.error)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags, chosen = parse(argv)
-    print_anywhere()
-    signals.listen(signals.terminate)
-    config.cache_compilations()
-    try:
-        hosts.check_devices()
-        _run(flags, chosen)
-    except KeyboardInterrupt:
-        app.fail("interrupted", 130)
-    except signals.Terminated:
-        app.fail("terminated", 143)
-    except app.MISTAKES as error:
-        app.fail(error)
-    settle()
+    app.run_command(lambda: _run(flags, chosen))
 
 
 def _run(flags: argparse.Namespace, chosen: dict) -> None:
-    config.check_arguments(data.load, chosen, where="--data", given=OURS)
+    config.check_arguments(data.load, chosen, where="--data", given=MODELS_OWN)
     if flags.batch_size < 1:
         raise ValueError(f"--batch-size is {flags.batch_size}; expected 1 or more")
     model = load_model(flags.model, best=flags.best, step=flags.step)
@@ -86,15 +61,14 @@ def _run(flags: argparse.Namespace, chosen: dict) -> None:
         )
     elif "split" not in chosen:
         say("all splits of the data; --data.split picks one", file=sys.stderr)
-    size = model.preprocess.size
-    own = {"size": size} if flags.data in data.IN_MEMORY and size in data.SIZES else {}
-    source = model.preprocess.source(data.load(flags.data, **chosen, **own))
-    kind = flags.kind or _kind(model, source, captions="captions" in chosen)
+    source = model.preprocess.source(model.data(flags.data, **chosen))
+    kind = flags.kind or _kind(model, captions="captions" in chosen)
     known = KINDS[require_known("--kind", kind, KINDS)]
     arguments = {}
     for name in ("prompts", "names", "within"):
         if (value := getattr(flags, name)) and name not in known:
-            raise ValueError(f"--{name} is not read by --kind={kind}, which the data call for")
+            why = "" if flags.kind else ", which the model and the data call for"
+            raise ValueError(f"--{name} is not read by --kind={kind}{why}")
         if value:
             arguments[name] = value
     if isinstance(prompts := arguments.get("prompts"), list):
@@ -124,17 +98,18 @@ def evaluate(
 ) -> dict:
     """{"metrics": {name: {"value", with an interval "low", "high", and "n"}}, "left_out"}.
 
-    Of zero_shot also "per_class", {name: accuracy}, NaN for a class without an image.
+    Of zero_shot also "per_class", {name: accuracy}, None for a class without an image.
     kind: a key of `evaluators.EVALUATORS` that needs no training data; arguments: its own.
     """
     left_out: dict[str, str] = {}
+    mesh = sharding.make_mesh(devices=jax.local_devices())
     layout = {
-        "mesh": sharding.make_mesh(devices=jax.local_devices()),
+        "mesh": mesh,
         "batch_size": batch_size,
         "max_bad": max_bad,
         "left_out": left_out,
     }
-    variables = separated(model.variables)
+    variables = model.on(mesh)
     given = evaluators.Given(
         model.task, variables, source, source, source, None, model.meta["info"], layout
     )
@@ -148,11 +123,15 @@ def evaluate(
         assert isinstance(hits, evaluators.Outcome)
         labels = source.columns["label"][source.rows_of(hits.ids)]
         each = zeroshot.per_class(hits.values, labels, len(names))
-        classes = {"per_class": {name: float(x) for name, x in zip(names, each, strict=True)}}
+        classes = {"per_class": dict(zip(names, map(_number, each), strict=True))}
     return {"metrics": found, **classes, "left_out": left_out}
 
 
-def _kind(model: Model, source, *, captions: bool) -> str:
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _kind(model: Model, *, captions: bool) -> str:
     if not model.texts:
         return "validation"
     return "retrieval" if captions else "zero_shot"

@@ -19,11 +19,15 @@ from ml_collections import ConfigDict
 
 from noisy_fm import checkpoint, files, noise, optim, tasks, zeroshot
 from noisy_fm import config as config_lib
+from noisy_fm import data as data_lib
 from noisy_fm.data import ImageSource, augment, decode
 from noisy_fm.data.source import numbered
 from noisy_fm.data.storage import FORMATS, TFDS
 from noisy_fm.messages import unknown
 from noisy_fm.models.layers import pooled
+from noisy_fm.tasks.task import separated
+
+MODELS_OWN = ("name", "size", "canvas", "crop")  # arguments of `data.load` that a model sets
 
 
 class Preprocess(NamedTuple):
@@ -136,6 +140,17 @@ class Model(NamedTuple):
         each = jax.nn.sigmoid(logits)
         return np.asarray(each / each.sum(-1, keepdims=True))
 
+    def on(self, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+        """(params, model_state), whole on every device of the mesh."""
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return jax.device_put(separated(self.variables), everywhere)
+
+    def data(self, name: str, **arguments):
+        """`data.load`, drawn at the size that the model sees where there is a choice."""
+        size = self.preprocess.size
+        own = {"size": size} if name in data_lib.IN_MEMORY and size in data_lib.SIZES else {}
+        return data_lib.load(name, **arguments, **own)
+
     @property
     def texts(self) -> bool:
         """Whether the model knows texts."""
@@ -198,11 +213,6 @@ def _apply(variables: dict, views: jax.Array, *, predict_fn: Callable, feature: 
     if feature not in out["features"]:
         raise ValueError(unknown("feature", feature, out["features"]))
     return pooled(out["features"][feature]).astype(jnp.float32)
-
-
-def separated(variables: dict) -> tuple[Any, dict]:
-    """(params, model_state) of Linen's variables, as a Task takes them."""
-    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
 
 def to_host(outputs: Iterable) -> Iterator:

@@ -19,6 +19,7 @@ from scipy.special import log_softmax, logsumexp
 from noisy_fm import config as config_lib
 from noisy_fm import (
     data,
+    evaluate,
     evaluators,
     load_model,
     losses,
@@ -262,6 +263,36 @@ def test_a_runs_model_knows_texts(tmp_path):
     _, made, result = train.run(tiny(eval_every=-1), str(tmp_path))
     assert set(result["eval"]) >= {"loss", "matched", "memorised", "resisted"}
     check_model(load_model(tmp_path), made)
+    check_command(tmp_path, made, result)
+
+
+def check_command(run, made, result):
+    """`noisy_fm evaluate` gives what the run's evaluation gave, and None for an empty class."""
+    common = [f"--model={run}", "--data=emoji_domains", "--data.domain=noto"]
+    out = run / "found.json"
+    evaluate.main([*common, "--data.labels=category", "--kind=validation", f"--out={out}",
+                   "--data.captions={name}, {category}", "--batch-size=16"])  # fmt: skip
+    found = json.loads(out.read_text())
+    assert found["metrics"]["matched"]["value"] == pytest.approx(result["eval"]["matched"])
+    assert found["metrics"]["matched"]["n"] == len(made.eval_source)
+    evaluate.main([*common, "--data.labels=subcategory", "--prompts=name", f"--out={out}"])
+    found = json.loads(out.read_text())
+    classes = found["per_class"]
+    source = data.load("emoji_domains", domain="noto", split="test", labels="subcategory")
+    counts = np.bincount(source.labels, minlength=len(classes))
+    assert [one is None for one in classes.values()] == (counts == 0).tolist()
+    hits = sum(n * one for n, one in zip(counts, classes.values(), strict=True) if n)
+    assert found["metrics"]["zero_shot"]["value"] == pytest.approx(hits / len(source))
+    for wrong, words in (
+        (["--within=category"], "--within is not read by --kind=zero_shot, which the model"),
+        (["--prompts=a photo"], "prompts"),
+        (["--names=imagenet", "--data.labels=category"], "are not ImageNet-1K's"),
+        (["--kind=retrieval", "--within=colour"], "colour"),
+        (["--data.crop=0.5"], "crop"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            evaluate.main([*common, *wrong])
+        assert ended.value.code == 2, words
 
 
 def check_model(model, made):

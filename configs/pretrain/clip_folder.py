@@ -10,7 +10,7 @@ train/ and val/; parquet: name=parquet,captions=COLUMN.
 Arguments: path, name, captions, size (pixels a side), noise_rate (the share of captions on other
 images), seed. Validated by retrieval in both directions on val/.
 
-Hardware: a GPU; a ResNet-18 and a small text transformer, batch 256, take about 2 GB at size 96.
+Hardware: a GPU for tens of thousands of pairs; a ResNet-18 and a small text transformer.
 """
 
 from noisy_fm import config as config_lib

@@ -11,72 +11,44 @@ read the store: features.npy [n d] float32, ids.npy, labels.npy, meta.json.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 
-from noisy_fm import app, config, data, hosts, signals
+from noisy_fm import app, config, data
 from noisy_fm.features.extraction import extract
 from noisy_fm.features.store import open_store
-from noisy_fm.messages import print_anywhere, say, settle
-from noisy_fm.model import load_model
-
-OURS = ("name", "size", "canvas", "crop")  # of `data.load`'s arguments; the model says the size
+from noisy_fm.messages import say
+from noisy_fm.model import MODELS_OWN, load_model
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     """(the flags, those that are `--data.KEY=VALUE` as {KEY: VALUE})."""
-    parser = argparse.ArgumentParser(
-        prog="python -m noisy_fm.features",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = app.model_parser(
+        "features",
+        __doc__,
         epilog="--data.KEY=VALUE are arguments of noisy_fm.data.load: --data.path (of images on "
         "disk), --data.split, --data.domain (several as noto,twemoji), …",
-        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="RUN", help="a training run's folder, or its URL")
-    add("--data", required=True, metavar="NAME",
-        help="folder, tar, array_record, parquet, tfds:NAME, emoji_domains, digits")  # fmt: skip
     add("--out", required=True, metavar="STORE", help="the folder to write")
     add("--feature", help="which of the model's features; by default what its head reads")
-    add("--best", action="store_true", help="the best checkpoint by config.keep_best")
-    add("--step", type=int, help="the checkpoint of this step; by default the newest")
-    add("--batch-size", type=int, default=128, help="images at a time (128)")
     add("--threads", type=int, help="that decode; by default one a core")
-    add("--max-bad", type=float, default=0.001, metavar="SHARE",
-        help="stop if more of the images than this share (0.001), and than three, cannot be read; "
-        "0: at the first")  # fmt: skip
     flags, rest = parser.parse_known_args(argv)
     return flags, app.data_flags(rest, parser.error)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags, chosen = parse(argv)
-    print_anywhere()
-    signals.listen(signals.terminate)
-    config.cache_compilations()
-    try:
-        _run(flags, chosen)
-    except KeyboardInterrupt:
-        app.fail("interrupted; run the same line again to go on", 128 + signal.SIGINT)
-    except signals.Terminated:
-        app.fail("terminated; run the same line again to go on", 128 + signal.SIGTERM)
-    except app.MISTAKES as error:
-        app.fail(error)
-    settle()
+    app.run_command(lambda: _run(flags, chosen), again="; run the same line again to go on")
 
 
 def _run(flags: argparse.Namespace, chosen: dict) -> None:
-    config.check_arguments(data.load, chosen, where="--data", given=OURS)
+    config.check_arguments(data.load, chosen, where="--data", given=MODELS_OWN)
     for name in ("batch_size", "threads"):
         if (value := getattr(flags, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
-    hosts.check_devices()
     model = load_model(flags.model, best=flags.best, step=flags.step)
-    size = model.preprocess.size  # drawn at that size, where there is a choice
-    own = {"size": size} if flags.data in data.IN_MEMORY and size in data.SIZES else {}
-    source = data.load(flags.data, **chosen, **own)
+    source = model.data(flags.data, **chosen)
     say(f"{model}, {len(source):,} images", file=sys.stderr)
     about = {key: value for key, value in chosen.items() if key != "path"}
     left_out = extract(

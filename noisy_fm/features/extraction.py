@@ -11,7 +11,7 @@ from noisy_fm.data.damage import LEFT_OUT, Damage
 from noisy_fm.features.prediction import stream
 from noisy_fm.features.store import GrowingStore
 from noisy_fm.messages import unknown
-from noisy_fm.model import Model, separated
+from noisy_fm.model import Model
 from noisy_fm.progress import Progress
 
 
@@ -56,14 +56,13 @@ def extract(
         model.task, keep=keep, batch_size=batch_size, mesh=mesh, columns=(), pooled=True,
         threads=threads,
     )  # fmt: skip
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     with GrowingStore(path, made_from=made_from) as store:
         read = len(source) if store.finished else store.read
         damage = Damage(max_bad, store.left_out, examples=read, fate=LEFT_OUT)
         damage.check()
         if store.finished:
             return store.left_out
-        variables = jax.device_put(separated(model.variables), everywhere)
+        variables = model.on(mesh)
         with Progress("features", len(source), start=read, unit="image") as bar:
             for out in outputs(variables, seen, damage, read):
                 ids = source.ids[store.read : store.read + len(out["mask"])]

@@ -23,10 +23,8 @@ LARGEST = 128  # pixels a side of them
 
 def key(cell: Cell, config: ConfigDict) -> dict:
     """What training and its outcomes depend on: not how it is read, laid out or kept."""
-    usual = config_lib.train(cell.config.task.name).evaluators
-    own = {name: one for name, one in cell.config.evaluators.items() if one != usual.get(name)}
-    measured = {"evaluators": own} if own else {}
-    return {**trained_by(cell), **measured}
+    own = own_evaluators(cell)
+    return {**trained_by(cell), **({"evaluators": own} if own else {})}
 
 
 def trained_by(cell: Cell) -> dict:
@@ -68,10 +66,9 @@ def outcomes(
     What the task validates with, how much wrong supervision was learned, and what the training
     config's own evaluators of other kinds measure.
     """
-    own = cell.config.evaluators
     config = config_lib.updated(cell.config, {})
     config.evaluators = {
-        **{name: one for name, one in own.items() if one.kind not in APART},
+        **own_evaluators(cell),
         "validation": {"kind": "validation"},
         "memorised": {"kind": "memorised", "examples": len(made.source)},
     }
@@ -83,13 +80,21 @@ def outcomes(
             found[RENAMED.get(entry, {}).get(title, title)] = outcome
     trained_on = made._replace(eval_source=made.clean)
     config.evaluators = {"validation": {"kind": "validation"}}
-    known = train.make_evaluators(config, trained_on, left_out)["validation"].outcomes(variables)
-    if "accuracy" in known:
-        found["train_accuracy_true_labels"] = known["accuracy"]
+    if "accuracy" in made.task.scores:
+        known = train.make_evaluators(config, trained_on, left_out)["validation"]
+        found["train_accuracy_true_labels"] = known.outcomes(variables)["accuracy"]
     return {name: one for name, one in found.items() if name}
 
 
 APART = ("validation", "memorised", "spectrum", "probe")  # what the stages measure by themselves
+
+
+def own_evaluators(cell: Cell) -> dict:
+    """The entries of the training config that a study measures beside its own."""
+    entries = cell.config.evaluators.items()
+    return {name: one for name, one in entries if one.kind not in APART}
+
+
 RENAMED = {
     "validation": {"loss": ""},  # of a mean over batches there is no interval
     "memorised": {"memorised": "flipped_fits_given", "resisted": "flipped_fits_true"},

@@ -20,7 +20,7 @@ from noisy_fm.data import augment as augment_lib
 from noisy_fm.data.storage.labels import appearance
 from noisy_fm.messages import require_known, warn
 from noisy_fm.tasks import augmentation
-from noisy_fm.tasks.task import Task, keep_statistics
+from noisy_fm.tasks.task import Task, apply_training, separated
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
 MIX_MODES = ("batch", "elem")
@@ -187,8 +187,7 @@ def classify(
         return {**out, **({"mask": batch["mask"]} if "mask" in batch else {})}
 
     def init_fn(key, batch):
-        variables = model.init({"params": key}, pixels(batch["image"]), train=False)
-        return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+        return separated(model.init({"params": key}, pixels(batch["image"]), train=False))
 
     def prepare_fn(batch, key):
         key_augment, key_mix = jax.random.split(key)
@@ -201,14 +200,9 @@ def classify(
         return {**batch, "image": images, "target": targets}
 
     def loss_fn(params, model_state, batch, key):
-        with nn.intercept_methods(keep_statistics(frozen)):
-            (logits, _), new_state = model.apply(
-                {"params": params, **model_state},
-                pixels(batch["image"]),
-                train=True,
-                rngs={"dropout": key},
-                mutable=list(model_state),
-            )
+        (logits, _), new_state = apply_training(
+            model, params, model_state, key, pixels(batch["image"]), frozen=frozen
+        )
         out = outputs(logits.astype(jnp.float32), batch, batch.get("target", batch["label"]))
         return losses.mean(out["loss"], batch.get("mask")), (new_state, out)
 

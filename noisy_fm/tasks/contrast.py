@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from noisy_fm.data import augment as augment_lib
 from noisy_fm.messages import require_known
 from noisy_fm.models.clip import HIGHEST_SCALE
 from noisy_fm.tasks import augmentation
-from noisy_fm.tasks.task import Parts, Task, keep_statistics
+from noisy_fm.tasks.task import Parts, Task, apply_training, separated
 from noisy_fm.texts import Tokenizer, clip_tokenizer
 
 LOSSES = ("softmax", "sigmoid")
@@ -147,8 +146,7 @@ def contrast(
         return {**out, **({} if mask is None else {"mask": mask})}
 
     def init_fn(key, batch):
-        variables = model.init({"params": key}, pixels(batch["image"]), batch["tokens"])
-        return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+        return separated(model.init({"params": key}, pixels(batch["image"]), batch["tokens"]))
 
     def prepare_fn(batch, key):
         key_image, key_text = jax.random.split(key)
@@ -160,15 +158,10 @@ def contrast(
         return batch
 
     def embed_fn(params, model_state, batch, key):
-        with nn.intercept_methods(keep_statistics(frozen)):
-            (_, features), new_state = model.apply(
-                {"params": params, **model_state},
-                pixels(batch["image"]),
-                batch["tokens"],
-                train=True,
-                rngs={"dropout": key},
-                mutable=list(model_state),
-            )
+        inputs = pixels(batch["image"]), batch["tokens"]
+        (_, features), new_state = apply_training(
+            model, params, model_state, key, *inputs, frozen=frozen
+        )
         return (features["normalized"], features["text/normalized"]), new_state
 
     def combine_fn(params, embeddings, batch):

@@ -61,6 +61,25 @@ class Task(NamedTuple):
     limits: tuple[tuple[str, float, float], ...] = ()
 
 
+def separated(variables) -> tuple[Any, dict]:
+    """(params, model_state) of Linen's variables, as a Task takes them."""
+    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+
+def apply_training(
+    model: nn.Module, params, model_state, key: jax.Array, *inputs, frozen: Callable | None
+) -> tuple[Any, Any]:
+    """(the model's output in training, its new state); see `keep_statistics` for `frozen`."""
+    with nn.intercept_methods(keep_statistics(frozen)):
+        return model.apply(
+            {"params": params, **model_state},
+            *inputs,
+            train=True,
+            rngs={"dropout": key},
+            mutable=list(model_state),
+        )
+
+
 def keep_statistics(frozen: Callable[[str], bool] | None):
     """A linen interceptor: BatchNorm of frozen modules runs on its stored statistics."""
 

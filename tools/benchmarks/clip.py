@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from bench import Case
 
+from benchmarks.train import torch_steps
 from noisy_fm import config as config_lib
 from noisy_fm import data, losses, noise, sharding, train
 from noisy_fm.texts import clip_tokenizer
@@ -91,7 +92,6 @@ def open_clip_step(args, batch):
     settings = open_clip.get_model_config(OPEN_CLIP[args.model])
     settings["vision_cfg"]["image_size"] = args.size
     model = open_clip.model.CLIP(**settings).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=1e-4, fused=True)
     images = torch.from_numpy(batch["image"]).to(device).permute(0, 3, 1, 2)
     images = (images.float() / 255 - 0.5) / 0.5
     tokens = torch.from_numpy(batch["tokens"]).long().to(device)
@@ -102,17 +102,7 @@ def open_clip_step(args, batch):
         with torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
             return loss_fn(*model(images, tokens)[:3])
 
-    compiled = torch.compile(loss_of)
-
-    def run():
-        for _ in range(args.steps):
-            optimizer.zero_grad(set_to_none=True)
-            loss = compiled(images, tokens)
-            loss.backward()
-            optimizer.step()
-        float(loss.detach())
-
-    return run
+    return torch_steps(model, torch.compile(loss_of), (images, tokens), steps=args.steps)
 
 
 def tokenizer_case(measure) -> Case:

@@ -103,7 +103,6 @@ def timm_step(args, batch):
     sized = {"img_size": args.size} if args.model.startswith("vit") else {}
     model = timm.create_model(TIMM[args.model], num_classes=1000, **sized).to(device).train()
     model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=1e-4, fused=True)
     images = torch.from_numpy(batch["image"]).to(device).permute(0, 3, 1, 2)
     images = ((images.float() / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
     labels = torch.from_numpy(batch["label"]).long().to(device)
@@ -114,11 +113,19 @@ def timm_step(args, batch):
             return torch.nn.functional.cross_entropy(model(images), labels)
 
     loss_fn = loss_of if args.eager else torch.compile(loss_of)
+    return torch_steps(model, loss_fn, (images, labels), steps=args.steps)
+
+
+def torch_steps(model, loss_fn, inputs, *, steps: int):
+    """Runs whole steps in PyTorch: loss, gradient, AdamW."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=1e-4, fused=True)
 
     def run():
-        for _ in range(args.steps):
+        for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_fn(images, labels)
+            loss = loss_fn(*inputs)
             loss.backward()
             optimizer.step()
         float(loss.detach())
