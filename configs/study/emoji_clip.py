@@ -5,7 +5,7 @@
 
 Pairs of small towers (configs/pretrain/clip_emoji.py), without noise and with 30 % of the captions
 on other drawings, three seeds each: zero-shot accuracy and retrieval on concepts and a style that
-were never seen, then spectrum and heads as for any other study. About three minutes a model on two
+were never seen, then spectrum and heads as for any other study. About five minutes a model on two
 CPU cores.
 
     --config=configs/study/emoji_clip.py:full   γ = 0, 5, 10, 20, 30 % and five seeds
