@@ -117,15 +117,8 @@ def to_ours(state: Mapping[str, Any], shapes, rules: Map, *, where: str = "the w
             wrong.append(f"{names[0]} {list(given[0].shape)} ({path} is {list(leaf.shape)})")
     surplus = [n for n in left if not any(re.fullmatch(one, n) for one in rules.ignored)]
     if missing or surplus or wrong:
-        said = [
-            f"{len(names):,} {kind}: {', '.join(sorted(names)[:SHOWN])}{' …' * (len(names) > SHOWN)}"
-            for kind, names in (
-                ("missing", missing),
-                ("of no use", surplus),
-                ("of another shape", wrong),
-            )
-            if names
-        ]
+        kinds = {"missing": missing, "of no use": surplus, "of another shape": wrong}
+        said = [f"{len(n):,} {kind}: {_listed(n)}" for kind, n in kinds.items() if n]
         raise ValueError(f"{where} are not this model's: {'; '.join(said)}")
     return traverse_util.unflatten_dict(found, sep="/")
 
@@ -141,6 +134,10 @@ def to_theirs(variables, rules: Map) -> dict[str, np.ndarray]:
                 raise ValueError(f"two of our arrays are called {name} there")
             found[name] = np.ascontiguousarray(layout.theirs(part))
     return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)[:SHOWN]) + " …" * (len(names) > SHOWN)
 
 
 def _leaves(tree) -> Iterator[tuple[str, Any]]:
