@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from noisy_fm import checkpoint, files, noise, optim, tasks, zeroshot
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
-from noisy_fm.data import ImageSource, augment, decode
+from noisy_fm.data import augment, decode
 from noisy_fm.data.source import numbered
 from noisy_fm.data.storage import FORMATS, TFDS
 from noisy_fm.messages import unknown
@@ -33,25 +33,30 @@ MODELS_OWN = ("name", "size", "canvas", "crop")  # arguments of `data.load` that
 class Preprocess(NamedTuple):
     """From images of any size to what the network takes, as the run's own evaluation does it.
 
-    Images are uint8 RGB: [n h w 3], or a list of [h w 3] of different sizes. With a
-    `crop_fraction` their centre is cropped (`decode.view`), without one they are resized whole.
+    Images are uint8 RGB: [n h w 3], or a list of [h w 3] of different sizes. They are resized and
+    cropped as `fit` says (see `decode.view`), mean and std are of pixels in [0, 1].
     """
 
-    size: int
-    crop_fraction: float | None
+    fit: decode.Fit
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of what the network takes."""
+        return self.fit.size
 
     @classmethod
     def of(cls, config: ConfigDict, info: Mapping) -> "Preprocess":
         """That of a training config, for a run on data of which `info` is known."""
-        crop_fraction = ImageSource.crop_fraction if info["encoded"] else None
-        return cls(config.data.size, crop_fraction, **config.task.normalize)
+        size = config.data.size
+        fit = decode.fitted(size) if info["encoded"] else decode.Fit(size, size, whole=True)
+        return cls(fit, **config.task.normalize)
 
     def source(self, source):
         """A source whose images are seen so, but for the normalisation."""
         if source.encoded:
-            return dataclasses.replace(source, size=self.size, crop_fraction=self.crop_fraction)
+            return dataclasses.replace(source, size=self.size, fit=self.fit)
         return dataclasses.replace(source, images=self.views(source.images))
 
     def __call__(self, images) -> jax.Array:
@@ -65,7 +70,7 @@ class Preprocess(NamedTuple):
         the image's number there.
         """
         pixels = [_rgb(image, f"images[{first + i}]") for i, image in enumerate(images)]
-        return np.stack([decode.view(one, self.size, self.crop_fraction) for one in pixels])
+        return np.stack([decode.view(one, self.fit) for one in pixels])
 
 
 def _rgb(image, where: str) -> np.ndarray:

@@ -18,6 +18,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from noisy_fm.messages import require_known
+
 TRIES = 10
 STREAM = 0x63726F70  # keeps these numbers apart from others of the same seed
 END_OF_JPEG = b"\xff\xd9"
@@ -133,30 +135,67 @@ def random_crop(
     return height, width
 
 
-def evaluation_view(data: bytes, size: int, crop_fraction: float | None = 0.95) -> np.ndarray:
+class Fit(NamedTuple):
+    """How an image is fitted to a square of `size` pixels a side, for evaluation.
+
+    shorter: what its shorter side is resized to before the centre is cropped. whole: both sides
+    are, whatever its shape. filter: of `FILTERS`.
+    """
+
+    size: int
+    shorter: int
+    whole: bool = False
+    filter: str = "bicubic"
+
+
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+ROUNDINGS = {"floor": math.floor, "ceil": math.ceil}
+
+
+def fitted(
+    size: int,
+    crop_fraction: float = 0.95,
+    *,
+    rounding: str = "floor",
+    whole: bool = False,
+    filter: str = "bicubic",
+) -> Fit:
+    """A fit to the share `crop_fraction` of the resized image's shorter side, as timm says it.
+
+    rounding: of size / crop_fraction; timm rounds down since 0.9, and rounded up before.
+    Raises ValueError for a share outside (0, 1] and names that are not known.
+    """
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction is {crop_fraction}; expected (0, 1]")
+    rounded = ROUNDINGS[require_known("rounding", rounding, ROUNDINGS)]
+    return Fit(size, rounded(size / crop_fraction), whole, require_known("filter", filter, FILTERS))
+
+
+def evaluation_view(data: bytes, fit: Fit | int) -> np.ndarray:
     """The `view` of an encoded image for evaluation, uint8 [size size 3]."""
     frame = frame_of(data)
     pixels = decode_jpeg(data, frame, frame.height, 1) if frame else None
-    return view(_open_other(data) if pixels is None else pixels, size, crop_fraction)
+    return view(_open_other(data) if pixels is None else pixels, fit)
 
 
-def view(
-    pixels: np.ndarray | Image.Image, size: int, crop_fraction: float | None = 0.95
-) -> np.ndarray:
+def view(pixels: np.ndarray | Image.Image, fit: Fit | int) -> np.ndarray:
     """An image's centre, uint8 [size size 3], as timm's evaluation transform.
 
-    The shorter side is resized to ⌊size / crop_fraction⌋ (PIL's antialiased bicubic), the longer
-    in proportion and rounded down, and the centre of that cropped. Of an image more than 16 times
-    as long as wide only what the crop needs is resized, so that memory does not grow with the
-    length; its pixels are then those but for what PIL rounds and clips between its two passes,
-    whose order it chooses by the shape: one level in smooth images. Without a crop fraction the
-    whole image is resized, whatever its shape.
+    The shorter side is resized to `fit.shorter` (by PIL, antialiased), the longer in proportion and
+    rounded down, and the centre of that cropped; a size alone is `fitted(size)`. Of an image more
+    than 16 times as long as wide only what the crop needs is resized, so that memory does not grow
+    with the length; its pixels are then those but for what PIL rounds and clips between its two
+    passes, whose order it chooses by the shape: one level in smooth images.
     """
+    size, shorter, whole, name = fit if isinstance(fit, Fit) else fitted(fit)
     image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
     width, height = image.size
-    shorter = size if crop_fraction is None else math.floor(size / crop_fraction)
-    if crop_fraction is None:
-        width = height = size
+    if whole:
+        width = height = shorter
     elif width <= height:
         width, height = shorter, int(shorter * height / width)
     else:
@@ -164,13 +203,13 @@ def view(
     top, left = round((height - size) / 2), round((width - size) / 2)
     box = Box(top, left, size, size)
     if max(width, height) > LONGEST * shorter:
-        return np.asarray(_resized_part(image, (width, height), box))
+        return np.asarray(_resized_part(image, (width, height), box, FILTERS[name]))
     if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.resize((width, height), FILTERS[name])
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def _resized_part(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+def _resized_part(image: Image.Image, size: tuple[int, int], box: Box, filter) -> Image.Image:
     """The `box` of `image` as resized to `size` (width, height), without the rest of that."""
     starts = box.left, box.top
     part, inner = [], []  # the pixels that it takes, (first, end) a side; its place among those
@@ -178,14 +217,14 @@ def _resized_part(image: Image.Image, size: tuple[int, int], box: Box) -> Image.
         image.size, size, starts, (box.width, box.height), strict=True
     ):
         scale = side / resized
-        reach = 2 * max(scale, 1) + 2  # of the bicubic filter, and to spare
+        reach = 3 * max(scale, 1) + 2  # of the widest filter, and to spare
         first = max(0, math.floor(start * scale - reach))
         part.append((first, min(side, math.ceil((start + length) * scale + reach))))
         inner.append((start * scale - first, (start + length) * scale - first))
     (left, right), (top, bottom) = part
     (x, x_end), (y, y_end) = inner
     return image.crop((left, top, right, bottom)).resize(
-        (box.width, box.height), Image.Resampling.BICUBIC, box=(x, y, x_end, y_end)
+        (box.width, box.height), filter, box=(x, y, x_end, y_end)
     )
 
 

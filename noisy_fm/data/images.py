@@ -35,7 +35,7 @@ class ImageSource(Columns):
     size: int
     canvas: int
     columns: Mapping[str, Any]
-    crop_fraction: float = 0.95
+    fit: decode.Fit | None = None  # of the evaluation view; by default `decode.fitted(size)`
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     encoded = True
@@ -103,9 +103,7 @@ class ImageSource(Columns):
         image = np.zeros((len(rows), self.size, self.size, 3), np.uint8)
 
         def render(row, place):
-            image[place] = decode.evaluation_view(
-                self.storage.read(row), self.size, self.crop_fraction
-            )
+            image[place] = decode.evaluation_view(self.storage.read(row), self.fit or self.size)
 
         return {"image": image}, render
 
