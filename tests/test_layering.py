@@ -16,6 +16,7 @@ LAYERS = (
         *("progress", "messages", "files", "scalars", "figures"),
     },
     {"data", "models", "texts"},
+    {"weights"},
     {
         "config",
         "app",

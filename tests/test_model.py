@@ -206,9 +206,9 @@ def test_what_is_no_rgb_image_is_refused(run, images, kind, message):
 def test_views_are_those_of_evaluation_from_files():
     files = [pictures.jpeg(i, 20 + 9 * i, 70 - 5 * i) for i in range(6)]
     pixels = [decode.decode(file) for file in files]
-    cropped = model.Preprocess(16, 0.95, 0.5, 0.5).views(pixels)
+    cropped = model.Preprocess(decode.fitted(16), 0.5, 0.5).views(pixels)
     np.testing.assert_array_equal(cropped, [decode.evaluation_view(file, 16) for file in files])
-    whole = model.Preprocess(16, None, 0.5, 0.5).views(pixels)
+    whole = model.Preprocess(decode.Fit(16, 16, whole=True), 0.5, 0.5).views(pixels)
     resized = [Image.fromarray(x).resize((16, 16), Image.Resampling.BICUBIC) for x in pixels]
     np.testing.assert_array_equal(whole, [np.asarray(image) for image in resized])
 

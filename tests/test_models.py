@@ -91,6 +91,9 @@ def test_parameter_counts(name, count):
 LARGER = (
     *("resnet34", "resnet101", "resnet152", "vit_b16"),
     *("clip_vit_b32", "clip_vit_b16", "clip_vit_l14"),
+    # `test_zoo_conv` has a small one of each
+    *(n for n in models.MODELS if n.startswith(("tf_", "efficientnet_b", "convnext", "wide"))),
+    *(n for n in models.MODELS if n.startswith("resnetv2")),
 )
 
 

@@ -28,7 +28,7 @@ from scipy import stats
 
 from noisy_fm import config as config_lib
 from noisy_fm import data, noise, probe
-from noisy_fm.models import efficientnet
+from noisy_fm.weights import lite0
 
 WRONG = (0.3, 0.0)
 SEEDS = {"MiniLM": 3, "Lite0": 2}
@@ -112,11 +112,11 @@ def sentences(args) -> tuple:
 
 
 def drawings(args) -> tuple:
-    module, variables = efficientnet.load_lite0()
+    module, variables = lite0.load_lite0()
 
     @jax.jit
     def forward(images):
-        return module.apply(variables, efficientnet.preprocess(images))[1]["pre_logits"]
+        return module.apply(variables, lite0.preprocess(images))[1]["pre_logits"]
 
     def read(domain: str, split: str):
         source = data.load("emoji_domains", domain=domain, split=split, labels="category")

@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 
 from noisy_fm import config, data, figures, probe, spectrum, statistics
-from noisy_fm.models import efficientnet
+from noisy_fm.weights import lite0
 
 FAST = os.environ.get("NOISY_FM_FAST") == "1"
 config.cache_compilations()
@@ -72,12 +72,12 @@ figures.images(
 # 1,280 values that ImageNet's classifier would read.
 
 # %%
-module, variables = efficientnet.load_lite0()
+module, variables = lite0.load_lite0()
 
 
 @partial(jax.jit, static_argnums=0)
 def forward(module, variables, images):
-    return module.apply(variables, efficientnet.preprocess(images))[1]["pre_logits"]
+    return module.apply(variables, lite0.preprocess(images))[1]["pre_logits"]
 
 
 def extract(images, batch=16):

@@ -14,9 +14,11 @@ import flax.linen as nn
 
 from noisy_fm.messages import unknown
 from noisy_fm.models.clip import Clip, TextTransformer
-from noisy_fm.models.efficientnet import EfficientNetLite
+from noisy_fm.models.convnext import ConvNeXt
+from noisy_fm.models.efficientnet import LITE, SYMMETRIC, EfficientNet, scaled
 from noisy_fm.models.modified_resnet import ModifiedResNet
 from noisy_fm.models.resnet import ResNet
+from noisy_fm.models.resnetv2 import ResNetV2
 from noisy_fm.models.vit import ViT
 
 PRE_NORM: dict[str, Any] = {"pre_norm": True, "epsilon": 1e-5}
@@ -28,8 +30,48 @@ MODELS: dict[str, partial] = {
     "resnet50": partial(ResNet, stage_sizes=(3, 4, 6, 3), block="bottleneck"),
     "resnet101": partial(ResNet, stage_sizes=(3, 4, 23, 3), block="bottleneck"),
     "resnet152": partial(ResNet, stage_sizes=(3, 8, 36, 3), block="bottleneck"),
-    # Tan and Le, ICML 2019, as Lite; with published weights: `efficientnet.load_lite0()`.
-    "efficientnet_lite0": partial(EfficientNetLite),
+    # Zagoruyko and Komodakis, BMVC 2016, section 3.
+    "wide_resnet50_2": partial(ResNet, stage_sizes=(3, 4, 6, 3), block="wide_bottleneck"),
+    "wide_resnet101_2": partial(ResNet, stage_sizes=(3, 4, 23, 3), block="wide_bottleneck"),
+    # Kolesnikov et al., ECCV 2020, section 3.
+    "resnetv2_50x1_bit": partial(ResNetV2, stage_sizes=(3, 4, 6, 3)),
+    "resnetv2_50x3_bit": partial(ResNetV2, stage_sizes=(3, 4, 6, 3), width=192),
+    "resnetv2_101x1_bit": partial(ResNetV2, stage_sizes=(3, 4, 23, 3)),
+    "resnetv2_101x3_bit": partial(ResNetV2, stage_sizes=(3, 4, 23, 3), width=192),
+    "resnetv2_152x2_bit": partial(ResNetV2, stage_sizes=(3, 8, 36, 3), width=128),
+    "resnetv2_152x4_bit": partial(ResNetV2, stage_sizes=(3, 8, 36, 3), width=256),
+    # Liu et al., CVPR 2022, section 3; with a hidden layer: Ilharco et al., OpenCLIP, 2023.
+    "convnext_tiny": partial(ConvNeXt, stage_sizes=(3, 3, 9, 3)),
+    "convnext_small": partial(ConvNeXt, stage_sizes=(3, 3, 27, 3)),
+    "convnext_base": partial(ConvNeXt, stage_sizes=(3, 3, 27, 3), width=128),
+    "convnext_large": partial(ConvNeXt, stage_sizes=(3, 3, 27, 3), width=192),
+    "convnext_xlarge": partial(ConvNeXt, stage_sizes=(3, 3, 27, 3), width=256),
+    "convnext_large_mlp": partial(ConvNeXt, stage_sizes=(3, 3, 27, 3), width=192, head_width=1536),
+    # Tan and Le, ICML 2019, table 2: B0 times a width and a depth.
+    "tf_efficientnet_b0": partial(EfficientNet, **scaled(1.0, 1.0)),
+    "tf_efficientnet_b1": partial(EfficientNet, **scaled(1.0, 1.1)),
+    "tf_efficientnet_b2": partial(EfficientNet, **scaled(1.1, 1.2)),
+    "tf_efficientnet_b3": partial(EfficientNet, **scaled(1.2, 1.4)),
+    "tf_efficientnet_b4": partial(EfficientNet, **scaled(1.4, 1.8)),
+    "tf_efficientnet_b5": partial(EfficientNet, **scaled(1.6, 2.2)),
+    "tf_efficientnet_b6": partial(EfficientNet, **scaled(1.8, 2.6)),
+    "tf_efficientnet_b7": partial(EfficientNet, **scaled(2.0, 3.1)),
+    # The same networks as timm trained them, padded symmetrically.
+    "efficientnet_b0": partial(EfficientNet, **scaled(1.0, 1.0), **SYMMETRIC),
+    "efficientnet_b1": partial(EfficientNet, **scaled(1.0, 1.1), **SYMMETRIC),
+    "efficientnet_b2": partial(EfficientNet, **scaled(1.1, 1.2), **SYMMETRIC),
+    "efficientnet_b3": partial(EfficientNet, **scaled(1.2, 1.4), **SYMMETRIC),
+    "efficientnet_b4": partial(EfficientNet, **scaled(1.4, 1.8), **SYMMETRIC),
+    "efficientnet_b5": partial(EfficientNet, **scaled(1.6, 2.2), **SYMMETRIC),
+    "efficientnet_b6": partial(EfficientNet, **scaled(1.8, 2.6), **SYMMETRIC),
+    "efficientnet_b7": partial(EfficientNet, **scaled(2.0, 3.1), **SYMMETRIC),
+    # Without squeeze-and-excitation, of 2020; `weights.lite0` loads published weights.
+    "efficientnet_lite0": partial(EfficientNet, **LITE),
+    "tf_efficientnet_lite0": partial(EfficientNet, **scaled(1.0, 1.0, lite=True)),
+    "tf_efficientnet_lite1": partial(EfficientNet, **scaled(1.0, 1.1, lite=True)),
+    "tf_efficientnet_lite2": partial(EfficientNet, **scaled(1.1, 1.2, lite=True)),
+    "tf_efficientnet_lite3": partial(EfficientNet, **scaled(1.2, 1.4, lite=True)),
+    "tf_efficientnet_lite4": partial(EfficientNet, **scaled(1.4, 1.8, lite=True)),
     # Dosovitskiy et al., ICLR 2021, table 1; Ti and S: Touvron et al., ICML 2021, table 1.
     "vit_ti16": partial(ViT, patch=16, dim=192, depth=12, num_heads=3),
     "vit_s16": partial(ViT, patch=16, dim=384, depth=12, num_heads=6),

@@ -1,12 +1,14 @@
 """Layers that more than one architecture uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from noisy_fm.messages import unknown
+from noisy_fm.models import fast
 
 # What the backward pass reads from memory, block by block, instead of computing it again.
 REMAT: dict[str, Callable | None] = {
@@ -21,6 +23,40 @@ def pooled(x: jax.Array) -> jax.Array:
     """Features [n … d] (maps, tokens) averaged over the middle axes, [n d], in float32."""
     middle = tuple(range(1, x.ndim - 1))
     return x.astype(jnp.float32).mean(middle) if middle else x
+
+
+def same_padding(kernel: int) -> str:
+    """As TensorFlow pads: to ⌈size/stride⌉, the odd pixel on the right and at the bottom."""
+    return "SAME"
+
+
+def symmetric_padding(kernel: int) -> Sequence[tuple[int, int]]:
+    """As PyTorch's models pad: (kernel − 1)/2 on each side, whatever the stride."""
+    return (((kernel - 1) // 2,) * 2,) * 2
+
+
+PADDINGS: dict[str, Callable] = {"same": same_padding, "symmetric": symmetric_padding}
+
+
+class DepthwiseConv(nn.Module):
+    """One k×k filter a channel; its parameters are `nn.Conv`'s of as many groups."""
+
+    kernel: int
+    stride: int
+    padding: str
+    kernel_init: Callable
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.kernel, self.kernel, 1, x.shape[-1])
+        w = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        pads = PADDINGS[self.padding](self.kernel)
+        x = fast.depthwise(x.astype(self.dtype), w, stride=self.stride, padding=pads)
+        if self.use_bias:
+            x += self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(self.dtype)
+        return x
 
 
 class DropPath(nn.Module):

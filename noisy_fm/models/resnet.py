@@ -106,21 +106,28 @@ class Bottleneck(nn.Module):
     dtype: Any
 
     expansion = 4
+    inner = 1  # width of the 3×3 convolution, of `width`
 
     @nn.compact
     def __call__(self, x, train):
         conv, norm = partial(convolution, dtype=self.dtype), partial(batch_norm, train, self.dtype)
         last = nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
-        features = self.width * self.expansion
-        y = nn.relu(norm("norm1")(conv(self.width, 1, 1, name="conv1")(x)))
-        y = nn.relu(norm("norm2")(conv(self.width, 3, self.stride, name="conv2")(y)))
+        inner, features = self.width * self.inner, self.width * self.expansion
+        y = nn.relu(norm("norm1")(conv(inner, 1, 1, name="conv1")(x)))
+        y = nn.relu(norm("norm2")(conv(inner, 3, self.stride, name="conv2")(y)))
         y = norm("norm3", last)(conv(features, 1, 1, name="conv3")(y))
         if x.shape != y.shape:
             x = Downsample(features, self.stride, self.dtype, name="downsample")(x, train=train)
         return nn.relu(x + DropPath(name="drop_path")(y, self.rate, train=train))
 
 
-BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+class WideBottleneck(Bottleneck):
+    """A bottleneck twice as wide inside (Zagoruyko and Komodakis, BMVC 2016)."""
+
+    inner = 2
+
+
+BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck, "wide_bottleneck": WideBottleneck}
 
 
 class Stem(nn.Module):

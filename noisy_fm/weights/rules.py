@@ -4,6 +4,7 @@ A `Map` is a table: a row says what one of our paths is called there, and how it
 Both directions walk our variables, so that no row can convert one way only.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -37,8 +38,8 @@ TOKEN = Layout(lambda x: x[None, None], lambda x: x[0, 0])  # [d] ↔ [1 1 d]
 class Rule(NamedTuple):
     """One row: `ours`, a path such as "params/block{i}/attn/qkv/kernel", and `theirs`, a name.
 
-    {i}, {j}, … stand for numbers, in theirs also as {i-1} or {i+1}. Several names of theirs are
-    parts of our array along its last axis, of equal width.
+    {i}, {j}, … stand for numbers, in theirs also as {i-1}, or in two digits as {i+1:02}. Several
+    names of theirs are parts of our array along its last axis, of equal width.
     """
 
     ours: str
@@ -144,6 +145,7 @@ def _leaves(tree) -> Iterator[tuple[str, Any]]:
     yield from traverse_util.flatten_dict(dict(tree), sep="/").items()
 
 
+@functools.cache
 def _pattern(template: str) -> re.Pattern:
     parts = re.split(r"\{(\w)\}", template)
     return re.compile("".join(
@@ -153,6 +155,6 @@ def _pattern(template: str) -> re.Pattern:
 
 def _filled(name: str, numbers: Mapping[str, int]) -> str:
     def number(found: re.Match) -> str:
-        return str(numbers[found[1]] + int(found[2] or 0))
+        return format(numbers[found[1]] + int(found[2] or 0), found[3] or "")
 
-    return re.sub(r"\{(\w)([+-]\d+)?\}", number, name)
+    return re.sub(r"\{(\w)([+-]\d+)?(?::(\d+))?\}", number, name)
