@@ -31,6 +31,7 @@ LAYERS = (
         "model",
         "tasks",
         "recipes",
+        "weights",
     },
     {"train", "evaluators", "features"},
     {"probe", "estimator", "evaluate"},
