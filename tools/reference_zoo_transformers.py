@@ -4,7 +4,7 @@ In the environment of `make test-parity`:
 
     python tools/reference_zoo_transformers.py
 
-Of the small networks in tests/test_zoo_transformers.py, whose arrays are drawn by their names.
+Of the small networks in tests/zoo_transformers.py, whose arrays are drawn by their names.
 """
 
 import json
@@ -13,13 +13,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from test_zoo_transformers import CASES, FROZEN
+from zoo_transformers import CASES, FROZEN
 
 
 def main() -> None:
     lines = []
     for name, (small, _, reference) in CASES.items():
-        found = {key: value.astype(float).round(5).tolist() for key, value in reference(small).items()}
+        arrays = reference(small).items()
+        found = {key: value.astype(float).round(5).tolist() for key, value in arrays}
         lines.append(f"{json.dumps(name)}: {json.dumps(found, separators=(',', ':'))}")
     FROZEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
