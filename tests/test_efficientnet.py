@@ -14,9 +14,9 @@ import scipy.ndimage
 import sklearn.datasets
 
 from noisy_fm import models
-from noisy_fm.models import fast, torch_file
+from noisy_fm.models import fast
 from noisy_fm.models.efficientnet import LITE, EfficientNet, StageSpec
-from noisy_fm.weights import lite0, rules
+from noisy_fm.weights import files, lite0, rules
 from noisy_fm.weights.maps import efficientnet as maps
 
 pytestmark = pytest.mark.slow  # of the compiler, or of other libraries
@@ -189,7 +189,7 @@ def test_weights_that_do_not_fit_are_refused():
     table = maps.lite_pytorch(module)
     with pytest.raises(ValueError, match="are not this model's: 52 missing: _blocks"):
         rules.to_ours({}, shapes, table)
-    state = torch_file.read_state_dict(lite0.packaged_weights())
+    state = files.read(lite0.packaged_weights())
     assert "_blocks.0._bn1.num_batches_tracked" in state
     with pytest.raises(ValueError, match=r"of another shape: .*_fc\.weight \[1000, 1280\]"):
         rules.to_ours(state, shapes, table)

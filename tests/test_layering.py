@@ -32,6 +32,7 @@ LAYERS = (
         "model",
         "tasks",
         "recipes",
+        "weights",
     },
     {"train", "evaluators", "features"},
     {"probe", "estimator", "evaluate"},

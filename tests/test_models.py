@@ -89,11 +89,12 @@ def test_parameter_counts(name, count):
 
 
 LARGER = (
-    *("resnet34", "resnet101", "resnet152", "vit_b16"),
+    *("resnet34", "resnet101", "resnet152"),
     *("clip_vit_b32", "clip_vit_b16", "clip_vit_l14"),
     # `test_zoo_conv` has a small one of each
     *(n for n in models.MODELS if n.startswith(("tf_", "efficientnet_b", "convnext", "wide"))),
     *(n for n in models.MODELS if n.startswith("resnetv2")),
+    *(name for name in models.MODELS if re.match(r"(vit|deit3|dinov2)_[mblh]\d|swin_[sbl]", name)),
 )
 
 
@@ -105,7 +106,7 @@ def test_every_model_has_named_features(name):
     size = (
         224
         if "vit_tiny" not in name
-        and ("vit" in name or ("resnet" in name and "_" not in name) or "clip" in name)
+        and (re.match("vit|deit3|dinov2|swin|clip", name) or ("resnet" in name and "_" not in name))
         else 32
     )
     _, (logits, features) = shapes_of(name, size, 7)

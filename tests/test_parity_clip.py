@@ -8,6 +8,8 @@ import pytest
 
 from noisy_fm.data import load
 from noisy_fm.texts import clip_tokenizer
+from noisy_fm.weights import rules
+from noisy_fm.weights.maps import clip
 
 pytestmark = pytest.mark.parity
 
@@ -87,68 +89,8 @@ def reference_model(name: str, quick_gelu: bool = False):
     return model
 
 
-def converted(state, like):
-    """Parameters and statistics of open_clip's names under ours."""
-    from flax import traverse_util
-
-    found = {}
-    for path in traverse_util.flatten_dict(like, sep="/"):
-        name, layout = their_name(path, attends="attention_pool" in str(like["params"]["image"]))
-        value = layout(*(state[one].numpy() for one in name))
-        found[path] = value
-    return traverse_util.unflatten_dict(found, sep="/")
-
-
-def their_name(path: str, *, attends: bool):
-    """(open_clip's keys, what makes our array of them) for a path of our variables."""
-    import re
-
-    def same(x):
-        return x
-
-    rest = path.partition("/")[2]
-    leaf = path.rpartition("/")[2]
-    leaves = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
-    whole = {
-        "logit_scale": (("logit_scale",), same),
-        "text/token_embed": (("token_embedding.weight",), same),
-        "text/pos_embed": (("positional_embedding",), same),
-        "text_projection/kernel": (("text_projection",), same),
-        "image_projection/kernel": (("visual.proj",), same),
-        "image/cls_token": (("visual.class_embedding",), lambda x: x[None, None]),
-        "image/pos_embed": (("visual.positional_embedding",), lambda x: x[None]),
-        "image/attention_pool/pos_embed": (("visual.attnpool.positional_embedding",), same),
-    }
-    if rest in whole and not (attends and rest == "image_projection/kernel"):
-        return whole[rest]
-    name = re.sub(r"^text/", "", re.sub(r"^image/", "visual.", rest))
-    if name.startswith("visual.block") or name.startswith("block"):
-        name = re.sub(r"block(\d+)/", r"transformer.resblocks.\1.", name)
-        for ours, theirs in (("norm", "ln_"), ("mlp/fc1", "mlp.c_fc"), ("mlp/fc2", "mlp.c_proj")):
-            name = name.replace(ours, theirs)
-        name = name.replace("attn/qkv/kernel", "attn.in_proj_weight")
-        name = name.replace("attn/qkv/bias", "attn.in_proj_bias").replace(
-            "attn/proj", "attn.out_proj"
-        )
-    elif re.fullmatch(r"norm/\w+", name):
-        name = name.replace("norm", "ln_final")
-    else:
-        for ours, theirs in (
-            ("visual.norm_pre", "visual.ln_pre"), ("visual.norm", "visual.ln_post"),
-            ("visual.patch_embed", "visual.conv1"), ("stem_conv", "conv"), ("stem_norm", "bn"),
-            ("downsample_conv", "downsample.0"), ("downsample_norm", "downsample.1"),
-            ("attention_pool/query", "attnpool.q_proj"), ("attention_pool/key", "attnpool.k_proj"),
-            ("attention_pool/value", "attnpool.v_proj"),
-            ("image_projection", "visual.attnpool.c_proj"), ("/norm", "/bn"),
-        ):  # fmt: skip
-            name = name.replace(ours, theirs)
-        name = re.sub(r"_block(\d+)/", r".\1.", name)
-    name = name.replace("/", ".")
-    head, _, last = name.rpartition(".")
-    name = f"{head}.{leaves.get(last, last)}" if head else name
-    if leaf == "kernel":
-        return (name,), lambda x: x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
-    return (name,), same
+def arrays(state) -> dict[str, np.ndarray]:
+    return {key: value.numpy() for key, value in state.items()}
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -171,11 +113,10 @@ def test_towers_are_open_clips(name, quick):
     images = drawn.normal(size=(5, 64, 64, 3)).astype(np.float32)
     tokens = clip_tokenizer(24)(["a cat", "", "two dogs, and a very long " * 9, "été", "x"])
     shapes = jax.eval_shape(lambda: ours.init(jax.random.key(0), images, tokens))
-    variables = converted(reference.state_dict(), shapes)
+    state = arrays(reference.state_dict())
+    variables = rules.to_ours(state, shapes, clip.open_clip(ours))
     counted = sum(p.numel() for p in reference.parameters())
     assert sum(np.size(x) for x in jax.tree.leaves(variables["params"])) == counted
-    for mine, there in zip(jax.tree.leaves(variables), jax.tree.leaves(shapes), strict=True):
-        assert np.shape(mine) == there.shape
     with jax.default_matmul_precision("highest"):
         _, features = ours.apply(variables, images, jnp.asarray(tokens))
         scale = float(jnp.exp(variables["params"]["logit_scale"]))
@@ -207,27 +148,15 @@ def test_full_towers_have_open_clips_shapes(ours, theirs):
 
     with torch.device("meta"):
         reference = open_clip.model.CLIP(**open_clip.get_model_config(theirs))
-    state = {key: np.empty(value.shape, bool) for key, value in reference.state_dict().items()}
     model = models.create_clip(ours)
     image, tokens = jnp.zeros((1, 224, 224, 3)), jnp.zeros((1, 77), jnp.int32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, tokens))
-    wrapped = {key: Shaped(value) for key, value in state.items()}
-    for mine, there in zip(
-        jax.tree.leaves(converted(wrapped, shapes)), jax.tree.leaves(shapes), strict=True
-    ):
-        assert mine.shape == there.shape
+    zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
+    found = {k: v.shape for k, v in rules.to_theirs(zeros, clip.open_clip(model)).items()}
+    expected = {k: tuple(v.shape) for k, v in reference.state_dict().items()}
+    assert found == {k: v for k, v in expected.items() if "num_batches" not in k}
     parameters = sum(p.numel() for p in reference.parameters())
     assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == parameters
-
-
-class Shaped:
-    """A stand-in for a tensor of which only the shape is there."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def numpy(self):
-        return self.array
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -19,9 +19,24 @@ from noisy_fm.models.efficientnet import LITE, SYMMETRIC, EfficientNet, scaled
 from noisy_fm.models.modified_resnet import ModifiedResNet
 from noisy_fm.models.resnet import ResNet
 from noisy_fm.models.resnetv2 import ResNetV2
+from noisy_fm.models.swin import Swin
 from noisy_fm.models.vit import ViT
 
 PRE_NORM: dict[str, Any] = {"pre_norm": True, "epsilon": 1e-5}
+# Widths by letter: Dosovitskiy et al., ICLR 2021, table 1; Ti and S: Touvron et al., ICML 2021,
+# table 1; M: Touvron et al., ECCV 2022.
+WIDTHS: dict[str, dict[str, Any]] = {
+    "ti": {"dim": 192, "depth": 12, "num_heads": 3},
+    "s": {"dim": 384, "depth": 12, "num_heads": 6},
+    "m": {"dim": 512, "depth": 12, "num_heads": 8},
+    "b": {"dim": 768, "depth": 12, "num_heads": 12},
+    "l": {"dim": 1024, "depth": 24, "num_heads": 16},
+    "h": {"dim": 1280, "depth": 32, "num_heads": 16},
+}
+DEIT3 = partial(ViT, class_position=False, layer_scale=1e-6)
+DINOV2 = partial(ViT, patch=14, layer_scale=1e-5)
+DINOV2_REG = partial(DINOV2, registers=4, class_position=False)
+SWIN = partial(Swin, depths=(2, 2, 18, 2))
 
 MODELS: dict[str, partial] = {
     # 224×224 images. He et al., CVPR 2016, table 1.
@@ -72,15 +87,43 @@ MODELS: dict[str, partial] = {
     "tf_efficientnet_lite2": partial(EfficientNet, **scaled(1.1, 1.2, lite=True)),
     "tf_efficientnet_lite3": partial(EfficientNet, **scaled(1.2, 1.4, lite=True)),
     "tf_efficientnet_lite4": partial(EfficientNet, **scaled(1.4, 1.8, lite=True)),
-    # Dosovitskiy et al., ICLR 2021, table 1; Ti and S: Touvron et al., ICML 2021, table 1.
-    "vit_ti16": partial(ViT, patch=16, dim=192, depth=12, num_heads=3),
-    "vit_s16": partial(ViT, patch=16, dim=384, depth=12, num_heads=6),
-    "vit_b16": partial(ViT, patch=16, dim=768, depth=12, num_heads=12),
+    # Dosovitskiy et al., ICLR 2021.
+    "vit_ti16": partial(ViT, patch=16, **WIDTHS["ti"]),
+    "vit_s32": partial(ViT, patch=32, **WIDTHS["s"]),
+    "vit_s16": partial(ViT, patch=16, **WIDTHS["s"]),
+    "vit_b32": partial(ViT, patch=32, **WIDTHS["b"]),
+    "vit_b16": partial(ViT, patch=16, **WIDTHS["b"]),
+    "vit_b8": partial(ViT, patch=8, **WIDTHS["b"]),
+    "vit_l32": partial(ViT, patch=32, **WIDTHS["l"]),
+    "vit_l16": partial(ViT, patch=16, **WIDTHS["l"]),
+    "vit_l14": partial(ViT, patch=14, **WIDTHS["l"]),
+    "vit_h14": partial(ViT, patch=14, **WIDTHS["h"]),
+    # DeiT III. Touvron et al., ECCV 2022.
+    "deit3_s16": partial(DEIT3, patch=16, **WIDTHS["s"]),
+    "deit3_m16": partial(DEIT3, patch=16, **WIDTHS["m"]),
+    "deit3_b16": partial(DEIT3, patch=16, **WIDTHS["b"]),
+    "deit3_l16": partial(DEIT3, patch=16, **WIDTHS["l"]),
+    "deit3_h14": partial(DEIT3, patch=14, **WIDTHS["h"]),
+    # DINOv2, trained last at 518×518 images. Oquab et al., TMLR 2024; with registers: Darcet et
+    # al., ICLR 2024, as timm has them (the class token's position is part of the token).
+    "dinov2_s14": partial(DINOV2, **WIDTHS["s"]),
+    "dinov2_b14": partial(DINOV2, **WIDTHS["b"]),
+    "dinov2_l14": partial(DINOV2, **WIDTHS["l"]),
+    "dinov2_s14_reg": partial(DINOV2_REG, **WIDTHS["s"]),
+    "dinov2_b14_reg": partial(DINOV2_REG, **WIDTHS["b"]),
+    "dinov2_l14_reg": partial(DINOV2_REG, **WIDTHS["l"]),
+    # Liu et al., ICCV 2021, section 3.3; "_384" for 384×384 images.
+    "swin_t": partial(Swin, dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+    "swin_s": partial(SWIN, dim=96, num_heads=(3, 6, 12, 24)),
+    "swin_b": partial(SWIN, dim=128, num_heads=(4, 8, 16, 32)),
+    "swin_b_384": partial(SWIN, dim=128, num_heads=(4, 8, 16, 32), window=12),
+    "swin_l": partial(SWIN, dim=192, num_heads=(6, 12, 24, 48)),
+    "swin_l_384": partial(SWIN, dim=192, num_heads=(6, 12, 24, 48), window=12),
     # CLIP's image towers. Radford et al., ICML 2021, tables 19 and 20.
     "clip_resnet50": partial(ModifiedResNet, stage_sizes=(3, 4, 6, 3)),
-    "clip_vit_b32": partial(ViT, patch=32, dim=768, depth=12, num_heads=12, **PRE_NORM),
-    "clip_vit_b16": partial(ViT, patch=16, dim=768, depth=12, num_heads=12, **PRE_NORM),
-    "clip_vit_l14": partial(ViT, patch=14, dim=1024, depth=24, num_heads=16, **PRE_NORM),
+    "clip_vit_b32": partial(ViT, patch=32, **WIDTHS["b"], **PRE_NORM),
+    "clip_vit_b16": partial(ViT, patch=16, **WIDTHS["b"], **PRE_NORM),
+    "clip_vit_l14": partial(ViT, patch=14, **WIDTHS["l"], **PRE_NORM),
     # 32×32 images. He et al., section 4.2, n = 3 (with 1×1 convolutions as shortcuts).
     "resnet20": partial(ResNet, stage_sizes=(3, 3, 3), width=16, stem="cifar"),
     "resnet18_cifar": partial(ResNet, stage_sizes=(2, 2, 2, 2), stem="cifar"),

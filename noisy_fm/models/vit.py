@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al., ICLR 2021)."""
+"""Vision transformers (Dosovitskiy et al., ICLR 2021) and their variants: DeiT, DINOv2, CLIP's."""
 
 from functools import partial
 from typing import Any
@@ -19,7 +19,8 @@ from noisy_fm.models.transformer import (
     truncated_normal,
 )
 
-POOLS = ("token", "gap")
+POOLS = ("token", "gap", "norm_gap", "token_mean")
+OF_THE_TOKEN = ("token", "token_mean")  # pools that need a class token
 POSITIONS = ("learned", "sincos2d")
 DROP_RULES = ("linear", "uniform")
 
@@ -37,19 +38,59 @@ def sincos2d(h: int, w: int, dim: int, temperature: float = 10_000.0) -> np.ndar
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
+def resize_positions(
+    table, old: tuple[int, int], new: tuple[int, int], *, prefix: int = 1, antialias: bool = True
+) -> np.ndarray:
+    """Learned positions [1 prefix+h·w d] of the grid `old` for patches in the grid `new`.
+
+    prefix: rows before the patches', which stay: 1 with a position of the class token. Bicubic as
+    in timm (Keys, 1981, a = −1/2, as wide as the coarser grid's spacing); antialias=False is what
+    DINOv2 without registers had (a = −3/4, as wide as the old spacing, borders repeated).
+    """
+    table = np.asarray(table, np.float32)
+    if table.shape[1] != prefix + old[0] * old[1]:
+        raise ValueError(
+            f"the position embedding has {table.shape[1]} rows; expected {prefix} and "
+            f"{old[0]}×{old[1]}"
+        )
+    grid = table[0, prefix:].reshape(*old, -1)
+    rows, columns = (_cubic_weights(o, n, antialias) for o, n in zip(old, new, strict=True))
+    grid = np.einsum("yh,xw,hwd->yxd", rows, columns, grid, optimize=True)
+    resized = grid.reshape(1, new[0] * new[1], -1).astype(np.float32)
+    return np.concatenate([table[:, :prefix], resized], axis=1)
+
+
+def _cubic_weights(old: int, new: int, antialias: bool) -> np.ndarray:
+    """What each of `new` samples takes of `old` ones, [new old]; its rows sum to 1."""
+    scale = old / new
+    a, width = (-0.5, max(scale, 1.0)) if antialias else (-0.75, 1.0)
+    margin = 0 if antialias else 2  # samples repeated past a border, or none of them
+    source = np.arange(-margin, old + margin)
+    t = np.abs((np.arange(new)[:, None] + 0.5) * scale - 0.5 - source) / width
+    near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+    far = a * (t**3 - 5 * t**2 + 8 * t - 4)
+    weights = np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+    inside = np.clip(source, 0, old - 1)[:, None] == np.arange(old)
+    return weights @ inside / weights.sum(1, keepdims=True)
+
+
 class ViT(nn.Module):
     """images [n h w c], normalised floats → (logits [n num_classes], features).
 
     features: "embed" (patches with positions), "blockI", each [n l dim], and "pre_logits" [n dim]
     float32. pool "token": of the LayerNormed class token, which comes first of the l; "gap": the
-    LayerNorm of the tokens' mean, without a class token. Parameters are float32, compute is in
-    `dtype`, LayerNorm's statistics, softmax, pooling and head in float32. `num_classes=0` has no
-    head and returns the pooled features as logits.
+    LayerNorm of the patches' mean, "norm_gap": the mean of the LayerNormed patches, both without a
+    class token; "token_mean": class token and patches' mean, LayerNormed, side by side [n 2·dim]
+    (DINOv2's linear head). Parameters are float32, compute is in `dtype`, LayerNorm's statistics,
+    softmax, pooling and head in float32. `num_classes=0` has no head and returns the pooled
+    features as logits.
 
-    position: "learned" (with a row for the class token; as long as the images it is initialised
-    with need) or "sincos2d" (fixed). drop_path: stochastic depth's rate, by drop_rule that of the
-    last block, to which it rises from 0 ("linear"), or of all ("uniform"; Huang et al., ECCV 2016,
-    compare both). layer_scale: γ's initial value, 0 for no LayerScale.
+    position: "learned" (as long as the images it is initialised with need, see `resize_positions`)
+    or "sincos2d" (fixed). class_position: learned ones have a row for the class token (not in
+    DeiT III; Touvron et al., ECCV 2022). registers: learned tokens between the class token and the
+    patches, without positions (Darcet et al., ICLR 2024). drop_path: stochastic depth's rate, by
+    drop_rule that of the last block, to which it rises from 0 ("linear"), or of all ("uniform";
+    Huang et al., ECCV 2016, compare both). layer_scale: γ's initial value, 0 for no LayerScale.
 
     pre_norm: CLIP's; a LayerNorm before the first block, and patches embedded without a bias.
     activation: "gelu" or "quick_gelu", x σ(1.702 x). scan, remat: as in `transformer.stack`.
@@ -63,6 +104,8 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     pool: str = "token"
     position: str = "learned"
+    class_position: bool = True
+    registers: int = 0
     layer_scale: float = 0.0
     drop_path: float = 0.0
     drop_rule: str = "linear"
@@ -88,6 +131,8 @@ class ViT(nn.Module):
                 )
         check_rate("drop_path", self.drop_path)
         check_remat(self.remat)
+        if self.registers < 0:
+            raise ValueError(f"registers is {self.registers}; expected a number of tokens")
         if self.dim % self.num_heads:
             raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
 
@@ -118,11 +163,7 @@ class ViT(nn.Module):
             remat=self.remat,
         )
         features |= {f"block{i}": y for i, y in enumerate(outputs)}
-        x = outputs[-1].astype(jnp.float32)
-        if self.pool == "token":
-            x = layer_norm(jnp.float32, "norm", epsilon=self.epsilon)(x[:, 0])
-        else:
-            x = layer_norm(jnp.float32, "fc_norm", epsilon=self.epsilon)(x.mean(1))
+        x = self._pooled(outputs[-1].astype(jnp.float32))
         features["pre_logits"] = x
         if self.num_classes:
             x = dense(self.num_classes, jnp.float32, "head")(x)
@@ -148,18 +189,41 @@ class ViT(nn.Module):
         )(x)
         h, w = x.shape[1:3]
         x = x.reshape(n, h * w, self.dim)
-        tokens = int(self.pool == "token")
+        tokens = int(self.pool in OF_THE_TOKEN)
+        placed = tokens and self.class_position and self.position == "learned"
         if tokens:
-            token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.dim))
-            x = jnp.concatenate([jnp.tile(token.astype(self.dtype), (n, 1, 1)), x], axis=1)
+            token = self._tokens("cls_token", 1, n)
+        if placed:
+            x = jnp.concatenate([token, x], axis=1)
         if self.position == "learned":
-            position = self._learned_positions(h * w + tokens)
+            position = self._learned_positions(x.shape[1])
         else:
-            position = np.pad(sincos2d(h, w, self.dim), ((tokens, 0), (0, 0)))[None]
+            position = sincos2d(h, w, self.dim)[None]
         x = x + jnp.asarray(position, self.dtype)
+        if tokens and not placed:
+            x = jnp.concatenate([token, x], axis=1)
+        if self.registers:
+            registers = self._tokens("reg_token", self.registers, n)
+            x = jnp.concatenate([x[:, :tokens], registers, x[:, tokens:]], axis=1)
         if self.pre_norm:
             x = layer_norm(self.dtype, "norm_pre", epsilon=self.epsilon)(x)
         return x
+
+    def _pooled(self, x):
+        """Of the last block's tokens [n l dim], what the head reads."""
+        norm = partial(layer_norm, jnp.float32, epsilon=self.epsilon)
+        prefix = int(self.pool in OF_THE_TOKEN) + self.registers
+        if self.pool == "token":
+            return norm("norm")(x[:, 0])
+        if self.pool == "gap":
+            return norm("fc_norm")(x[:, prefix:].mean(1))
+        x = norm("norm")(x)
+        mean = x[:, prefix:].mean(1)
+        return mean if self.pool == "norm_gap" else jnp.concatenate([x[:, 0], mean], axis=-1)
+
+    def _tokens(self, name: str, count: int, n: int):
+        tokens = self.param(name, nn.initializers.normal(1e-6), (1, count, self.dim))
+        return jnp.tile(tokens.astype(self.dtype), (n, 1, 1))
 
     def _learned_positions(self, length: int):
         if self.has_variable("params", "pos_embed"):
@@ -167,6 +231,6 @@ class ViT(nn.Module):
             if known != length:
                 raise ValueError(
                     f"images make {length} tokens, the position embedding has {known}; expected "
-                    "images of the size the model was initialised with"
+                    "images of the size the model was initialised with, or `vit.resize_positions`"
                 )
         return self.param("pos_embed", nn.initializers.normal(0.02), (1, length, self.dim))

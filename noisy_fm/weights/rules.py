@@ -129,11 +129,12 @@ def to_theirs(variables, rules: Map) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for path, leaf in _leaves(variables):
         names, layout = named(rules, path)
-        parts = np.split(np.asarray(leaf), len(names), axis=-1)
+        whole = np.asarray(leaf)
+        parts = np.split(whole, len(names), axis=-1) if len(names) > 1 else [whole]
         for name, part in zip(names, parts, strict=True):
             if name in found:
                 raise ValueError(f"two of our arrays are called {name} there")
-            found[name] = np.ascontiguousarray(layout.theirs(part))
+            found[name] = np.asarray(layout.theirs(part), order="C")
     return found
 
 
