@@ -32,7 +32,6 @@ LAYERS = (
         "model",
         "tasks",
         "recipes",
-        "weights",
     },
     {"train", "evaluators", "features"},
     {"probe", "estimator", "evaluate"},
