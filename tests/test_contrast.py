@@ -137,7 +137,7 @@ def test_no_device_holds_the_logits_of_all_pairs():
     assert memory(256) < 2**22 < memory(0)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("loss", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_a_batch_taken_in_parts_has_the_whole_batchs_gradient(loss):
     model = towers(logit_bias=loss == "sigmoid")
     # A tower without BatchNorm, which would normalise by the part.
@@ -185,9 +185,8 @@ def trained(mesh, *, microbatches: int = 1, loss: str = "softmax", steps: int = 
     return found
 
 
-@pytest.mark.parametrize(
-    "axes", [{"data": 2, "fsdp": 4}, pytest.param({"data": 8}, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 8}], ids=str)
 def test_training_is_the_same_on_one_device_and_on_eight(axes):
     one = trained(toy.one_device())
     np.testing.assert_allclose(trained(sharding.make_mesh(**axes)), one, rtol=1e-4)
@@ -263,6 +262,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     assert json.loads((tmp_path / "cut" / "result.json").read_text())["resumed_at"] > 0
 
 
+@pytest.mark.slow
 def test_a_runs_model_knows_texts(tmp_path):
     _, made, result = train.run(tiny(eval_every=-1), str(tmp_path))
     assert set(result["eval"]) >= {"loss", "matched", "memorised", "resisted"}
