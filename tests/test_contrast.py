@@ -31,6 +31,7 @@ from noisy_fm import (
     train,
     zeroshot,
 )
+from noisy_fm.evaluators.contrast import class_names
 from noisy_fm.models.resnet import ResNet
 from noisy_fm.tasks import contrast
 from noisy_fm.texts import clip_tokenizer
@@ -305,6 +306,9 @@ def check_model(model, made):
     np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
     chances = model.zero_shot(images, ["cat", "dog", "tree"], prompts=("a {}", "some {}"))
     np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
+    silent = model._replace(task=model.task._replace(texts=lambda *given: pytest.fail("encoded")))
+    again = silent.zero_shot(images, ["cat", "dog", "tree"], prompts=("a {}", "some {}"))
+    np.testing.assert_array_equal(again, chances)
     named = model.features(images, feature="normalized")
     each = [model.encode_texts([f"a {n}", f"some {n}"]).mean(0) for n in ("cat", "dog", "tree")]
     weights = zeroshot.normalized(np.stack(each))
@@ -520,3 +524,11 @@ def test_the_tokenizer_pickles_and_refuses_what_is_no_text():
     for wrong in ("a cat", [None], [float("nan")], [b"cat"]):
         with pytest.raises(TypeError, match="expected"):
             tokenizer(wrong)
+
+
+def test_folders_of_some_of_imagenets_classes_are_named_as_they_are():
+    """As ImageNet-R has them: 200 of the thousand, by WordNet's numbers."""
+    names = class_names(("n01484850", "n01443537"), "imagenet")
+    assert names == ("great white shark", "goldfish")
+    with pytest.raises(ValueError, match="are not ImageNet-1K's in its order"):
+        class_names(("n01484850", "n00000001"), "imagenet")
