@@ -177,8 +177,8 @@ class Model(NamedTuple):
     ) -> np.ndarray:
         """Probabilities float32 [n C] of classes by their names; images as for `features`.
 
-        prompts: as `zeroshot.prompts`. The softmax of scale · cosines. The classes' weights are kept
-        for the next call of the same names and prompts.
+        prompts: as `zeroshot.prompts`. The softmax of scale · cosines. Weights of classes are kept
+        for the next call with their names and prompts.
         """
         weights = self._class_weights(names, zeroshot.prompts(prompts))
         images = self.features(images, feature="normalized", batch_size=batch_size)
