@@ -27,6 +27,8 @@ from noisy_fm.messages import unknown
 from noisy_fm.models.layers import pooled
 from noisy_fm.tasks.task import separated
 
+KEPT = 8  # sets of zero-shot classes whose weights are kept
+_class_weights: dict[tuple, np.ndarray] = {}
 MODELS_OWN = ("name", "size", "canvas", "crop")  # arguments of `data.load` that a model sets
 
 
@@ -180,13 +182,21 @@ class Model(NamedTuple):
     ) -> np.ndarray:
         """Probabilities float32 [n C] of classes by their names; images as for `features`.
 
-        prompts: as `zeroshot.prompts`. The softmax of scale · cosines.
+        prompts: as `zeroshot.prompts`. The softmax of scale · cosines. Weights of classes are kept
+        for the next call with their names and prompts.
         """
-        chosen = zeroshot.prompts(prompts)
-        weights = zeroshot.classifier(self.encode_texts, names, chosen)
+        weights = self._class_weights(names, zeroshot.prompts(prompts))
         images = self.features(images, feature="normalized", batch_size=batch_size)
         scale = float(np.exp(self.variables["params"]["logit_scale"]))
         return np.asarray(jax.nn.softmax(zeroshot.logits(images, weights, scale=scale)))
+
+    def _class_weights(self, names: Sequence[str], chosen: tuple[str, ...]) -> np.ndarray:
+        key = (self.meta["weights"], names if isinstance(names, str) else tuple(names), chosen)
+        if key not in _class_weights:
+            while len(_class_weights) >= KEPT:
+                del _class_weights[next(iter(_class_weights))]
+            _class_weights[key] = zeroshot.classifier(self.encode_texts, names, chosen)
+        return _class_weights[key]
 
     def _outputs(self, images, feature: str | None, batch_size: int) -> np.ndarray:
         """Named features, or logits, of images that are looked at a batch at a time."""

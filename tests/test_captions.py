@@ -120,6 +120,7 @@ def test_every_storage_has_one_identity_and_one_noise(tmp_path):
     assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_worker_processes_read_captions_by_path(tmp_path):
     pairs.write_tar(tmp_path, ROWS)
     source, _ = CORRUPTIONS["captions"](load_tar(tmp_path), 0.5)

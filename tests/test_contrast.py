@@ -31,6 +31,7 @@ from noisy_fm import (
     train,
     zeroshot,
 )
+from noisy_fm.evaluators.contrast import class_names
 from noisy_fm.models.resnet import ResNet
 from noisy_fm.tasks import contrast
 from noisy_fm.texts import clip_tokenizer
@@ -137,7 +138,7 @@ def test_no_device_holds_the_logits_of_all_pairs():
     assert memory(256) < 2**22 < memory(0)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("loss", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_a_batch_taken_in_parts_has_the_whole_batchs_gradient(loss):
     model = towers(logit_bias=loss == "sigmoid")
     # A tower without BatchNorm, which would normalise by the part.
@@ -185,9 +186,8 @@ def trained(mesh, *, microbatches: int = 1, loss: str = "softmax", steps: int = 
     return found
 
 
-@pytest.mark.parametrize(
-    "axes", [{"data": 2, "fsdp": 4}, pytest.param({"data": 8}, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 8}], ids=str)
 def test_training_is_the_same_on_one_device_and_on_eight(axes):
     one = trained(toy.one_device())
     np.testing.assert_allclose(trained(sharding.make_mesh(**axes)), one, rtol=1e-4)
@@ -263,6 +263,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     assert json.loads((tmp_path / "cut" / "result.json").read_text())["resumed_at"] > 0
 
 
+@pytest.mark.slow
 def test_a_runs_model_knows_texts(tmp_path):
     _, made, result = train.run(tiny(eval_every=-1), str(tmp_path))
     assert set(result["eval"]) >= {"loss", "matched", "memorised", "resisted"}
@@ -305,6 +306,9 @@ def check_model(model, made):
     np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-5)
     chances = model.zero_shot(images, ["cat", "dog", "tree"], prompts=("a {}", "some {}"))
     np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-5)
+    silent = model._replace(task=model.task._replace(texts=lambda *given: pytest.fail("encoded")))
+    again = silent.zero_shot(images, ["cat", "dog", "tree"], prompts=("a {}", "some {}"))
+    np.testing.assert_array_equal(again, chances)
     named = model.features(images, feature="normalized")
     each = [model.encode_texts([f"a {n}", f"some {n}"]).mean(0) for n in ("cat", "dog", "tree")]
     weights = zeroshot.normalized(np.stack(each))
@@ -520,3 +524,11 @@ def test_the_tokenizer_pickles_and_refuses_what_is_no_text():
     for wrong in ("a cat", [None], [float("nan")], [b"cat"]):
         with pytest.raises(TypeError, match="expected"):
             tokenizer(wrong)
+
+
+def test_folders_of_some_of_imagenets_classes_are_named_as_they_are():
+    """As ImageNet-R has them: 200 of the thousand, by WordNet's numbers."""
+    names = class_names(("n01484850", "n01443537"), "imagenet")
+    assert names == ("great white shark", "goldfish")
+    with pytest.raises(ValueError, match="are not ImageNet-1K's in its order"):
+        class_names(("n01484850", "n00000001"), "imagenet")

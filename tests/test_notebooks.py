@@ -98,6 +98,7 @@ def test_frozen_foundation_model_runs(tmp_path):
     assert float(table["mlp"][0]) > 0.35  # of eight categories, after two epochs on 85 drawings
 
 
+@pytest.mark.slow
 def test_published_records_are_averaged_by_task_and_by_run(tmp_path):
     out = run("published_records", tmp_path)
     folder = FOLDER.parent / out.partition(":")[0]

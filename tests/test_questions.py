@@ -133,6 +133,7 @@ def test_rectification_takes_each_seeds_best_level_from_the_others(repeated):
     assert found.differences == pytest.approx(slopes(nmtune - lp))
 
 
+@pytest.mark.slow
 def test_incomplete_records_leave_questions_out_and_the_page_whole(repeated, tmp_path):
     rows = [json.loads(text) for text in (repeated / "records.jsonl").read_text().splitlines()]
 

@@ -22,7 +22,7 @@ from made_up_study import (
 from PIL import Image
 from scipy import stats
 
-from noisy_fm import report
+from noisy_fm import record, report
 from noisy_fm.report import __main__ as command
 from noisy_fm.report import artifacts, figures, overview, paper, tables
 
@@ -118,9 +118,22 @@ def test_captions_zero_shot_and_retrieval_are_drawn_and_named(tmp_path):
             rows.append({**about, "metric": metric, **numbers, "low": 0.1, "high": 0.5})
     rows = [{**row, "noise_kind": "captions"} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = Page(report.build(tmp_path / "run").read_text())
+    logged = [
+        {"model": about["model"], "noise_rate": rate, "seed": seed, "step": step}
+        | {"loss": 5 - step / 10 + rate + seed / 10, "scale": 14.0 + step}
+        for rate, seed, step in itertools.product(RATES, range(2), (10, 20))
+    ]
+    record.write(tmp_path / "run" / "training.jsonl", logged)
+    near = {"captions": ["a cat", "b dog", "c owl"], "cosines": np.eye(3)[[0, 1, 1]].tolist()}
+    near |= {"model": about["model"], "noise_rate": RATES[-1]}
+    (tmp_path / "run" / "similarity.json").write_text(json.dumps([near]))
+    html = report.build(tmp_path / "run").read_text()
+    page = Page(html)
     drawn = {one for one in page.ids if "figure" in one}
     assert {"zero-shot-resnet-w16-figure_1", "r10-resnet-w16-figure_1"} <= drawn
+    assert {"training-loss-resnet-w16-figure_1", "training-scale-resnet-w16-figure_1"} <= drawn
+    assert "first to last: 4.05 to 3.05 at γ = 0" in html
+    assert "2 of 3 images are nearest to their own caption" in html
     assert "swapped captions were memorised" in page.text
     assert "Swapped captions that the model repeats" in page.text
     for name in ("Unseen/to text/R@10, %", "Category/zero shot, %"):
@@ -300,6 +313,7 @@ def test_heads_that_are_still_learning_are_told(repeated, tmp_path):
 
 
 @pytest.mark.usefixtures("unsaved")
+@pytest.mark.slow
 def test_two_regimes_stand_side_by_side(repeated, tmp_path, capsys):
     other = write_study(
         tmp_path / "augmented",
@@ -321,6 +335,7 @@ def test_two_regimes_stand_side_by_side(repeated, tmp_path, capsys):
     assert "a study against itself; expected another" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_papers_values_stand_behind_those_of_the_study(built, repeated, tmp_path):
     text = (built[0] / "index.html").read_text()
     assert text.count('<input type="checkbox" checked id="show-paper">') == 1
@@ -491,6 +506,7 @@ def test_fractions_presets_and_models_are_kept_apart(study, tmp_path):
     assert "Downstream, by method: vit_tiny" in page.text
 
 
+@pytest.mark.slow
 def test_a_sweep_of_lambda_is_a_section_of_its_own(study, built, tmp_path):
     rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
     rows = [r for r in rows if r["stage"] != "probe" or r["metric"] == "accuracy"]
@@ -561,6 +577,7 @@ def test_published_records_are_read_from_parquet(study, built, tmp_path):
 
 
 @pytest.mark.usefixtures("unsaved")
+@pytest.mark.slow
 def test_all_commits_are_listed(study, tmp_path):
     rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
     page = Page(report.build(study, tmp_path / "one").read_text())

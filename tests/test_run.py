@@ -191,7 +191,7 @@ def test_logged_scalars_and_the_picture_are_there(done):
 
 @pytest.mark.slow
 def test_a_run_stopped_with_an_average_and_microbatches_resumes_to_the_same_bits(done, tmp_path):
-    _, cfg, whole, _, _ = done
+    _, cfg, whole, _, finished = done
 
     class StoppedError(Exception):
         pass
@@ -214,6 +214,8 @@ def test_a_run_stopped_with_an_average_and_microbatches_resumes_to_the_same_bits
     # TensorBoard forgets what the stopped run logged from here on: not the values of step 20.
     assert [event.step for event in records(tmp_path) if event.HasField("session_log")] == [1, 21]
     jax.tree.map(np.testing.assert_array_equal, toy.host(whole), toy.host(state))
+    assert result["history"] == finished["history"]
+    assert [row["step"] for row in result["history"]][-1] == result["steps"]
 
 
 def test_a_run_moves_to_another_topology(done, tmp_path):

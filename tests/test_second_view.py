@@ -74,6 +74,7 @@ def test_the_second_view_is_the_models_of_the_augmented_images(runs):
     np.testing.assert_allclose(double.features[rows, 1], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_draw_of_an_image_does_not_depend_on_its_batch():
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
     ids = np.array([3, 2**31 + 5, 2**62 + 1, 7, 11, 13])

@@ -272,6 +272,7 @@ def test_a_sweep_of_lambda_adds_heads_and_changes_none(done, tmp_path):
     assert 'id="sweep"' not in Path(done[1]).read_text()
 
 
+@pytest.mark.slow
 def test_cells_of_an_earlier_grid_stay_in_the_report_or_are_named_beside_it(done, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(done[0], folder)

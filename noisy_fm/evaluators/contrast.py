@@ -24,9 +24,10 @@ def zero_shot(
 ) -> Evaluator:
     """Classification of `eval_source` by the names of its classes, with nothing fitted.
 
-    prompts: as `zeroshot.prompts`. names: "labels", the data's own; "imagenet", the 1,000 in CLIP's
-    wording; or one's own. only, groups: which of the names the data's classes are, as
-    `zeroshot.logits` has them (ImageNet-A, -R: 200 of the 1,000; -Vid: 30 groups of them).
+    prompts: as `zeroshot.prompts`. names: "labels", the data's own; "imagenet", CLIP's wording of
+    the 1,000, or of those that folders called n01440764, … are of (ImageNet-A, -R: 200); or one's
+    own. only, groups: which of the names the data's classes are, as `zeroshot.logits` has them
+    (ImageNet-Vid: 30 groups of the 1,000).
     Gives "zero_shot", the accuracy, with more than five classes "top5", and "calibration", the ECE.
     """
     source, chosen = given.eval_source, zeroshot.prompts(prompts)
@@ -143,7 +144,10 @@ def class_names(
     if names != "imagenet":
         raise ValueError(f"names is {names!r}; expected 'labels', 'imagenet', or names")
     known = zeroshot.imagenet_names()
-    orders = ([one.wnid for one in imagenet.synsets()], list(imagenet.names()), list(known))
+    places = {one.wnid: place for place, one in enumerate(imagenet.synsets())}
+    if whole and all(name in places for name in own):  # ImageNet-A, -R: folders of some of them
+        return tuple(known[places[name]] for name in own)
+    orders = (list(places), list(imagenet.names()), list(known))
     if whole and list(own) not in orders:
         raise ValueError(
             f"names is 'imagenet', and the data's {len(own)} classes ({own[0]}, …) are not "

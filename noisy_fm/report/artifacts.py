@@ -23,6 +23,8 @@ class Artifacts:
     stages: list[dict]
     manifests: list[dict]
     examples: list[dict]
+    history: list[dict]
+    similarity: list[dict]
     problems: list[str]
 
 
@@ -56,6 +58,8 @@ def load(workdir) -> Artifacts:
         stages=read_lines(workdir / "stages.jsonl", problems),
         manifests=read_lines(workdir / "manifests.jsonl", problems),
         examples=read_object(workdir / "examples.json", list, problems),
+        history=optional(workdir / "training.jsonl", read_lines, problems),
+        similarity=optional(workdir / "similarity.json", read_list, problems),
         problems=problems,
     )
 
@@ -91,6 +95,15 @@ def read_lines(path: Path, problems: list[str]) -> list[dict]:
         problems.append(f"{path.name}: no such file; its part of the page is missing.")
         return []
     return record.read_lines(path, problems)
+
+
+def optional(path: Path, read, problems: list[str]) -> list[dict]:
+    """What a study of before 2026-12 did not leave."""
+    return read(path, problems) if path.is_file() else []
+
+
+def read_list(path: Path, problems: list[str]) -> list[dict]:
+    return read_object(path, list, problems)
 
 
 def read_object(path: Path, kind: type, problems: list[str]):

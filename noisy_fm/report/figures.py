@@ -173,6 +173,47 @@ class Studio:
         first = ", ".join(f"{c[0]:.3g} at γ = {tables.percent(r)}" for r, c in curves.items())
         return self.save(canvas, name, f"{title}, over rank i. At i = 1: {first}.")
 
+    def curves(self, curves: Mapping, *, name: str, title: str, xlabel: str) -> Drawing:
+        """{γ: a series by x}, one line a γ, coloured from low to high γ."""
+        canvas, axes = self.new(title, right=0.96)
+        for rate, line in curves.items():
+            colour = self.levels[self.rates.index(rate)]
+            axes.plot(line.index, line, color=colour, lw=1.6, label=tables.percent(rate))
+        axes.set_xlabel(xlabel)
+        legend = axes.legend(title="γ", frameon=False, fontsize=9, labelcolor=INK)
+        legend.get_title().set(color=INK, fontsize=9)
+        last = ", ".join(
+            f"{line.iloc[0]:.3g} to {line.iloc[-1]:.3g} at γ = {tables.percent(rate)}"
+            for rate, line in curves.items()
+        )
+        return self.save(canvas, name, f"{title}, first to last: {last}.")
+
+    def matrix(self, cosines: np.ndarray, captions: list[str], *, name: str, title: str) -> Drawing:
+        """Cosines [n n] of images, a row each, and captions, with a mark where a row has its most.
+
+        Shades are from a row's least to its most, as a softmax over the row compares them.
+        """
+        with rc_context(STYLE):
+            canvas = Canvas(figsize=(SIZE[0], SIZE[0]))
+            FigureCanvasAgg(canvas)
+            axes = canvas.add_axes((0.36, 0.36, 0.6, 0.56))
+            axes.set_title(title, x=-0.5)
+        low, high = cosines.min(1, keepdims=True), cosines.max(1, keepdims=True)
+        shade = (cosines - low) / np.maximum(high - low, 1e-12)
+        axes.pcolormesh(shade, cmap="Blues", vmin=0, vmax=1.4)
+        axes.invert_yaxis()
+        best = cosines.argmax(1)
+        places = np.arange(len(best)) + 0.5
+        axes.plot(best + 0.5, places, "o", color="white", mec="black", ms=5, ls="")
+        short = [text if len(text) < 27 else f"{text[:25]}…" for text in captions]
+        axes.set_xticks(places, short, rotation=90, fontsize=6.5)
+        axes.set_yticks(places, short, fontsize=6.5)
+        axes.grid(False)
+        own = int((best == np.arange(len(best))).sum())
+        return self.save(
+            canvas, name, f"{title}: {own} of {len(best)} images are nearest to their own caption."
+        )
+
     def new(self, title: str, *, right: float):
         with rc_context(STYLE):
             canvas = Canvas(figsize=SIZE)

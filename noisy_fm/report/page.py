@@ -25,6 +25,7 @@ from noisy_fm.report import (
     sections,
     sweep,
     tables,
+    training,
 )
 
 MANIFEST = ("kind", "rate", "realised", "seed", "n", "changed", "num_classes", "hash")
@@ -87,7 +88,7 @@ def render(
                 "judged": own["seed"].nunique() >= tables.FEWEST,
                 "runs": shown(runs[-1]),
                 "csv": base64.b64encode(runs[-1].to_csv(index=False).encode()).decode(),
-                "sections": model_sections(model, everything, found.spectra, studio),
+                "sections": model_sections(model, everything, found, studio),
             }
         )
     if other is not None:
@@ -143,14 +144,21 @@ def shown(runs: pd.DataFrame) -> dict:
     return {"columns": list(runs), "rows": rows}
 
 
-def model_sections(model: str, everything, spectra: list, studio: figures.Studio) -> list[dict]:
+def model_sections(
+    model: str, everything, found: artifacts.Artifacts, studio: figures.Studio
+) -> list[dict]:
     """The sections about one pre-trained model; only the last but one sees a λ-sweep's heads."""
     rows = everything[everything["model"] == model]
     study = rows[~tables.is_sweep(rows)]
-    curves = pd.DataFrame(spectra).reindex(columns=["model", "preset", "weights"])
+    curves = pd.DataFrame(found.spectra).reindex(columns=["model", "preset", "weights"])
     of_study = (curves["model"].fillna("") == model) & ~tables.is_sweep(curves)
-    spectra = [row for row, kept in zip(spectra, of_study, strict=True) if kept]
+    spectra = [row for row, kept in zip(found.spectra, of_study, strict=True) if kept]
     swept = sweep.weight_sweep(rows, studio, model)
+    logged, near = (
+        [row for row in some if row.get("model") == model and row.get("noise_rate") in studio.rates]
+        for some in (found.history, found.similarity)
+    )
+    trained = training.training(logged, near, studio, model)
     return [
         sections.pretraining(study, studio, model),
         sections.downstream(study, studio, model),
@@ -158,6 +166,7 @@ def model_sections(model: str, everything, spectra: list, studio: figures.Studio
         sections.spectrum(study, spectra, studio, model),
         *([swept] if swept else []),
         sections.tasks(study),
+        *([trained] if trained else []),
     ]
 
 

@@ -33,7 +33,7 @@ def assemble(config: ConfigDict, workdir: Path, outputs: Outputs) -> None:
         if found:  # all have to agree
             known = relations.setdefault((one.dataset, one.labels), found)
             relations[one.dataset, one.labels] = known if known == found else "free"
-    records, curves, durations, manifests = [], [], [], []
+    records, curves, durations, manifests, logged = [], [], [], [], []
     for cell, out in outputs.items():
         about = {
             "model": cell.config.model.name,
@@ -48,6 +48,7 @@ def assemble(config: ConfigDict, workdir: Path, outputs: Outputs) -> None:
             records.append({**row, "relation": relation})
         records += change_records(cell, outputs, shared)
         curves += list(cell_curves(out, about))
+        logged += [{**about, **row} for row in out["pretrain"].get("history", [])]
         durations += [
             {"stage": f"{name} {cell.name}", "duration_s": made["duration_s"]}
             for name, made in out.items()
@@ -57,7 +58,14 @@ def assemble(config: ConfigDict, workdir: Path, outputs: Outputs) -> None:
     record.write(workdir / "spectra.jsonl", curves)
     record.write(workdir / "stages.jsonl", durations)
     record.write(workdir / "manifests.jsonl", manifests)
+    record.write(workdir / "training.jsonl", logged)
     noisiest = max(outputs, key=lambda cell: cell.rate)
+    first = [c for c in outputs if c.seed == noisiest.seed and c.rate in (0, noisiest.rate)]
+    near = {cell: outputs[cell]["pretrain"].get("similarity") for cell in first}
+    files.write_json(
+        workdir / "similarity.json",
+        [{"model": c.config.model.name, "noise_rate": c.rate, **n} for c, n in near.items() if n],
+    )
     files.write_json(workdir / "examples.json", outputs[noisiest]["pretrain"]["examples"])
 
 

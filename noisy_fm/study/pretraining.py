@@ -19,6 +19,8 @@ from noisy_fm.train.build import Setup
 
 NUM_EXAMPLES = 12  # images with wrong labels shown in the report
 LARGEST = 128  # pixels a side of them
+PAIRS = 12  # held-out images and captions of which the report shows how near they are
+NORMALIZED = "features/normalized"
 
 
 def key(cell: Cell, config: ConfigDict) -> dict:
@@ -50,6 +52,8 @@ def work(cell: Cell, config: ConfigDict) -> dict:
             | set(left_out.values())
         ),
         "examples": wrong_examples(made, cell.rate),
+        "history": result.get("history", []),
+        "similarity": similarity(made, state.variables),
         "num_params": result["num_params"],
         "steps": result["steps"],
     }
@@ -115,6 +119,26 @@ def predictor(cell: Cell, task: Task, mesh: jax.sharding.Mesh, *keep: str):
         buffer=reading.buffer,
         max_bad=reading.max_bad,
     )
+
+
+def similarity(made: Setup, variables) -> dict:
+    """Cosines of a few held-out images with their captions, of a model that knows texts."""
+    if made.task.texts is None:
+        return {}
+    source = made.eval_source
+    rows = np.random.default_rng(0).permutation(len(source))
+    captions = np.asarray(source.columns["caption"][np.sort(rows[: 20 * PAIRS])]).astype(str)
+    _, first = np.unique(captions, return_index=True)  # each caption once
+    rows = np.sort(np.sort(rows[: 20 * PAIRS])[np.sort(first)[:PAIRS]])
+    predict = features.predictor(
+        made.task, keep=(NORMALIZED, "mask"), columns=(), batch_size=PAIRS, mesh=made.mesh
+    )
+    chosen = source.select(rows)
+    found = predict(variables, chosen)
+    read = found["mask"] != 0
+    said = np.asarray(chosen.columns["caption"][np.flatnonzero(read)]).astype(str).tolist()
+    cosines = found[NORMALIZED][read] @ made.task.texts(variables, said).T
+    return {"captions": said, "cosines": np.round(cosines, 4).tolist()}
 
 
 def wrong_examples(made: Setup, rate: float) -> list[dict]:

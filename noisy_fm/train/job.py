@@ -20,6 +20,7 @@ from noisy_fm.train.build import Setup, setup, train_batches
 from noisy_fm.train.state import TrainState, abstract, init_state, make_step
 
 PREVIEW = 32  # augmented training examples shown in the log
+HISTORY = 100  # rows of the log, about, that the result and the checkpoints keep
 
 
 def make_evaluators(
@@ -97,6 +98,7 @@ class Run:
             stop=made.steps,
             unreadable=before.get("unreadable"),
         )
+        self.history = [row for row in before.get("history", []) if row["step"] <= self.start]
         self.metrics: dict[str, float] = {}
         self.measured_at = -1
         self.flops = self._flops_a_step()
@@ -120,6 +122,17 @@ class Run:
             speed["mfu"] = rate / (peak * jax.device_count())
         speed["unreadable"] = self.batches.damage.count
         self.writers.scalars(step, {f"train/{k}": v for k, v in {**values, **speed}.items()})
+        self._remember(step, values)
+
+    def _remember(self, step: int, values: Mapping[str, float]) -> None:
+        """Keeps about `HISTORY` of the log's rows for the checkpoints and the result."""
+        steps, every = self.made.steps, self.config.log_every
+        every = config_lib.often(every, steps=steps, steps_per_epoch=self.made.steps_per_epoch)
+        apart = every * max(1, steps // (every * HISTORY))
+        if step % apart == 0 or step == steps:
+            names = self.made.task.metrics.__annotations__
+            found = {k: v for k, v in values.items() if k in names and np.isfinite(v)}
+            self.history.append({"step": step, **found})
 
     def evaluate(self, step: int, state: TrainState) -> tuple[str, bool]:
         """Runs every evaluator; the values go to the writers, the checkpoint and the result.
@@ -140,6 +153,7 @@ class Run:
         self._check_lease()
         seconds = time.perf_counter() - self.began
         meta = {**self.meta, "seconds": seconds, "unreadable": self.unreadable()}
+        meta["history"] = self.history
         metrics = self.metrics if self.measured_at == step else None
         self.saver.save(step, state, meta, metrics)
 
@@ -189,6 +203,7 @@ class Run:
             "steps": self.made.steps,
             "num_params": optim.count(state.params) + optim.count(state.frozen),
             "eval": {k: v if np.isfinite(v) else None for k, v in self.metrics.items()},
+            "history": self.history,
             "skipped": int(state.skipped),
             "unreadable": self.unreadable(),
             "unreadable_eval": united(self.left_out),
