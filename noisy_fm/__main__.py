@@ -11,6 +11,7 @@ COMMANDS = (
     ("report", "writes the report of a study again, from its records"),
     ("features", "extracts the features of a data set with a trained model"),
     ("evaluate", "measures a trained model on any data: zero-shot, retrieval, its own classes"),
+    ("export", "a trained model for timm, ONNX and others, checked there"),
     ("spectrum", "the spectra of stored features, as a table and a page"),
 )
 

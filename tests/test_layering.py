@@ -35,6 +35,7 @@ LAYERS = (
     },
     {"train", "evaluators", "features"},
     {"probe", "estimator", "evaluate"},
+    {"export"},
     {"study", "record", "report", "__main__"},
 )
 HELPERS = ("progress", "messages", "files", "scalars", "figures")

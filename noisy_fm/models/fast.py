@@ -3,8 +3,13 @@
 `tools/bench.py fast` times each piece beside the plain form that it stands for.
 """
 
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -76,13 +81,63 @@ def _pointwise_bwd(residuals, g):
 pointwise.defvjp(_pointwise_fwd, _pointwise_bwd)
 
 
-@partial(jax.jit, static_argnames=("stride", "padding"))
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """What is traced inside does not depend on the platform, for formats that know none."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def pad(x: jax.Array, pads, value: float = 0.0) -> jax.Array:
+    """x with (before, after) entries of `value` on each axis."""
+    if not _plain.get():
+        return jnp.pad(x, pads, constant_values=value)
+    for axis, counts in enumerate(pads):
+        sides = [
+            jnp.full((*x.shape[:axis], count, *x.shape[axis + 1 :]), value, x.dtype)
+            for count in counts
+        ]
+        if any(counts):
+            parts = zip((counts[0], 1, counts[1]), (sides[0], x, sides[1]), strict=True)
+            x = jnp.concatenate([part for count, part in parts if count], axis)
+    return x
+
+
+def max_pool(x: jax.Array, padding) -> jax.Array:
+    """The maximum of each 3×3 at stride 2 of x [n h w c], padded by what is below all."""
+    if not _plain.get():
+        return nn.max_pool(x, (3, 3), (2, 2), padding)
+    pads = ((0, 0), (0, 0)) if padding == "VALID" else padding
+    padded = pad(x, ((0, 0), *pads, (0, 0)), float(jnp.finfo(x.dtype).min))
+    h, w = padded.shape[1:3]
+    rows, columns = (h - 3) // 2 + 1, (w - 3) // 2 + 1
+    taps = [
+        padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+        for i in range(3)
+        for j in range(3)
+    ]
+    return functools.reduce(jnp.maximum, taps)
+
+
 def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int, padding="SAME") -> jax.Array:
     """x [n h w c] convolved with kernel [k k 1 c], one filter a channel.
 
-    padding: "SAME", TensorFlow's, to ⌈h/stride⌉, or ((top, bottom), (left, right)). Layers of
-    the same shapes are traced once: ConvNeXt-T's gradient is lowered in a third of the time.
+    padding: "SAME", TensorFlow's, to ⌈h/stride⌉, or ((top, bottom), (left, right)).
     """
+    form = grouped_conv if _plain.get() else _by_platform
+    return form(x, kernel, stride=stride, padding=padding)
+
+
+@partial(jax.jit, static_argnames=("stride", "padding"))
+def _by_platform(x, kernel, *, stride: int, padding):
+    """Layers of the same shapes are traced once: ConvNeXt-T's gradient is lowered in a third of
+    the time."""
     return jax.lax.platform_dependent(
         x,
         kernel,

@@ -46,7 +46,7 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        n, c = len(x), x.shape[-1]
+        n, c = x.shape[0], x.shape[-1]  # not len: an exported batch is of any size
         x = x.reshape(n, -1, c)
         x = jnp.concatenate([x.astype(jnp.float32).mean(1, keepdims=True).astype(x.dtype), x], 1)
         normal = nn.initializers.normal(c**-0.5)

@@ -140,7 +140,7 @@ class Stem(nn.Module):
         kernel, stride, pool = STEMS[self.kind]
         x = convolution(self.width, kernel, stride, self.dtype, "conv")(x)
         x = nn.relu(batch_norm(train, self.dtype, "norm")(x))
-        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if pool else x
+        return fast.max_pool(x, ((1, 1), (1, 1))) if pool else x
 
 
 class Stage(nn.Module):

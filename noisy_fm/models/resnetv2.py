@@ -134,8 +134,8 @@ class ResNetV2(nn.Module):
         check_images(images)
         x = StandardConv(self.width, 7, 2, self.dtype, name="stem")(images.astype(self.dtype))
         # The border is 0, not −∞ as a pooling's own would be: no ReLU came before.
-        x = jnp.pad(x, ((0, 0), *symmetric_padding(3), (0, 0)))
-        x = nn.max_pool(x, (3, 3), (2, 2), "VALID")
+        x = fast.pad(x, ((0, 0), *symmetric_padding(3), (0, 0)))
+        x = fast.max_pool(x, "VALID")
         features = {"stem": x}
         rates = drop_rates(self.drop_path, sum(self.stage_sizes))
         for i, size in enumerate(self.stage_sizes):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from noisy_fm.models import fast
 from noisy_fm.models.layers import (
     REMAT,
     DropPath,
@@ -56,7 +57,7 @@ def windows_of(x, window: tuple[int, int]):
 
 def map_of(x, window: tuple[int, int], padded: tuple[int, int]):
     """The map [n h w c] of its windows; undoes `windows_of`."""
-    n, c = len(x), x.shape[-1]
+    n, c = x.shape[0], x.shape[-1]  # not len: an exported batch is of any size
     x = x.reshape(n, padded[0] // window[0], padded[1] // window[1], *window, c)
     return x.swapaxes(2, 3).reshape(n, *padded, c)
 
@@ -121,7 +122,7 @@ class Block(nn.Module):
         if any(shift):
             x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
         if padded != size:
-            x = jnp.pad(x, ((0, 0), (0, padded[0] - h), (0, padded[1] - w), (0, 0)))
+            x = fast.pad(x, ((0, 0), (0, padded[0] - h), (0, padded[1] - w), (0, 0)))
         mask = shift_mask(padded, window, shift) if any(shift) else None
         attention = WindowAttention(self.num_heads, self.window, self.dtype, name="attn")
         x = map_of(attention(windows_of(x, window), window, mask), window, padded)[:, :h, :w]
@@ -139,7 +140,7 @@ class Merge(nn.Module):
     @nn.compact
     def __call__(self, x):
         n, h, w, d = x.shape
-        x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+        x = fast.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
         x = x.reshape(n, -(-h // 2), 2, -(-w // 2), 2, d).transpose(0, 1, 3, 4, 2, 5)
         x = layer_norm(self.dtype, "norm", epsilon=1e-5)(x.reshape(*x.shape[:3], 4 * d))
         return dense(2 * d, self.dtype, "reduction", bias=False)(x)
