@@ -8,7 +8,8 @@ README.md and parity.json. What the target computes of the same images was compa
 before the folder had its name.
 """
 
+from noisy_fm.export.heads import export_head
 from noisy_fm.export.parity import ParityError
 from noisy_fm.export.writing import TARGETS, export
 
-__all__ = ["TARGETS", "ParityError", "export"]
+__all__ = ["TARGETS", "ParityError", "export", "export_head"]

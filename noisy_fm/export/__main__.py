@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from noisy_fm import app
 from noisy_fm.export import TARGETS, ParityError, export, parity
-from noisy_fm.export.writing import CHECKS, PIXELS
+from noisy_fm.export.writing import PIXELS
 from noisy_fm.messages import say
 from noisy_fm.model import load_model
 
@@ -32,7 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--step", type=int, help="the checkpoint of this step; by default the newest")
     add("--to", required=True, choices=TARGETS, help="the format")
     add("--out", required=True, metavar="FOLDER", help="the folder to write")
-    add("--check", default="installed", choices=CHECKS,
+    add("--check", default="installed", choices=parity.CHECKS,
         help="compare if the target is installed, fail if it is not, or never")  # fmt: skip
     add("--tolerance", type=float, default=parity.TOLERANCE, metavar="SHARE",
         help="largest difference, of an output's scale (1e-4)")  # fmt: skip

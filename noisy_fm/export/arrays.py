@@ -72,7 +72,11 @@ def stablehlo(network: Network, *, pixels: str = "uint8", **unused) -> Target:
     require(("flatbuffers",), "pip install 'noisy-fm[export]'", "StableHLO")
 
     def write(folder: Path) -> None:
-        weights = network_lib.flat(network.variables)
+        weights = {  # without CLIP's text tower, which no pixels reach
+            name: value
+            for name, value in network_lib.flat(network.variables).items()
+            if not name.startswith("params/text")
+        }
         side = network.size
         (n,) = jax.export.symbolic_shape("n")
         images = jax.ShapeDtypeStruct((n, side, side, 3), np.dtype(pixels))
@@ -108,4 +112,3 @@ def _computed(function):
             return jax.device_get(function(pixels))
 
     return run
-

@@ -127,6 +127,10 @@ def _parity(report: Mapping[str, Any]) -> str:
     if "preprocessing" in report:
         seen = report["preprocessing"]
         words = "" if seen["exact"] else ", which is the nearest that the format can say"
+        if (alike := seen.get("levels_if_placed_alike")) is not None:
+            words = (
+                f", since some crops begin a pixel before the model's; but for that by {alike:.2f}"
+            )
         lines.append(
             f"\nIts own preprocessing differs by {seen['levels']:.2f} grey levels at most on "
             f"{seen['photographs']} photographs{words}."

@@ -13,9 +13,12 @@ from PIL import Image
 from noisy_fm.data import augment
 from noisy_fm.model import Model, Preprocess
 from noisy_fm.models.clip import Clip
+from noisy_fm.texts import clip_tokenizer
 
 # What changes how a network is computed, not what: exported networks have none of it.
 PLAIN = {"dtype": jnp.float32, "remat": "none", "scan": False}
+# What towers of texts are compared on.
+TEXTS = ("a photo of a cat", "two dogs, and a very long walk through the fields in the evening", "")
 PHOTOS = 2  # that scikit-learn brings, at the sizes that `photos` crops them to
 
 
@@ -94,9 +97,20 @@ def normalised(network: Network, pixels: np.ndarray) -> np.ndarray:
     return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
 
-def reference(network: Network, pixels: np.ndarray, tokens=None) -> dict[str, np.ndarray]:
+def tokens(network: Network) -> np.ndarray:
+    """`TEXTS` as the text tower takes them; for a small vocabulary numbers in their place."""
+    text = network.module.text
+    found = clip_tokenizer(text.context)(TEXTS)
+    if found.max() < text.vocabulary:
+        return found
+    drawn = np.random.default_rng(0).integers(1, text.vocabulary - 1, found.shape)
+    drawn[:, -1] = text.vocabulary - 1  # what ends a text
+    return drawn.astype(np.int32)
+
+
+def reference(network: Network, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """Outputs and all features of our own network, in float32 at the highest precision."""
-    more = () if tokens is None else (tokens,)
+    more = (tokens(network),) if network.texts else ()
     with jax.default_matmul_precision("highest"):
         run = jax.jit(network.module.apply)
         logits, features = run(network.variables, normalised(network, pixels), *more)
@@ -119,11 +133,17 @@ def examples(network: Network, count: int) -> np.ndarray:
     return np.concatenate([seen, noise])[:count]
 
 
-def levels(network: Network, seen: np.ndarray, photo: np.ndarray) -> float:
-    """The largest difference, in grey levels, of what a target sees of a photograph [s s 3]."""
+def levels(network: Network, seen: np.ndarray, photo: np.ndarray, *, aside: bool = False) -> float:
+    """The largest difference, in grey levels, of what a target sees of a photograph [s s 3].
+
+    aside: of the places at which its crop may begin, here or a pixel before, the nearest counts.
+    """
     mean, std = (np.asarray(x, np.float64) for x in network.preprocess[1:])
     theirs = (np.asarray(seen, np.float64) * std + mean) * 255
-    return float(np.abs(theirs - network.preprocess.views([photo])[0]).max())
+    ours, side = network.preprocess.views([photo])[0], network.size
+    places = [(y, x) for y in range(1 + aside) for x in range(1 + aside)]
+    found = [theirs[y:, x:] - ours[: side - y, : side - x] for y, x in places]
+    return min(float(np.abs(one).max()) for one in found)
 
 
 def picture(photo: np.ndarray) -> Image.Image:

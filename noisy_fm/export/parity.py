@@ -13,6 +13,7 @@ from noisy_fm.messages import say
 
 BATCHES = (1, 3)
 LEVEL = 1.001  # grey levels that two resizings may differ by, and to spare for float32
+CHECKS = ("installed", "required", "never")
 TOLERANCE = 1e-4  # of an output's scale
 
 
@@ -33,14 +34,17 @@ def check(network: Network, target: Target, folder: Path, *, tolerance: float) -
     for count in BATCHES:
         pixels = examples(network, count)
         ours, theirs = reference(network, pixels), run(pixels)
-        if lacking := [name for name in network.outputs if name not in theirs]:
+        extra = target.extra(ours) if target.extra else {}
+        ours |= extra
+        names = (*network.outputs, *extra)
+        if lacking := [name for name in names if name not in theirs]:
             raise ParityError(f"the export has no output {lacking[0]!r}, so it was not written")
         for name, value in theirs.items():
-            if name in network.outputs:
-                one = _compared(ours[name], value, name)
+            if name in (*names, "text/normalized"):
+                one = compared(ours[name], value, name)
                 found[name] = _worse(found.get(name), one)
             elif ours[name].shape == value.shape:
-                one = _compared(ours[name], value, name)
+                one = compared(ours[name], value, name)
                 stages[name] = max(stages.get(name, 0.0), one["relative"])
     stages = {name: stages[name] for name in ours if name in stages}  # in the network's order
     first = next((name for name, value in stages.items() if not value <= tolerance), None)
@@ -69,16 +73,26 @@ def _seen(network: Network, target: Target, folder: Path) -> dict[str, Any]:
     """How far the target's own preprocessing is from ours on photographs."""
     assert target.see is not None
     see, given = target.see(folder), photos()
-    worst = max(levels(network, see(picture(photo)), photo) for photo in given)
-    if target.exact and not worst <= LEVEL:
+    seen = [see(picture(photo)) for photo in given]
+
+    def worst(aside: bool) -> float:
+        pairs = zip(seen, given, strict=True)
+        return max(levels(network, one, photo, aside=aside) for one, photo in pairs)
+
+    found = {"levels": worst(False), "photographs": len(given), "exact": target.exact}
+    if target.aside:
+        found["levels_if_placed_alike"] = worst(True)
+    value = worst(target.aside)
+    if (target.exact or target.aside) and not value <= LEVEL:
         raise ParityError(
-            f"the target's preprocessing differs by {worst:.1f} grey levels on photographs, one "
+            f"the target's preprocessing differs by {value:.1f} grey levels on photographs, one "
             "is allowed, so nothing was written"
         )
-    return {"levels": worst, "photographs": len(given), "exact": target.exact}
+    return found
 
 
-def _compared(ours: np.ndarray, theirs: np.ndarray, name: str) -> dict[str, float]:
+def compared(ours: np.ndarray, theirs: np.ndarray, name: str) -> dict[str, float]:
+    """The largest, mean and relative difference, and how often the largest entry is the same."""
     if ours.shape != theirs.shape:
         raise ParityError(
             f"{name} is {list(theirs.shape)} there and {list(ours.shape)} here, so nothing was "

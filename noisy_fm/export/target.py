@@ -14,10 +14,12 @@ class Target(NamedTuple):
     """One model in one format; what cannot be was refused when this was made.
 
     write(folder): writes the files into a folder that is there.
-    load(folder) → (pixels uint8 [n s s 3] → outputs and features by our names), by the target.
+    load(folder) → (pixels uint8 [n s s 3] → outputs and features by our names), by the target;
+      "text/normalized" is of `network.TEXTS`.
     see(folder) → (a PIL image → normalised [s s 3]), by the target's own preprocessing, if it has
-      some; `exact` says whether that is the model's.
+      some; `exact` says whether that is the model's, `aside` that crops may begin a pixel before.
     libraries: modules that reading needs; install: the line that brings them.
+    extra: outputs that it has besides the network's, of our features.
     loading: Python that loads the folder `FOLDER`; files: what each file is.
     """
 
@@ -29,6 +31,8 @@ class Target(NamedTuple):
     files: Mapping[str, str]
     see: Callable[[Path], Callable] | None = None
     exact: bool = True
+    aside: bool = False
+    extra: Callable[[Outputs], Outputs] | None = None
 
 
 def missing(libraries: Sequence[str]) -> list[str]:
@@ -40,3 +44,15 @@ def require(libraries: Sequence[str], install: str, why: str) -> None:
     """Raises ValueError with the line to install what is not there."""
     if lacking := missing(libraries):
         raise ValueError(f"{why} needs {', '.join(lacking)}: {install}")
+
+
+def place(out) -> Path:
+    """The folder to write; ValueError for one that holds anything but an export."""
+    if "://" in str(out):
+        raise ValueError(f"out is {out}; expected a local folder")
+    out = Path(out).expanduser().absolute()
+    if out.is_file() or (
+        out.is_dir() and any(out.iterdir()) and not (out / "noisy_fm.json").is_file()
+    ):
+        raise ValueError(f"{out} is no earlier export; expected a new folder, or one's own")
+    return out

@@ -11,7 +11,7 @@ from noisy_fm import files
 from noisy_fm.export import equal
 from noisy_fm.export.network import Network
 from noisy_fm.export.target import Target
-from noisy_fm.export.torch_side import runner
+from noisy_fm.export.torch_side import runner, with_counters
 from noisy_fm.models import (
     MODELS,
     ConvNeXt,
@@ -215,7 +215,7 @@ def timm(network: Network, **unused) -> Target:
         arguments |= {} if network.size == known else {"img_size": network.size}
     if isinstance(module, Swin):
         variables = equal.small_windows(module, variables, network.size)
-    state = rules.to_theirs(variables, names(module))
+    state = with_counters(rules.to_theirs(variables, names(module)))
     about = _config(network, module, architecture, arguments, state)
 
     def write(folder: Path) -> None:
@@ -238,8 +238,8 @@ def timm(network: Network, **unused) -> Target:
 
 def _config(network: Network, module, architecture: str, arguments: dict, state) -> dict:
     fit, (mean, std) = network.preprocess.fit, triples(network)
-    classifier = next((n for n in ("head.fc", "head", "fc", "classifier") if f"{n}.weight" in state),
-                      "head")  # fmt: skip
+    heads = ("head.fc", "head", "fc", "classifier")
+    classifier = next((name for name in heads if f"{name}.weight" in state), "head")
     labels = network.label_names
     return {
         "architecture": architecture,

@@ -45,6 +45,13 @@ def runner(
     return run
 
 
+def with_counters(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays, and the counts of batches that PyTorch's BatchNorm keeps beside its means."""
+    means = [name for name in state if name.endswith(".running_mean")]
+    names = [f"{name.removesuffix('running_mean')}num_batches_tracked" for name in means]
+    return {**state, **{name: np.zeros((), np.int64) for name in names}}
+
+
 def _keep(kept: dict[str, Any], name: str):
     def hook(module, inputs, output):
         if hasattr(output, "last_hidden_state"):

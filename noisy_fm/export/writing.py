@@ -6,18 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from noisy_fm import files
-from noisy_fm.export import arrays, card, network, parity, to_timm
-from noisy_fm.export.target import Target, missing
+from noisy_fm.export import (
+    arrays,
+    card,
+    network,
+    parity,
+    to_hf,
+    to_onnx,
+    to_open_clip,
+    to_timm,
+    to_torchvision,
+)
+from noisy_fm.export.target import Target, missing, place
 from noisy_fm.messages import require_known, say
 from noisy_fm.model import Model, load_model
 
 # (network, **options) → Target; raises ValueError for a network that the format does not have
 TARGETS: dict[str, Callable[..., Target]] = {
     "timm": to_timm.timm,
+    "torchvision": to_torchvision.torchvision,
+    "open_clip": to_open_clip.open_clip,
+    "hf": to_hf.hf,
+    "onnx": to_onnx.onnx,
     "stablehlo": arrays.stablehlo,
     "saved_npz": arrays.saved_npz,
 }
-CHECKS = ("installed", "required", "never")
 PIXELS = ("uint8", "float32")
 
 
@@ -47,11 +60,13 @@ def export(
         written. ParityError: the target computes something else; nothing is left.
     """
     require_known("to", to, TARGETS)
-    require_known("check", check, CHECKS)
+    require_known("check", check, parity.CHECKS)
     require_known("pixels", pixels, PIXELS)
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}; expected above 0")
-    out = _place(out)
+    out = place(out)
+    if head is not None and to != "onnx":
+        raise ValueError(f"a head goes on top of an ONNX graph only, to is {to!r}; see export_head")
     if not isinstance(model, Model):
         run = model if run is None else run
         model = load_model(model)
@@ -77,18 +92,6 @@ def export(
         text = card.readme(about, target, report, str(out))
         files.write_bytes(folder / "README.md", text.encode())
     return report
-
-
-def _place(out) -> Path:
-    """The folder to write; ValueError for one that holds anything but an export."""
-    if "://" in str(out):
-        raise ValueError(f"out is {out}; expected a local folder")
-    out = Path(out).expanduser().absolute()
-    if out.is_file() or (
-        out.is_dir() and any(out.iterdir()) and not (out / "noisy_fm.json").is_file()
-    ):
-        raise ValueError(f"{out} is no earlier export; expected a new folder, or one's own")
-    return out
 
 
 def _report(one, target: Target, folder: Path, lacking, check: str, tolerance: float) -> dict:

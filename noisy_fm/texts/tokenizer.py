@@ -39,7 +39,7 @@ class Tokenizer:
         vocabulary = _vocabulary()
         self.names, self.size = list(vocabulary), len(vocabulary)
         self.start, self.end = vocabulary[START], vocabulary[END]
-        self.encoding = models.BPE(vocabulary, _merges(), end_of_word_suffix="</w>")
+        self.encoding = models.BPE(vocabulary, merges(), end_of_word_suffix="</w>")
         self.split = pre_tokenizers.Split(tokenizers.Regex(PIECES), "removed", invert=True)
         self.known: dict[str, list[int]] = {}
 
@@ -106,7 +106,8 @@ def clean(text: str) -> str:
 
 
 @functools.cache
-def _merges() -> list[tuple[str, str]]:
+def merges() -> list[tuple[str, str]]:
+    """The pairs that are joined, in this order."""
     lines = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
     return [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
 
@@ -114,7 +115,7 @@ def _merges() -> list[tuple[str, str]]:
 def _vocabulary() -> dict[str, int]:
     alphabet = [ALPHABET[byte] for byte in sorted(range(256), key=lambda b: ord(ALPHABET[b]))]
     names = [*alphabet, *(f"{one}</w>" for one in alphabet)]
-    names += [first + second for first, second in _merges()] + [START, END]
+    names += [first + second for first, second in merges()] + [START, END]
     return {name: i for i, name in enumerate(names)}
 
 
