@@ -64,6 +64,7 @@ def readme(found: Mapping[str, Any], target: Target, report: Mapping[str, Any], 
         "## Files\n\n"
         + "\n".join(f"- `{name}`: {words}" for name, words in found["files"].items()),
         "## Use\n\n" + _seen(found["preprocess"]),
+        f"From the folder that holds `{folder}`:\n\n"
         f"```python\n{target.loading.replace('FOLDER', folder).strip()}\n```",
         "## Parity\n\n" + _parity(report),
     ]

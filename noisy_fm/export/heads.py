@@ -1,5 +1,6 @@
 """Fitted probes and NMTune heads elsewhere: NumPy alone, or an ONNX graph of features."""
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from noisy_fm import __version__, estimator, files
 from noisy_fm.export import parity, to_onnx
-from noisy_fm.export.network import Network
+from noisy_fm.export.network import Network, width
 from noisy_fm.export.target import missing, place, require
 from noisy_fm.messages import require_known
 from noisy_fm.models.heads import NORM_EPSILON
@@ -19,27 +20,6 @@ FORMATS = ("onnx", "numpy")
 ARRAYS, GRAPH, INPUT = "head.npz", "head.onnx", "features"
 ROWS = 64  # that a head is compared on
 CLASSIFIERS = ("LinearProbe", "MLPTuneClassifier", "NMTuneClassifier")
-FUNCTION = '''\
-import numpy as np
-
-
-def probabilities(features, head):
-    """[n C] of features [n d]; `head` is dict(np.load("head.npz"))."""
-    x = (features - head["mean"]) / head["scale"] if "mean" in head else features
-    if "kernel_in" in head:
-        hidden = np.maximum(x @ head["kernel_in"] + head["bias_in"], 0)
-        z = hidden @ head["kernel_out"] + head["bias_out"]
-        x = x + head["residual"] * z if "residual" in head else z
-    logits = x @ head["kernel"] + head["bias"]
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    return shifted / shifted.sum(1, keepdims=True)
-'''
-LOADING_NUMPY = f"""\
-{FUNCTION}
-
-head = dict(np.load("FOLDER/{ARRAYS}"))
-found = probabilities(np.zeros((2, WIDTH), np.float32), head)
-"""
 LOADING_ONNX = f"""\
 import numpy as np
 import onnxruntime
@@ -51,7 +31,7 @@ session = onnxruntime.InferenceSession("FOLDER/{GRAPH}")
 
 def arrays(fitted) -> dict[str, np.ndarray]:
     """A fitted head as a few arrays, BatchNorm folded into the layer before it."""
-    params, found = fitted._parameters, {}
+    params, found = fitted._parameters, dict[str, Any]()
     if fitted.mean_ is not None:
         found |= {"mean": np.asarray(fitted.mean_), "scale": np.asarray(fitted.scale_)}
     if "mlp" in params:
@@ -72,7 +52,7 @@ def arrays(fitted) -> dict[str, np.ndarray]:
 
 
 def probabilities(features, head, xp=np):
-    """What `FUNCTION` says, in NumPy or JAX."""
+    """[n C] of features [n d]; `head` is dict(np.load("head.npz"))."""
     x = (features - head["mean"]) / head["scale"] if "mean" in head else features
     if "kernel_in" in head:
         hidden = xp.maximum(x @ head["kernel_in"] + head["bias_in"], 0)
@@ -81,6 +61,17 @@ def probabilities(features, head, xp=np):
     logits = x @ head["kernel"] + head["bias"]
     shifted = xp.exp(logits - logits.max(1, keepdims=True))
     return shifted / shifted.sum(1, keepdims=True)
+
+
+LOADING_NUMPY = f"""\
+import numpy as np
+
+
+{inspect.getsource(probabilities)}
+
+head = dict(np.load("FOLDER/{ARRAYS}"))
+found = probabilities(np.zeros((2, WIDTH), np.float32), head)
+"""
 
 
 class OnTop:
@@ -102,8 +93,6 @@ def on_top(network: Network, head) -> OnTop:
     if "pre_logits" not in network.outputs:
         raise ValueError("a head reads the feature 'pre_logits', which is no output of CLIP's")
     fitted = loaded(head)
-    from noisy_fm.export.to_timm import width
-
     if fitted.n_features_in_ != width(network):
         raise ValueError(
             f"the head reads {fitted.n_features_in_} features, the model gives {width(network)}"
@@ -172,7 +161,7 @@ def export_head(
         files.write_json(folder / "parity.json", report)
         about = _about(fitted, to)
         files.write_json(folder / "noisy_fm.json", about)
-        text = _readme(about, to, report, str(folder_name))
+        text = _readme(about, to, report, folder_name.name)
         files.write_bytes(folder / "README.md", text.encode())
     return report
 

@@ -97,6 +97,19 @@ def normalised(network: Network, pixels: np.ndarray) -> np.ndarray:
     return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
 
+def width(network: Network) -> int:
+    """Of what the head reads."""
+    pixels = jax.ShapeDtypeStruct((1, network.size, network.size, 3), np.float32)
+    _, features = jax.eval_shape(network.module.apply, network.variables, pixels)
+    return features["pre_logits"].shape[-1]
+
+
+def triples(network: Network) -> tuple[list[float], list[float]]:
+    """(mean, std), a number a channel."""
+    both = [np.broadcast_to(np.asarray(x, float), 3).tolist() for x in network.preprocess[1:]]
+    return both[0], both[1]
+
+
 def tokens(network: Network) -> np.ndarray:
     """`TEXTS` as the text tower takes them; for a small vocabulary numbers in their place."""
     text = network.module.text

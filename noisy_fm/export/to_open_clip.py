@@ -6,9 +6,8 @@ import numpy as np
 
 from noisy_fm import files
 from noisy_fm.export import network as network_lib
-from noisy_fm.export.network import Network
+from noisy_fm.export.network import Network, triples
 from noisy_fm.export.target import Target
-from noisy_fm.export.to_timm import triples
 from noisy_fm.export.torch_side import runner, with_counters
 from noisy_fm.models import ModifiedResNet
 from noisy_fm.weights import files as weight_files

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from noisy_fm import files
-from noisy_fm.export.network import Network
+from noisy_fm.export.network import Network, triples
 from noisy_fm.export.target import Target
-from noisy_fm.export.to_timm import triples
 from noisy_fm.export.torch_side import read_input, runner, with_counters
 from noisy_fm.models import ConvNeXt, EfficientNet, ResNet
 from noisy_fm.weights import files as weight_files

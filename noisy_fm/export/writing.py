@@ -89,7 +89,7 @@ def export(
         files.write_json(folder / "noisy_fm.json", about)
         report = _report(one, target, folder, lacking, check, tolerance)
         files.write_json(folder / "parity.json", report)
-        text = card.readme(about, target, report, str(out))
+        text = card.readme(about, target, report, out.name)
         files.write_bytes(folder / "README.md", text.encode())
     return report
 
