@@ -31,6 +31,7 @@ LAYERS = (
         "corruptions",
         "model",
         "tasks",
+        "pretrained",
         "recipes",
     },
     {"train", "evaluators", "features"},
