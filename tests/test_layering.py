@@ -16,7 +16,6 @@ LAYERS = (
         *("progress", "messages", "files", "scalars", "figures"),
     },
     {"data", "models", "texts"},
-    {"weights"},
     {
         "config",
         "app",
@@ -32,6 +31,7 @@ LAYERS = (
         "model",
         "tasks",
         "recipes",
+        "weights",
     },
     {"train", "evaluators", "features"},
     {"probe", "estimator", "evaluate"},
