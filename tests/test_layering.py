@@ -16,7 +16,6 @@ LAYERS = (
         *("progress", "messages", "files", "scalars", "figures"),
     },
     {"data", "models", "texts"},
-    {"weights"},
     {
         "config",
         "app",
@@ -33,6 +32,7 @@ LAYERS = (
         "tasks",
         "pretrained",
         "recipes",
+        "weights",
     },
     {"train", "evaluators", "features"},
     {"probe", "estimator", "evaluate"},
