@@ -81,6 +81,7 @@ def load(
     """
     require_known("head", head, HEADS)
     found = locate(source, path)
+    found = found._replace(path=weight_files.located(found.path))
     state = weight_files.read(found.path, part=part)
     module, config = network(found, state, head)
     trained = trained_size(found, module, state)

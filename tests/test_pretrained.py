@@ -133,12 +133,12 @@ def test_what_is_nowhere_is_one_line(tmp_path, folder):
         load_model(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load_model("timm/resnet50.a1_in1k", path=tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match="how timm/resnet50.x sees images is not known"):
+    with pytest.raises(ValueError, match=r"how timm/resnet50\.x sees images is not known"):
         load_model("timm/resnet50.x", path=folder / "model.safetensors")
     with pytest.raises(ValueError, match="is no run, and has no step"):
         load_model(folder, step=3)
     (folder / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="is not a run's folder|has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"is not a run's folder|has no config\.json"):
         load_model(folder)
 
 
@@ -162,8 +162,8 @@ def test_features_of_a_folder_by_the_command(folder, tmp_path, capsys):
         f"--out={tmp_path / 'store'}",
     ])  # fmt: skip
     store = open_store(tmp_path / "store")
-    expected = load_model(folder).features([np.asarray(Image.open(p)) for p in
-                                            sorted((tmp_path / "images").rglob("*.png"))])  # fmt: skip
+    files_there = sorted((tmp_path / "images").rglob("*.png"))
+    expected = load_model(folder).features([np.asarray(Image.open(p)) for p in files_there])
     np.testing.assert_allclose(np.sort(store.features, 0), np.sort(expected, 0), atol=1e-5)
 
 
@@ -242,18 +242,19 @@ def hugging_face():
     """{name: (a small model, its image processor, size)}"""
     import transformers as hf
 
-    wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "intermediate_size": 64, "image_size": 28, "patch_size": 14, "num_labels": 3}  # fmt: skip
+    wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    wide |= {"intermediate_size": 64, "image_size": 28, "patch_size": 14, "num_labels": 3}
     stages = {"depths": [1, 2], "hidden_sizes": [16, 32], "num_labels": 3}
     norm = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.25]}
     cropped = {"size": {"shortest_edge": 32}, "crop_size": 28, "resample": 3, **norm}
+    larger = {**cropped, "crop_size": 42, "size": {"shortest_edge": 48}}
     return {
         "vit": (hf.ViTForImageClassification(hf.ViTConfig(**wide)),
                 hf.ViTImageProcessor(size={"height": 28, "width": 28}, **norm)),
         "vit_bare": (hf.ViTModel(hf.ViTConfig(**wide), add_pooling_layer=False),
                      hf.ViTImageProcessor(size={"height": 42, "width": 42}, **norm)),
         "dinov2": (hf.Dinov2Model(hf.Dinov2Config(**wide)),
-                   hf.BitImageProcessor(**{**cropped, "crop_size": 42, "size": {"shortest_edge": 48}})),
+                   hf.BitImageProcessor(**larger)),
         "dinov2_reg": (hf.Dinov2WithRegistersForImageClassification(
             hf.Dinov2WithRegistersConfig(**wide)), hf.BitImageProcessor(**cropped)),
         "swin": (hf.SwinForImageClassification(hf.SwinConfig(
