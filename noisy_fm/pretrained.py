@@ -7,6 +7,7 @@ load_model("./a_folder_of_hugging_face")
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from noisy_fm.weights import hf, rules, zoo
 
 HEADS = ("keep", "drop")
 HUB = "hf"  # before the repository's own name
+SIZES = Path(__file__).parent / "weights" / "sizes.json"  # of `tools/reference_sizes.py`
 LIBRARIES = (HUB, *zoo.ROWS)
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 FETCHED = ("*.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin", "*.npz")
@@ -125,7 +127,7 @@ def digest(variables) -> str:
     found = hashlib.blake2b(digest_size=8)
     for where, leaf in jax.tree_util.tree_leaves_with_path(variables):
         found.update(jax.tree_util.keystr(where).encode())
-        found.update(np.ascontiguousarray(leaf).view(np.uint8))
+        found.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return found.hexdigest()
 
 
@@ -309,7 +311,7 @@ def shapes_of(module: nn.Module, size: int):
 def names_and_shapes(module: nn.Module, size: int, table: rules.Map) -> dict[str, tuple]:
     """{their name: shape} of the arrays of a network of ours."""
     shapes = shapes_of(module, size)
-    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.bool_(0), leaf.shape), shapes)
     return {name: value.shape for name, value in rules.to_theirs(empty, table).items()}
 
 
@@ -388,18 +390,31 @@ def _check_numbers(variables, path: Path) -> None:
         raise ValueError(f"{path}: {len(bad)} arrays hold NaN or infinity, as {bad[0]}")
 
 
+def head_names(table: rules.Map) -> set[str]:
+    """What the arrays of the classifier are called."""
+    return {rules.named(table, f"params/head/{leaf}")[0][0] for leaf in ("kernel", "bias")}
+
+
 def _better(found: Found, state: Mapping) -> str:
     """Which other network of the same library the file is of, for the end of a message."""
-    rows = zoo.ROWS.get(found.library, {})
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    for name, row in rows.items():
+    sizes = json.loads(SIZES.read_text())
+    for name, row in zoo.ROWS.get(found.library, {}).items():
         if row == found.row or found.library == "open_clip":
             continue
         module = models.create(row.model, 1, **row.fields)
         table = names_of(found, module)
-        heads = {rules.named(table, f"params/head/{leaf}")[0][0] for leaf in ("kernel", "bias")}
-        rest = names_and_shapes(module, row.size, table)
-        rest = {n: s for n, s in rest.items() if n not in heads}
-        if all(shapes.get(n) == s for n, s in rest.items()) and len(rest) > 0.9 * (len(shapes) - 2):
+        left_out = (*map(re.escape, head_names(table)), *table.ignored)
+        body = {
+            key: value.shape
+            for key, value in state.items()
+            if not any(re.fullmatch(one, key) for one in left_out)
+        }
+        counts = [len(body), sum(map(math.prod, body.values()))]
+        if sizes.get(f"{found.library}/{name}", counts) != counts:
+            continue
+        there = names_and_shapes(module, row.size, table)
+        if all(body.get(key, shape) == shape for key, shape in there.items()) and (
+            body.keys() == there.keys() - head_names(table)
+        ):
             return f"; it is {found.library}'s {name}"
     return ""

@@ -1,6 +1,7 @@
 """Models of other libraries by `load_model`: what they compute, how they see, what is refused."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import zoo as small
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from noisy_fm import load_model, models
+from noisy_fm import load_model, models, pretrained
 from noisy_fm.data import decode
 from noisy_fm.features import __main__ as features_command
 from noisy_fm.features import open_store
@@ -126,6 +127,21 @@ def test_configs_that_are_not_ours_are_refused(folder, change, message):
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ValueError, match=message):
         load_model(folder)
+
+
+@pytest.mark.slow
+def test_sizes_tell_networks_apart():
+    """`weights/sizes.json` is what `tools/reference_sizes.py` counts."""
+    sizes = json.loads(pretrained.SIZES.read_text())
+    assert sizes.keys() == {f"{lib}/{n}" for lib in ("timm", "torchvision") for n in zoo.ROWS[lib]}
+    for name in ("timm/vit_tiny_patch16_384", "timm/tf_efficientnet_b1", "torchvision/resnet18"):
+        library, architecture = name.split("/")
+        row = zoo.row(library, architecture)
+        module = models.create(row.model, 1, **row.fields)
+        table = zoo.table(library, module)
+        shapes = pretrained.names_and_shapes(module, row.size, table)
+        body = [s for n, s in shapes.items() if n not in pretrained.head_names(table)]
+        assert sizes[name] == [len(body), sum(map(math.prod, body))]
 
 
 def test_what_is_nowhere_is_one_line(tmp_path, folder):
@@ -313,7 +329,7 @@ def test_clips_of_others_know_texts(tmp_path, kind):
         import transformers as hf
 
         tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-                 "intermediate_size": 64, "hidden_act": "quick_gelu"}  # fmt: skip
+                 "intermediate_size": 128, "hidden_act": "quick_gelu"}  # fmt: skip
         config = hf.CLIPConfig(
             vision_config={**tower, "image_size": 32, "patch_size": 16},
             text_config={**tower, "eos_token_id": 49407}, projection_dim=24,

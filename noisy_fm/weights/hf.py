@@ -43,7 +43,7 @@ def described(folder: Path, given: Mapping) -> Described:
     config = AutoConfig.from_pretrained(folder)
     classifies = any("Classification" in name for name in given.get("architectures") or ())
     row = make(config, classifies)
-    images, shorter, whole = processing(folder, kind)
+    images, shorter, whole = processing(folder)
     names = [config.id2label[i] for i in sorted(config.id2label)] if classifies else []
     if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
         names = []
@@ -108,6 +108,7 @@ def _resnet(config, classifies: bool) -> Row:
 
 def _clip(config, classifies: bool) -> Row:
     vision, text = config.vision_config, config.text_config
+    _expect(text, intermediate_size=4 * text.hidden_size)
     fields = _tower(vision)
     fields["patch"] = vision.patch_size
     texts = {**_tower(text), "context": text.max_position_embeddings,
@@ -154,7 +155,7 @@ def _doubling(widths: Sequence[int]) -> int:
     return widths[0]
 
 
-def processing(folder: Path, kind: str) -> tuple[Images, int, bool]:
+def processing(folder: Path) -> tuple[Images, int, bool]:
     """(images, what the shorter side is resized to, whether both sides are) of a folder."""
     path = folder / "preprocessor_config.json"
     if not path.exists():
@@ -170,7 +171,7 @@ def processing(folder: Path, kind: str) -> tuple[Images, int, bool]:
     size, crop = seen["size"], seen.get("crop_size") or {}
     shorter = size if isinstance(size, int) else size.get("shortest_edge", 0)
     side = crop if isinstance(crop, int) else crop.get("height", 0)
-    if kind == "convnext" and shorter:
+    if seen.get("crop_pct") and shorter:  # ConvNeXt's processor, which ResNets have too
         # Below 384 pixels they are the crop, and `crop_pct` says of what.
         if shorter < 384:
             return Images(shorter, 1.0, name, norm), int(shorter / seen["crop_pct"]), False
