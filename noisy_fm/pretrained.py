@@ -374,7 +374,7 @@ def fitted(found: Found, size: int, rounding: str) -> decode.Fit:
             size * found.shorter / images.size
         )  # fmt: skip
         require_known("filter", images.filter, decode.FILTERS)
-        return decode.Fit(size, shorter, found.whole, images.filter)
+        return decode.Fit(size, shorter, found.whole, images.filter, "floor")
     return decode.fitted(
         size, images.crop_fraction, rounding=rounding, whole=found.whole, filter=images.filter
     )
