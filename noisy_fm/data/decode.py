@@ -12,6 +12,7 @@ and so are more pixels than PIL takes for an attack (179 million), JPEG or not.
 import io
 import math
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -150,7 +151,7 @@ class Fit(NamedTuple):
     middle: str = "round"
 
 
-MIDDLES = {"round": round, "floor": math.floor}
+MIDDLES: dict[str, Callable[[float], int]] = {"round": round, "floor": math.floor}
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
