@@ -165,17 +165,37 @@ def fail(error: object, code: int = 2) -> None:
     os._exit(code) if code in (130, 143) else sys.exit(code)
 
 
-def data_flags(flags: Sequence[str], error: Callable[[str], None]) -> dict:
-    """`--data.KEY=VALUE` as {KEY: VALUE}, arguments of `data.load`; `error` words what is not."""
-    chosen: dict = {}
+def keyed_flags(flags: Sequence[str], error: Callable[[str], None]) -> tuple[dict, dict]:
+    """`--data.KEY=VALUE` and `--model.KEY=VALUE` as {KEY: VALUE} each; `error` words what is not.
+
+    They are arguments of `data.load` and of `load_model`.
+    """
+    chosen: dict[str, dict] = {"data": {}, "model": {}}
     for flag in flags:
-        name, equals, value = flag.removeprefix("--data.").partition("=")
-        if not (flag.startswith("--data.") and equals):
+        found = re.fullmatch(r"--(data|model)\.(\w+)=(.*)", flag, re.S)
+        if not found:
             error(f"unknown argument {flag}; expected --data.KEY=VALUE, or see --help")
-        if name in chosen:
-            error(f"--data.{name} is given twice")
-        chosen[name] = tuple(value.split(",")) if name == "domain" and "," in value else value
-    return chosen
+            continue
+        group, name, value = found.groups()
+        if name in chosen[group]:
+            error(f"--{group}.{name} is given twice")
+        several = name == "domain" and "," in value
+        chosen[group][name] = tuple(value.split(",")) if several else value
+    return chosen["data"], chosen["model"]
+
+
+def chosen_model(flags: argparse.Namespace, arguments: dict):
+    """The model that `--model`, `--best`, `--step` and `--model.KEY=VALUE` say."""
+    from noisy_fm import pretrained
+    from noisy_fm.config import check_arguments
+    from noisy_fm.model import load_model
+
+    check_arguments(pretrained.load, arguments, where="--model", given=("source",))
+    if "size" in arguments:
+        if not arguments["size"].isdecimal():
+            raise ValueError(f"--model.size is {arguments['size']!r}; expected pixels a side")
+        arguments = {**arguments, "size": int(arguments["size"])}
+    return load_model(flags.model, best=flags.best, step=flags.step, **arguments)
 
 
 def model_parser(name: str, doc: str, *, epilog: str) -> argparse.ArgumentParser:
@@ -188,7 +208,9 @@ def model_parser(name: str, doc: str, *, epilog: str) -> argparse.ArgumentParser
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="RUN", help="a training run's folder, or its URL")
+    add("--model", required=True, metavar="MODEL",
+        help="a training run's folder, or its URL; a folder of timm, open_clip or Hugging Face; or "
+        "timm/NAME with --model.path=FILE, its weights (see noisy_fm.load_model)")  # fmt: skip
     add("--data", required=True, metavar="NAME",
         help="folder, tar, array_record, parquet, tfds:NAME, emoji_domains, digits")  # fmt: skip
     add("--best", action="store_true", help="the best checkpoint by config.keep_best")

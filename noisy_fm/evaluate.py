@@ -22,13 +22,13 @@ import numpy as np
 
 from noisy_fm import app, config, data, evaluators, files, sharding, zeroshot
 from noisy_fm.messages import require_known, say
-from noisy_fm.model import MODELS_OWN, Model, load_model
+from noisy_fm.model import MODELS_OWN, Model
 
 KINDS = {"zero_shot": ("prompts", "names"), "retrieval": ("within",), "validation": ()}
 
 
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
-    """(the flags, those that are `--data.KEY=VALUE` as {KEY: VALUE})."""
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict, dict]:
+    """(the flags, those that are `--data.KEY=VALUE`, those that are `--model.KEY=VALUE`)."""
     parser = app.model_parser(
         "evaluate", __doc__, epilog="--data.KEY=VALUE are arguments of noisy_fm.data.load"
     )
@@ -40,19 +40,19 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     add("--within", help="a column: captions are searched within its value")
     add("--out", metavar="FILE", help="where to write the values, as JSON")
     flags, rest = parser.parse_known_args(argv)
-    return flags, app.data_flags(rest, parser.error)
+    return flags, *app.keyed_flags(rest, parser.error)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags, chosen = parse(argv)
-    app.run_command(lambda: _run(flags, chosen))
+    flags, chosen, of_model = parse(argv)
+    app.run_command(lambda: _run(flags, chosen, of_model))
 
 
-def _run(flags: argparse.Namespace, chosen: dict) -> None:
+def _run(flags: argparse.Namespace, chosen: dict, of_model: dict) -> None:
     config.check_arguments(data.load, chosen, where="--data", given=MODELS_OWN)
     if flags.batch_size < 1:
         raise ValueError(f"--batch-size is {flags.batch_size}; expected 1 or more")
-    model = load_model(flags.model, best=flags.best, step=flags.step)
+    model = app.chosen_model(flags, of_model)
     trained = model.meta["config"]
     if "split" not in chosen and flags.data == trained["data"]["name"]:
         chosen["split"] = trained["eval_split"]

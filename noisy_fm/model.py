@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from noisy_fm import checkpoint, files, noise, optim, tasks, zeroshot
+from noisy_fm import checkpoint, files, noise, optim, pretrained, tasks, zeroshot
 from noisy_fm import config as config_lib
 from noisy_fm import data as data_lib
 from noisy_fm.data import augment, decode
@@ -25,6 +25,7 @@ from noisy_fm.data.source import numbered
 from noisy_fm.data.storage import FORMATS, TFDS
 from noisy_fm.messages import unknown
 from noisy_fm.models.layers import pooled
+from noisy_fm.pretrained import OPEN_CLIP_CONFIG
 from noisy_fm.tasks.task import separated
 
 KEPT = 8  # sets of zero-shot classes whose weights are kept
@@ -153,9 +154,13 @@ class Model(NamedTuple):
         return jax.device_put(separated(self.variables), everywhere)
 
     def data(self, name: str, **arguments):
-        """`data.load`, drawn at the size that the model sees where there is a choice."""
-        size = self.preprocess.size
-        own = {"size": size} if name in data_lib.IN_MEMORY and size in data_lib.SIZES else {}
+        """`data.load`, drawn at the size that the model sees where there is a choice.
+
+        Or else the next larger one, or the largest there is.
+        """
+        larger = [size for size in data_lib.SIZES if size >= self.preprocess.size]
+        size = min(larger, default=max(data_lib.SIZES))
+        own = {"size": size} if name in data_lib.IN_MEMORY else {}
         return data_lib.load(name, **arguments, **own)
 
     @property
@@ -241,17 +246,33 @@ def to_host(outputs: Iterable) -> Iterator:
         yield jax.device_get(last)
 
 
-def load_model(folder, *, best: bool = False, step: int | None = None) -> Model:
-    """The model that a run in `folder` (local or in a bucket) has trained.
+def load_model(
+    source,
+    *,
+    best: bool = False,
+    step: int | None = None,
+    path=None,
+    **foreign,
+) -> Model:
+    """A model: that a run has trained, or of another library.
 
-    Of its newest checkpoint that can be read, that of `step`, or the `best` by the run's
-    config.keep_best. Only parameters and BatchNorm statistics are read, whole, to this process'
-    first device, whatever mesh wrote them; the run's data need not be there any more.
+    source: a run's folder, local or in a bucket: of its newest checkpoint that can be read, that of
+    `step`, or the `best` by the run's config.keep_best. Only parameters and BatchNorm statistics
+    are read, whole, to this process' first device, whatever mesh wrote them; the run's data need
+    not be there any more.
+
+    Or another library's model: "timm/resnet50.a1_in1k" with the `path` of its weights, a folder of
+    timm, open_clip or Hugging Face; `foreign` are arguments of `pretrained.load`: head, part, size,
+    rounding.
 
     Raises:
-      FileNotFoundError: no run there. ValueError: no such checkpoint, or none that can be read.
+      FileNotFoundError: nothing there. ValueError: no such checkpoint, or none that can be read.
     """
-    folder = files.absolute(folder)
+    if path is not None or foreign or not _is_run(source):
+        if best or step is not None:
+            raise ValueError(f"{source} is no run, and has no step or best checkpoint")
+        return _of_another_library(source, path, foreign)
+    folder = files.absolute(source)
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} is not a run's folder (it has no config.json)")
     if not (folder / "checkpoints").exists():
@@ -272,6 +293,26 @@ def load_model(folder, *, best: bool = False, step: int | None = None) -> Model:
         "config": config_lib.today(meta["config"]),
     }
     return _assembled(parts, meta={**meta, **about})
+
+
+def _is_run(source) -> bool:
+    """Whether it is, or is meant to be, a run's folder."""
+    folder = files.absolute(source)
+    if (folder / "config.json").exists():
+        found = files.read_json(folder / "config.json")
+        return not {"architecture", "model_type"} & set(found)
+    if (folder / OPEN_CLIP_CONFIG).exists():
+        return False
+    return folder.exists() or str(source).partition("/")[0] not in pretrained.LIBRARIES
+
+
+def _of_another_library(source, path, arguments: Mapping) -> Model:
+    loaded = pretrained.load(str(source), path=path, **arguments)
+    config = config_lib.from_plain(loaded.meta["config"])
+    kind, info = tasks.TASKS[config.task.name], loaded.meta["info"]
+    preprocess = Preprocess(loaded.fit, **config.task.normalize)
+    module, task = kind.network(config, info), kind.make(config, info)
+    return Model(module, loaded.variables, preprocess, "pre_logits", loaded.meta, task)
 
 
 def _chosen_step(saver, folder, best: str | None, step: int | None) -> int | None:

@@ -32,7 +32,7 @@ def net():
         **{"step": 3, "weights": "abc", "config_hash": "def", "manifest_hash": "012"},
     }
     variables = module.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))
-    preprocess = model.Preprocess(16, 0.95, 0.5, 0.5)
+    preprocess = model.Preprocess(decode.fitted(16), 0.5, 0.5)
     task = classify(module, 4, normalize=meta["config"]["task"]["normalize"])
     return model.Model(module, dict(variables), preprocess, "pre_logits", meta, task)
 

@@ -16,7 +16,6 @@ LAYERS = (
         *("progress", "messages", "files", "scalars", "figures"),
     },
     {"data", "models", "texts"},
-    {"weights"},
     {
         "config",
         "app",
@@ -31,7 +30,9 @@ LAYERS = (
         "corruptions",
         "model",
         "tasks",
+        "pretrained",
         "recipes",
+        "weights",
     },
     {"train", "evaluators", "features"},
     {"probe", "estimator", "evaluate"},

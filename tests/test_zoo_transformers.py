@@ -261,3 +261,24 @@ def test_a_swin_trains_alike_with_less_memory_and_draws_only_in_training():
     assert logits.dtype == features["pre_logits"].dtype == jnp.float32
     exact = jax.jit(plain.apply)(variables, x)[0]
     np.testing.assert_allclose(logits, exact, atol=0.04 * float(jnp.abs(exact).max()))
+
+
+@pytest.mark.parity
+def test_the_authors_names_of_a_swin_are_those_that_timm_renames():
+    import torch
+    from timm.models.swin_transformer import checkpoint_filter_fn
+    from zoo_transformers import timm_swin
+
+    module = our_swin(window=4)
+    there = zoo.names_and_shapes(module, 32, swin.original(module))
+    state = {name: torch.from_numpy(zoo.drawn(name, shape)) for name, shape in there.items()}
+    renamed = checkpoint_filter_fn(dict(state), timm_swin(32, 4))
+    ours = rules.to_ours(
+        {name: value.numpy() for name, value in state.items()},
+        zoo.shapes_of(module, 32),
+        swin.original(module),
+    )
+    found = rules.to_theirs(ours, swin.timm(module))
+    assert found.keys() == renamed.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, renamed[name].numpy())

@@ -56,7 +56,7 @@ def shapes_of(module: nn.Module, size: int):
 
 def names_and_shapes(module: nn.Module, size: int, table: rules.Map) -> dict[str, tuple]:
     """{their name: shape} of all arrays of ours."""
-    zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes_of(module, size))
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, bool), shapes_of(module, size))  # a byte each
     return {name: value.shape for name, value in rules.to_theirs(zeros, table).items()}
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import smalls_conv
 import zoo
+import zoo_conv
 
-SMALLS = smalls_conv.SMALLS
+SMALLS = zoo_conv.SMALLS
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ and so are more pixels than PIL takes for an attack (179 million), JPEG or not.
 import io
 import math
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -139,15 +140,18 @@ class Fit(NamedTuple):
     """How an image is fitted to a square of `size` pixels a side, for evaluation.
 
     shorter: what its shorter side is resized to before the centre is cropped. whole: both sides
-    are, whatever its shape. filter: of `FILTERS`.
+    are, whatever its shape. filter: of `FILTERS`. middle: how the crop's first pixel is rounded,
+    "round" as PyTorch's libraries do it, or "floor" as Hugging Face's.
     """
 
     size: int
     shorter: int
     whole: bool = False
     filter: str = "bicubic"
+    middle: str = "round"
 
 
+MIDDLES: dict[str, Callable[[float], int]] = {"round": round, "floor": math.floor}
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -191,7 +195,7 @@ def view(pixels: np.ndarray | Image.Image, fit: Fit | int) -> np.ndarray:
     with the length; its pixels are then those but for what PIL rounds and clips between its two
     passes, whose order it chooses by the shape: one level in smooth images.
     """
-    size, shorter, whole, name = fit if isinstance(fit, Fit) else fitted(fit)
+    size, shorter, whole, name, middle = fit if isinstance(fit, Fit) else fitted(fit)
     image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
     width, height = image.size
     if whole:
@@ -200,7 +204,7 @@ def view(pixels: np.ndarray | Image.Image, fit: Fit | int) -> np.ndarray:
         width, height = shorter, int(shorter * height / width)
     else:
         width, height = int(shorter * width / height), shorter
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    top, left = (MIDDLES[middle]((side - size) / 2) for side in (height, width))
     box = Box(top, left, size, size)
     if max(width, height) > LONGEST * shorter:
         return np.asarray(_resized_part(image, (width, height), box, FILTERS[name]))

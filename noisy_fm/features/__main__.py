@@ -18,11 +18,11 @@ from noisy_fm import app, config, data
 from noisy_fm.features.extraction import extract
 from noisy_fm.features.store import open_store
 from noisy_fm.messages import say
-from noisy_fm.model import MODELS_OWN, load_model
+from noisy_fm.model import MODELS_OWN
 
 
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
-    """(the flags, those that are `--data.KEY=VALUE` as {KEY: VALUE})."""
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict, dict]:
+    """(the flags, those that are `--data.KEY=VALUE`, those that are `--model.KEY=VALUE`)."""
     parser = app.model_parser(
         "features",
         __doc__,
@@ -34,20 +34,22 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     add("--feature", help="which of the model's features; by default what its head reads")
     add("--threads", type=int, help="that decode; by default one a core")
     flags, rest = parser.parse_known_args(argv)
-    return flags, app.data_flags(rest, parser.error)
+    return flags, *app.keyed_flags(rest, parser.error)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags, chosen = parse(argv)
-    app.run_command(lambda: _run(flags, chosen), again="; run the same line again to go on")
+    flags, chosen, of_model = parse(argv)
+    app.run_command(
+        lambda: _run(flags, chosen, of_model), again="; run the same line again to go on"
+    )
 
 
-def _run(flags: argparse.Namespace, chosen: dict) -> None:
+def _run(flags: argparse.Namespace, chosen: dict, of_model: dict) -> None:
     config.check_arguments(data.load, chosen, where="--data", given=MODELS_OWN)
     for name in ("batch_size", "threads"):
         if (value := getattr(flags, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
-    model = load_model(flags.model, best=flags.best, step=flags.step)
+    model = app.chosen_model(flags, of_model)
     source = model.data(flags.data, **chosen)
     say(f"{model}, {len(source):,} images", file=sys.stderr)
     about = {key: value for key, value in chosen.items() if key != "path"}

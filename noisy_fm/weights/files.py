@@ -32,11 +32,7 @@ def read(path, *, part: str = "") -> dict[str, np.ndarray]:
     Raises FileNotFoundError, or ValueError in one line for a damaged file, a missing shard, and a
     checkpoint of which several parts may be meant.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        path = _in_folder(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    path = located(path)
     if path.name.endswith(INDEX):
         found: Mapping = _read_shards(path)
     elif path.suffix == ".safetensors":
@@ -81,6 +77,16 @@ def write(
         ]
         if wrong or len(back) != len(given):
             raise ValueError(f"{path} does not hold what was meant: {wrong[:3]}")
+
+
+def located(path) -> Path:
+    """The file of weights that a path is, or that a folder has one of."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = _in_folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    return path
 
 
 def _in_folder(folder: Path) -> Path:

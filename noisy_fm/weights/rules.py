@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
+FLOATS = "fV"  # NumPy has bfloat16 as a kind of its own
 SHOWN = 5  # names of a list that an error gives
 
 
@@ -108,6 +109,9 @@ def to_ours(state: Mapping[str, Any], shapes, rules: Map, *, where: str = "the w
         if absent:
             continue
         given = [np.asarray(left.pop(name)) for name in names]
+        if given[0].dtype.kind not in FLOATS:
+            wrong.append(f"{names[0]} are {given[0].dtype}")
+            continue
         try:
             value = np.concatenate([np.atleast_1d(layout.ours(one)) for one in given], axis=-1)
             found[path] = value.reshape(leaf.shape).astype(leaf.dtype)

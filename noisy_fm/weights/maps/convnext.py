@@ -50,6 +50,7 @@ def torchvision(module: ConvNeXt) -> Map:
 
 
 def hugging_face(module: ConvNeXt) -> Map:
+    """Its last norm adds 1e-12 to the variance, by its configuration, not `epsilon`."""
     stage, there = "params/stage{i}", "convnext.encoder.stages.{i-1}"
     block, inner = f"{stage}/block{{j}}", f"{there}.layers.{{j}}"
     return Map([

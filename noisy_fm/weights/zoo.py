@@ -1,0 +1,194 @@
+"""What models of other libraries are called, here and there, and what their images look like."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from noisy_fm.messages import unknown
+from noisy_fm.models import MODELS
+from noisy_fm.models.clip import Clip
+from noisy_fm.models.convnext import ConvNeXt
+from noisy_fm.models.efficientnet import EfficientNet
+from noisy_fm.models.resnet import ResNet
+from noisy_fm.models.resnetv2 import ResNetV2
+from noisy_fm.models.swin import Swin
+from noisy_fm.models.vit import ViT
+from noisy_fm.weights.maps import clip, convnext, efficientnet, resnet, resnetv2, swin, vit
+from noisy_fm.weights.rules import Map
+
+# library → class of ours → its table
+MAPS: dict[str, dict[type, Callable[..., Map]]] = {
+    "timm": {
+        ConvNeXt: convnext.timm,
+        EfficientNet: efficientnet.timm,
+        ResNet: resnet.timm,
+        ResNetV2: resnetv2.timm,
+        Swin: swin.timm,
+        ViT: vit.timm,
+    },
+    "torchvision": {
+        ConvNeXt: convnext.torchvision,
+        EfficientNet: efficientnet.torchvision,
+        ResNet: resnet.timm,  # the same names
+    },
+    "open_clip": {Clip: clip.open_clip},
+    "hf": {
+        Clip: clip.hugging_face,
+        ConvNeXt: convnext.hugging_face,
+        ResNet: resnet.hugging_face,
+        ResNetV2: resnetv2.hugging_face,
+        Swin: swin.hugging_face,
+        ViT: vit.hugging_face,
+    },
+    "vision_transformer": {ViT: vit.vision_transformer},
+    "big_vision": {ViT: vit.big_vision},
+    "bit": {ResNetV2: resnetv2.bit_npz},
+    "lite_pytorch": {EfficientNet: efficientnet.lite_pytorch},
+}
+
+
+class Row(NamedTuple):
+    """A network of another library: a key of `MODELS`, its images' size, fields that differ."""
+
+    model: str
+    size: int = 224
+    fields: Mapping[str, Any] = MappingProxyType({})
+
+
+QUICK = {"activation": "quick_gelu"}
+# architecture of timm → ours; those that have timm's names here follow below
+TIMM: dict[str, Row] = {
+    "vit_tiny_patch16_224": Row("vit_ti16"),
+    "vit_tiny_patch16_384": Row("vit_ti16", 384),
+    "vit_small_patch32_224": Row("vit_s32"),
+    "vit_small_patch16_224": Row("vit_s16"),
+    "vit_small_patch16_384": Row("vit_s16", 384),
+    "vit_base_patch32_224": Row("vit_b32"),
+    "vit_base_patch16_224": Row("vit_b16"),
+    "vit_base_patch16_384": Row("vit_b16", 384),
+    "vit_base_patch8_224": Row("vit_b8"),
+    "vit_large_patch16_224": Row("vit_l16"),
+    "vit_large_patch16_384": Row("vit_l16", 384),
+    "deit_tiny_patch16_224": Row("vit_ti16"),
+    "deit_small_patch16_224": Row("vit_s16"),
+    "deit_base_patch16_224": Row("vit_b16"),
+    "deit3_small_patch16_224": Row("deit3_s16"),
+    "deit3_medium_patch16_224": Row("deit3_m16"),
+    "deit3_base_patch16_224": Row("deit3_b16"),
+    "deit3_base_patch16_384": Row("deit3_b16", 384),
+    "deit3_large_patch16_224": Row("deit3_l16"),
+    "deit3_huge_patch14_224": Row("deit3_h14"),
+    "vit_small_patch14_dinov2": Row("dinov2_s14", 518),
+    "vit_base_patch14_dinov2": Row("dinov2_b14", 518),
+    "vit_large_patch14_dinov2": Row("dinov2_l14", 518),
+    "vit_small_patch14_reg4_dinov2": Row("dinov2_s14_reg", 518),
+    "vit_base_patch14_reg4_dinov2": Row("dinov2_b14_reg", 518),
+    "vit_large_patch14_reg4_dinov2": Row("dinov2_l14_reg", 518),
+    "vit_base_patch32_clip_224": Row("clip_vit_b32"),
+    "vit_base_patch16_clip_224": Row("clip_vit_b16"),
+    "vit_large_patch14_clip_224": Row("clip_vit_l14"),
+    "vit_base_patch32_clip_quickgelu_224": Row("clip_vit_b32", 224, QUICK),
+    "vit_base_patch16_clip_quickgelu_224": Row("clip_vit_b16", 224, QUICK),
+    "vit_large_patch14_clip_quickgelu_224": Row("clip_vit_l14", 224, QUICK),
+    "swin_tiny_patch4_window7_224": Row("swin_t"),
+    "swin_small_patch4_window7_224": Row("swin_s"),
+    "swin_base_patch4_window7_224": Row("swin_b"),
+    "swin_base_patch4_window12_384": Row("swin_b_384", 384),
+    "swin_large_patch4_window7_224": Row("swin_l"),
+    "swin_large_patch4_window12_384": Row("swin_l_384", 384),
+}
+SAME_NAMES = (ConvNeXt, EfficientNet, ResNetV2)
+TIMM |= {
+    name: Row(name)
+    for name, row in MODELS.items()
+    if row.func in SAME_NAMES and name != "efficientnet_lite0"
+}
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+TIMM |= {name: Row(name) for name in (*RESNETS, "wide_resnet50_2", "wide_resnet101_2")}
+# Its B5 to B7 have another epsilon than timm's of these names.
+TORCHVISION = {name: Row(name) for name in (*RESNETS, "wide_resnet50_2", "wide_resnet101_2")}
+TORCHVISION |= {
+    **{f"convnext_{size}": Row(f"convnext_{size}") for size in ("tiny", "small", "base", "large")},
+    **{f"efficientnet_b{i}": Row(f"efficientnet_b{i}") for i in range(5)},
+    **{f"efficientnet_b{i}": Row(f"efficientnet_b{i}", 224, {"epsilon": 1e-3}) for i in (5, 6, 7)},
+}
+OPEN_CLIP = {
+    "RN50": Row("clip_resnet50"),
+    "ViT-B-32": Row("clip_vit_b32"),
+    "ViT-B-16": Row("clip_vit_b16"),
+    "ViT-L-14": Row("clip_vit_l14"),
+    "RN50-quickgelu": Row("clip_resnet50", 224, {"text": QUICK}),
+    "ViT-B-32-quickgelu": Row("clip_vit_b32", 224, {**QUICK, "text": QUICK}),
+    "ViT-B-16-quickgelu": Row("clip_vit_b16", 224, {**QUICK, "text": QUICK}),
+    "ViT-L-14-quickgelu": Row("clip_vit_l14", 224, {**QUICK, "text": QUICK}),
+}
+ROWS: dict[str, Mapping[str, Row]] = {
+    "timm": TIMM,
+    "torchvision": TORCHVISION,
+    "open_clip": OPEN_CLIP,
+    "vision_transformer": {name: TIMM[name] for name in TIMM if name.startswith("vit_")},
+    "big_vision": {name: TIMM[name] for name in TIMM if name.startswith("vit_")},
+    "bit": {name: TIMM[name] for name in TIMM if name.startswith("resnetv2_")},
+    "lite_pytorch": {"efficientnet_lite0": Row("efficientnet_lite0")},
+}
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+INCEPTION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+LITE = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+OPENAI = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+
+
+class Images(NamedTuple):
+    """Size, share of the resized image that the centre crop keeps, filter, and pixels' norm."""
+
+    size: int
+    crop_fraction: float
+    filter: str
+    norm: Mapping[str, tuple[float, ...]]
+
+
+# As timm 1.0's `pretrained_cfg` has them. What is not here is read beside the weights.
+IMAGES: dict[str, Images] = {
+    "tf_efficientnet_b3.ns_jft_in1k": Images(300, 0.904, "bicubic", IMAGENET),
+    "tf_efficientnet_lite0.in1k": Images(224, 0.875, "bicubic", INCEPTION),
+    "efficientnet_b0.ra_in1k": Images(224, 0.875, "bicubic", IMAGENET),
+    "resnetv2_152x2_bit.goog_in21k": Images(224, 0.875, "bilinear", INCEPTION),
+    "resnetv2_152x2_bit.goog_in21k_ft_in1k": Images(448, 1.0, "bilinear", INCEPTION),
+    "swin_large_patch4_window7_224.ms_in22k": Images(224, 0.9, "bicubic", IMAGENET),
+    "swin_large_patch4_window7_224.ms_in22k_ft_in1k": Images(224, 0.9, "bicubic", IMAGENET),
+    "vit_large_patch14_clip_224.laion2b": Images(224, 1.0, "bicubic", INCEPTION),
+    "vit_large_patch14_clip_224.laion2b_ft_in12k_in1k": Images(224, 1.0, "bicubic", INCEPTION),
+    "convnext_large_mlp.clip_laion2b_augreg": Images(256, 1.0, "bicubic", OPENAI),
+    "convnext_large_mlp.clip_laion2b_augreg_ft_in1k": Images(256, 1.0, "bicubic", OPENAI),
+    "resnet18.a1_in1k": Images(224, 0.95, "bicubic", IMAGENET),
+    "resnet50.a1_in1k": Images(224, 0.95, "bicubic", IMAGENET),
+    "resnet50.tv_in1k": Images(224, 0.875, "bilinear", IMAGENET),
+    "deit3_base_patch16_224.fb_in22k_ft_in1k": Images(224, 1.0, "bicubic", IMAGENET),
+    "vit_small_patch14_dinov2.lvd142m": Images(518, 1.0, "bicubic", IMAGENET),
+    "vit_small_patch14_reg4_dinov2.lvd142m": Images(518, 1.0, "bicubic", IMAGENET),
+    "vit_base_patch16_224.augreg_in21k_ft_in1k": Images(224, 0.9, "bicubic", INCEPTION),
+    "vit_base_patch16_clip_224.openai": Images(224, 0.9, "bicubic", OPENAI),
+}
+
+
+def row(library: str, name: str) -> Row:
+    """The row of `library`'s architecture `name`; ValueError with what is known near it."""
+    if library not in ROWS:
+        raise ValueError(unknown("library of models", library, ROWS))
+    rows = ROWS[library]
+    if name not in rows:
+        raise ValueError(unknown(f"model of {library}", name, sorted(rows)))
+    return rows[name]
+
+
+def table(library: str, module: nn.Module, **arguments) -> Map:
+    """The names that `library` has for the arrays of `module`; ValueError if it has no such."""
+    made = MAPS[library].get(type(module))
+    if made is None:
+        raise ValueError(f"{library} has no {type(module).__name__}")
+    return made(module, **arguments)
