@@ -154,13 +154,9 @@ class Model(NamedTuple):
         return jax.device_put(separated(self.variables), everywhere)
 
     def data(self, name: str, **arguments):
-        """`data.load`, drawn at the size that the model sees where there is a choice.
-
-        Or else the next larger one, or the largest there is.
-        """
-        larger = [size for size in data_lib.SIZES if size >= self.preprocess.size]
-        size = min(larger, default=max(data_lib.SIZES))
-        own = {"size": size} if name in data_lib.IN_MEMORY else {}
+        """`data.load`, drawn at the size that the model sees where there is a choice."""
+        size = self.preprocess.size
+        own = {"size": size} if name in data_lib.IN_MEMORY and size in data_lib.SIZES else {}
         return data_lib.load(name, **arguments, **own)
 
     @property
