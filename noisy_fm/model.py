@@ -25,7 +25,7 @@ from noisy_fm.data.source import numbered
 from noisy_fm.data.storage import FORMATS, TFDS
 from noisy_fm.messages import unknown
 from noisy_fm.models.layers import pooled
-from noisy_fm.pretrained import OPEN_CLIP_CONFIG
+from noisy_fm.pretrained import EXPORTED, OPEN_CLIP_CONFIG
 from noisy_fm.tasks.task import separated
 
 KEPT = 8  # sets of zero-shot classes whose weights are kept
@@ -296,8 +296,8 @@ def _is_run(source) -> bool:
     folder = files.absolute(source)
     if (folder / "config.json").exists():
         found = files.read_json(folder / "config.json")
-        return not {"architecture", "model_type"} & set(found)
-    if (folder / OPEN_CLIP_CONFIG).exists():
+        return not (folder / EXPORTED).exists() and not {"architecture", "model_type"} & set(found)
+    if any((folder / name).exists() for name in (OPEN_CLIP_CONFIG, EXPORTED)):
         return False
     return folder.exists() or str(source).partition("/")[0] not in pretrained.LIBRARIES
 
