@@ -61,10 +61,10 @@ for count in (1, 5):
 """
 
 
-def test_stablehlo_runs_where_noisy_fm_is_not(vit, tmp_path, pixels="float32"):
+def test_stablehlo_runs_where_noisy_fm_is_not(vit, tmp_path):
     pytest.importorskip("flatbuffers")
-    export(vit, "stablehlo", tmp_path / "out", pixels=pixels)
-    np.save(tmp_path / "pixels.npy", PIXELS.astype(pixels))
+    export(vit, "stablehlo", tmp_path / "out", pixels="float32")
+    np.save(tmp_path / "pixels.npy", PIXELS.astype(np.float32))
     code = BLOCKED + exports.snippet(tmp_path / "out") + BATCHES
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     ours = network.reference(network.of(vit), PIXELS)
@@ -109,12 +109,10 @@ def test_what_a_format_does_not_have_is_refused_first(fields, to, options, messa
 
 def test_a_crop_that_the_format_places_otherwise_is_said_first(tmp_path):
     floor = exports.made(exports.VIT, fit=CROPPED._replace(middle="floor"))
-    with pytest.raises(ValueError, match="timm by 'round', so that some .*nearest=True"):
+    with pytest.raises(ValueError, match=r"timm by 'round', so that some .*nearest=True"):
         export(floor, "timm", tmp_path / "out")
     clip = exports.made(exports.TOWER, fit=CROPPED)
-    with pytest.raises(
-        ValueError, match="resizes to 16 pixels, .* was evaluated at 19, bicubic; nearest"
-    ):
+    with pytest.raises(ValueError, match=r"to 16 pixels.* evaluated at 19, bicubic; nearest"):
         export(clip, "open_clip", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -143,7 +141,9 @@ def perturbed(monkeypatch) -> None:
 def test_what_differs_is_not_left(vit, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         perturbed(patched)
-        with pytest.raises(ParityError, match="logits differs by .* tolerance 0.0001, so nothing"):
+        with pytest.raises(
+            ParityError, match=r"logits differs by .* tolerance 0\.0001"
+        ):
             export(vit, "saved_npz", tmp_path / "out")
         assert not list(tmp_path.iterdir())
     export(vit, "saved_npz", tmp_path / "out")
@@ -223,7 +223,7 @@ def features(rows: int = 60) -> np.ndarray:
     return np.random.default_rng(4).normal(2, 3, (rows, 8)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("head", "classes"), zip(HEADS, (2, 3, 2), strict=True))
+@pytest.mark.parametrize(("head", "classes"), list(zip(HEADS, (2, 3, 2), strict=True)))
 def test_a_head_in_numpy_alone(head, classes, tmp_path, monkeypatch):
     x = features()
     head.fit(x, np.arange(60) % classes)
