@@ -16,10 +16,10 @@ from noisy_fm import app
 from noisy_fm.export import TARGETS, ParityError, export, parity
 from noisy_fm.export.writing import PIXELS
 from noisy_fm.messages import say
-from noisy_fm.model import load_model
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
+    """(the flags, those that are `--model.KEY=VALUE`)."""
     parser = argparse.ArgumentParser(
         prog="python -m noisy_fm.export",
         description=__doc__,
@@ -27,7 +27,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="RUN", help="a training run's folder, or its URL")
+    add("--model", required=True, metavar="MODEL",
+        help="a training run's folder, or another of noisy_fm.load_model's, with --model.KEY=VALUE"
+    )  # fmt: skip
     add("--best", action="store_true", help="the best checkpoint by config.keep_best")
     add("--step", type=int, help="the checkpoint of this step; by default the newest")
     add("--to", required=True, choices=TARGETS, help="the format")
@@ -40,16 +42,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--nearest", action="store_true",
         help="write the nearest preprocessing where the format cannot say the model's")  # fmt: skip
     add("--head", metavar="FILE", help="a probe or NMTune head to put on top (onnx)")
-    return parser.parse_args(argv)
+    flags, rest = parser.parse_known_args(argv)
+    of_data, of_model = app.keyed_flags(rest, parser.error)
+    if of_data:
+        parser.error("an export reads no data; expected no --data.KEY")
+    return flags, of_model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags = parse(argv)
-    app.run_command(lambda: _run(flags))
+    flags, of_model = parse(argv)
+    app.run_command(lambda: _run(flags, of_model))
 
 
-def _run(flags: argparse.Namespace) -> None:
-    model = load_model(flags.model, best=flags.best, step=flags.step)
+def _run(flags: argparse.Namespace, of_model: dict) -> None:
+    model = app.chosen_model(flags, of_model)
     try:
         report = export(
             model,

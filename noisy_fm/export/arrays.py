@@ -17,13 +17,14 @@ HLO = "model.stablehlo"
 
 LOAD_NPZ = f"""\
 import json
+from pathlib import Path
 
 import numpy as np
 from flax import traverse_util
 
 from noisy_fm import models
 
-config = json.load(open("FOLDER/config.json"))
+config = json.loads(Path("FOLDER/config.json").read_text())
 module = models.CREATE(**config)
 variables = traverse_util.unflatten_dict(dict(np.load("FOLDER/{WEIGHTS}")), sep="/")
 images = np.zeros((1, SIZE, SIZE, 3), np.float32)  # normalised

@@ -19,7 +19,7 @@ def about(model: Model, network: Network, to: str, run, files_of: Mapping[str, s
     fit, meta = network.preprocess.fit, model.meta
     made = {
         key: meta[key]
-        for key in ("weights", "step", "config_hash", "manifest_hash", "data_hash", "source")
+        for key in ("weights", "step", "config_hash", "manifest_hash")
         if isinstance(meta.get(key), str | int)
     }
     found = {
@@ -37,7 +37,9 @@ def about(model: Model, network: Network, to: str, run, files_of: Mapping[str, s
         **made,
     }  # fmt: skip
     config = meta.get("config", {})
-    if "data" in config:
+    if isinstance(meta.get("source"), Mapping):  # another library's model
+        found["source"] = {key: meta["source"][key] for key in ("name", "library")}
+    elif "data" in config:
         data = {key: value for key, value in config["data"].items() if key != "path"}
         found["trained"] = {"task": config["task"]["name"], "data": data, "split": config["split"]}
     return found | _of_run(run)
@@ -80,6 +82,8 @@ def _trained(found: Mapping[str, Any]) -> str:
             f"Trained to {made['task']} on {made['data']['name']} (split {made['split']!r}) with "
             f"noisy_fm {found['version']}, step {found.get('step', '?')}."
         )
+    if "source" in found:
+        lines.append(f"Loaded from {found['source']['name']} ({found['source']['library']}).")
     if "noise" in found:
         said = found["noise"]
         lines.append(
@@ -131,7 +135,7 @@ def _parity(report: Mapping[str, Any]) -> str:
         words = "" if seen["exact"] else ", which is the nearest that the format can say"
         if (alike := seen.get("levels_if_placed_alike")) is not None:
             words = (
-                f", since some crops begin a pixel before the model's; but for that by {alike:.2f}"
+                f", since some crops begin a pixel beside the model's; but for that by {alike:.2f}"
             )
         lines.append(
             f"\nIts own preprocessing differs by {seen['levels']:.2f} grey levels at most on "

@@ -1,5 +1,6 @@
 """What is exported of a model: one float32 function of pixels, and the outputs that it has."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 from PIL import Image
 
-from noisy_fm.data import augment
+from noisy_fm.data import augment, decode
 from noisy_fm.model import Model, Preprocess
 from noisy_fm.models.clip import Clip
 from noisy_fm.texts import clip_tokenizer
@@ -97,6 +98,24 @@ def normalised(network: Network, pixels: np.ndarray) -> np.ndarray:
     return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
 
+def placed(network: Network, middle: str, nearest: bool, library: str) -> bool:
+    """Whether a library that rounds a crop's first pixel so crops as the model; see `decode.Fit`.
+
+    Raises ValueError if it does not, unless `nearest` says that this is accepted.
+    """
+    fit = network.preprocess.fit
+    margin = (fit.shorter - fit.size) / 2
+    alike = decode.MIDDLES[middle](margin) == decode.MIDDLES[fit.middle](margin)
+    exact = fit.middle == middle or (fit.whole and alike)
+    if not exact and not nearest:
+        raise ValueError(
+            f"the model's evaluation rounds where a crop begins by {fit.middle!r}, {library} by "
+            f"{middle!r}, so that some images are cropped a pixel aside; nearest=True (--nearest) "
+            "accepts that"
+        )
+    return exact
+
+
 def width(network: Network) -> int:
     """Of what the head reads."""
     pixels = jax.ShapeDtypeStruct((1, network.size, network.size, 3), np.float32)
@@ -130,6 +149,7 @@ def reference(network: Network, pixels: np.ndarray) -> dict[str, np.ndarray]:
     return jax.device_get({"logits": logits, **features})
 
 
+@functools.cache
 def photos() -> list[np.ndarray]:
     """Real photographs, uint8 [h w 3]: wide, tall, and of odd sides."""
     from sklearn.datasets import load_sample_images
@@ -149,13 +169,14 @@ def examples(network: Network, count: int) -> np.ndarray:
 def levels(network: Network, seen: np.ndarray, photo: np.ndarray, *, aside: bool = False) -> float:
     """The largest difference, in grey levels, of what a target sees of a photograph [s s 3].
 
-    aside: of the places at which its crop may begin, here or a pixel before, the nearest counts.
+    aside: its crop may begin a pixel aside; the place that fits best counts.
     """
     mean, std = (np.asarray(x, np.float64) for x in network.preprocess[1:])
     theirs = (np.asarray(seen, np.float64) * std + mean) * 255
     ours, side = network.preprocess.views([photo])[0], network.size
     places = [(y, x) for y in range(1 + aside) for x in range(1 + aside)]
-    found = [theirs[y:, x:] - ours[: side - y, : side - x] for y, x in places]
+    pairs = ((theirs, ours), (ours, theirs))
+    found = [a[y:, x:] - b[: side - y, : side - x] for y, x in places for a, b in pairs]
     return min(float(np.abs(one).max()) for one in found)
 
 

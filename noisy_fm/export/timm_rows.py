@@ -5,45 +5,20 @@ from collections.abc import Callable
 from typing import Any
 
 from noisy_fm.models import MODELS, ConvNeXt, EfficientNet, ResNet, ResNetV2, Swin, ViT
-from noisy_fm.weights.maps import convnext, efficientnet, resnet, resnetv2, swin, vit
+from noisy_fm.weights import zoo
 
 OTHERS = "expected one of saved_npz, stablehlo, onnx"
-# our name → timm's; what timm has no name for is the nearest one with other arguments.
-NAMES = {
-    "vit_ti16": "vit_tiny_patch16_224",
-    "vit_s32": "vit_small_patch32_224",
-    "vit_s16": "vit_small_patch16_224",
-    "vit_b32": "vit_base_patch32_224",
-    "vit_b16": "vit_base_patch16_224",
-    "vit_b8": "vit_base_patch8_224",
-    "vit_l32": "vit_large_patch32_224",
-    "vit_l16": "vit_large_patch16_224",
-    "vit_l14": "vit_large_patch14_224",
-    "vit_h14": "vit_huge_patch14_224",
-    "deit3_s16": "deit3_small_patch16_224",
-    "deit3_m16": "deit3_medium_patch16_224",
-    "deit3_b16": "deit3_base_patch16_224",
-    "deit3_l16": "deit3_large_patch16_224",
-    "deit3_h14": "deit3_huge_patch14_224",
-    "dinov2_s14": "vit_small_patch14_dinov2",
-    "dinov2_b14": "vit_base_patch14_dinov2",
-    "dinov2_l14": "vit_large_patch14_dinov2",
-    "dinov2_s14_reg": "vit_small_patch14_reg4_dinov2",
-    "dinov2_b14_reg": "vit_base_patch14_reg4_dinov2",
-    "dinov2_l14_reg": "vit_large_patch14_reg4_dinov2",
-    "clip_vit_b32": "vit_base_patch32_clip_224",
-    "clip_vit_b16": "vit_base_patch16_clip_224",
-    "clip_vit_l14": "vit_large_patch14_clip_224",
-    "swin_t": "swin_tiny_patch4_window7_224",
-    "swin_s": "swin_small_patch4_window7_224",
-    "swin_b": "swin_base_patch4_window7_224",
-    "swin_b_384": "swin_base_patch4_window12_384",
-    "swin_l": "swin_large_patch4_window7_224",
-    "swin_l_384": "swin_large_patch4_window12_384",
-    "efficientnet_lite0": "tf_efficientnet_lite0",
+# our name → (timm's, its images' size); what timm has no name for is the nearest one with other
+# arguments.
+NAMES: dict[str, tuple[str, int]] = {
+    row.model: (name, row.size) for name, row in reversed(zoo.TIMM.items()) if not row.fields
 }
-# Images that timm's row is made for, where they are not of 224 pixels a side.
-SIZES = {"dinov2": 518, "384": 384}
+NAMES |= {
+    "efficientnet_lite0": ("tf_efficientnet_lite0", 224),
+    "vit_l32": ("vit_large_patch32_224", 224),
+    "vit_l14": ("vit_large_patch14_224", 224),
+    "vit_h14": ("vit_huge_patch14_224", 224),
+}
 # Fields that say how a network is trained or computed.
 TRAINING = (
     *("parent", "name", "num_classes", "dtype", "remat", "scan", "drop_path", "drop_rule"),
@@ -58,15 +33,16 @@ def fields(module) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name not in TRAINING}
 
 
-def row_of(module, like: Callable[[dict], bool] = lambda own: True) -> str:
-    """The name in `MODELS` of the module's class that deviates least, of those that are `like`."""
+def row_of(module, own_name: str, like: Callable[[dict], bool] = lambda own: True) -> str:
+    """`own_name`, a key of `MODELS`, if timm has it and it is `like`; else what deviates least."""
     own, found = fields(module), {}
-    for name, make in MODELS.items():
+    for name in NAMES:
+        make = MODELS[name]
         if make.func is type(module) and like(theirs := fields(make(num_classes=0))):
             found[name] = sum(theirs[key] != own[key] for key in own)
     if not found:
         raise ValueError(f"timm has no {type(module).__name__} like this; {OTHERS}")
-    return min(found, key=found.__getitem__)
+    return own_name if own_name in found else min(found, key=found.__getitem__)
 
 
 def _deviating(module, row: str, names: dict[str, str]) -> dict[str, Any]:
@@ -79,11 +55,13 @@ def _deviating(module, row: str, names: dict[str, str]) -> dict[str, Any]:
     return {names[key]: value for key, value in changed.items() if names[key]}
 
 
-def _vit(module: ViT) -> tuple[str, dict]:
+def _vit(module: ViT, name: str) -> tuple[str, dict]:
     if module.pool == "token_mean":
         raise ValueError(f"timm has no ViT with pool='token_mean'; {OTHERS}, hf")
     # timm's rows hold the norm's ε, which has no argument: its CLIP towers' is 1e-5.
-    row = row_of(module, lambda own: own["epsilon"] == module.epsilon and own["pool"] == "token")
+    row = row_of(
+        module, name, lambda own: own["epsilon"] == module.epsilon and own["pool"] == "token"
+    )
     names = {
         "patch": "patch_size", "dim": "embed_dim", "depth": "depth", "num_heads": "num_heads",
         "mlp_ratio": "mlp_ratio", "registers": "reg_tokens", "layer_scale": "init_values",
@@ -100,18 +78,20 @@ def _vit(module: ViT) -> tuple[str, dict]:
     return row, arguments
 
 
-def _resnet(module: ResNet) -> tuple[str, dict]:
-    row = row_of(module, lambda own: own["block"] == module.block and own["stem"] == "imagenet")
+def _resnet(module: ResNet, name: str) -> tuple[str, dict]:
+    row = row_of(
+        module, name, lambda own: own["block"] == module.block and own["stem"] == "imagenet"
+    )
     arguments = _deviating(module, row, {"stage_sizes": "layers"})
     if len(module.stage_sizes) != 4:
         raise ValueError(f"timm's ResNets have 4 stages, this {len(module.stage_sizes)}; {OTHERS}")
     return row, arguments
 
 
-def _convnext(module: ConvNeXt) -> tuple[str, dict]:
+def _convnext(module: ConvNeXt, name: str) -> tuple[str, dict]:
     if module.layer_scale <= 0:
         raise ValueError(f"timm has no ConvNeXt with layer_scale=0; {OTHERS}")
-    row = row_of(module, lambda own: bool(own["head_width"]) == bool(module.head_width))
+    row = row_of(module, name, lambda own: bool(own["head_width"]) == bool(module.head_width))
     names = {
         "stage_sizes": "depths", "width": "dims", "head_width": "head_hidden_size",
         "epsilon": "norm_eps", "layer_scale": "",
@@ -123,45 +103,32 @@ def _convnext(module: ConvNeXt) -> tuple[str, dict]:
     return row, arguments
 
 
-def _swin(module: Swin) -> tuple[str, dict]:
+def _swin(module: Swin, name: str) -> tuple[str, dict]:
     names = {
         "dim": "embed_dim", "depths": "depths", "num_heads": "num_heads", "window": "window_size",
         "patch": "patch_size", "mlp_ratio": "mlp_ratio",
     }  # fmt: skip
-    row = row_of(module)
+    row = row_of(module, name)
     return row, _deviating(module, row, names)
 
 
-def _row(module) -> tuple[str, dict]:
+def _row(module, name: str) -> tuple[str, dict]:
     """Of those that timm builds by their name alone."""
-    row = row_of(module)
+    row = row_of(module, "")
     return row, _deviating(module, row, {})
 
 
-# class → (row and arguments of a module, its table of names, {our feature: timm's submodule})
-KINDS: dict[type, tuple[Callable, Callable, Callable[[Any], dict[str, str]]]] = {
-    ViT: (_vit, vit.timm, lambda m: {f"block{i}": f"blocks.{i}" for i in range(m.depth)}),
-    Swin: (_swin, swin.timm, lambda m: {f"stage{i + 1}": f"layers.{i}" for i in _of(m.depths)}),
+# class → (row and arguments of a module and its name here, {our feature: timm's submodule})
+KINDS: dict[type, tuple[Callable, Callable[[Any], dict[str, str]]]] = {
+    ViT: (_vit, lambda m: {f"block{i}": f"blocks.{i}" for i in range(m.depth)}),
+    Swin: (_swin, lambda m: {f"stage{i + 1}": f"layers.{i}" for i in _of(m.depths)}),
     ConvNeXt: (
         _convnext,
-        convnext.timm,
         lambda m: {f"stage{i + 1}": f"stages.{i}" for i in _of(m.stage_sizes)},
     ),
-    ResNet: (
-        _resnet,
-        resnet.timm,
-        lambda m: {f"layer{i + 1}": f"layer{i + 1}" for i in _of(m.stage_sizes)},
-    ),
-    ResNetV2: (
-        _row,
-        resnetv2.timm,
-        lambda m: {f"layer{i + 1}": f"stages.{i}" for i in _of(m.stage_sizes)},
-    ),
-    EfficientNet: (
-        _row,
-        efficientnet.timm,
-        lambda m: {f"stage{i + 1}": f"blocks.{i}" for i in _of(m.stages)},
-    ),
+    ResNet: (_resnet, lambda m: {f"layer{i + 1}": f"layer{i + 1}" for i in _of(m.stage_sizes)}),
+    ResNetV2: (_row, lambda m: {f"layer{i + 1}": f"stages.{i}" for i in _of(m.stage_sizes)}),
+    EfficientNet: (_row, lambda m: {f"stage{i + 1}": f"blocks.{i}" for i in _of(m.stages)}),
 }
 
 

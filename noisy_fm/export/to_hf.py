@@ -8,7 +8,7 @@ from noisy_fm import files
 from noisy_fm.data.decode import FILTERS
 from noisy_fm.export import network as network_lib
 from noisy_fm.export.hf_forms import KINDS, OTHERS, Form
-from noisy_fm.export.network import Network, triples
+from noisy_fm.export.network import Network, placed, triples
 from noisy_fm.export.target import Target, require
 from noisy_fm.export.torch_side import read_input, runner, with_counters
 from noisy_fm.models import ViT
@@ -37,19 +37,12 @@ found = model(**processor(image, return_tensors="pt"), **texts)  # of a PIL imag
 def hf(network: Network, *, nearest: bool = False, **unused) -> Target:
     """config.json, model.safetensors and preprocessor_config.json; CLIP's tokenizer as well."""
     require(("transformers",), INSTALL, "a folder for transformers")
-    module, fit = network.module, network.preprocess.fit
-    margin = (fit.shorter - fit.size) / 2
-    exact = fit.whole and round(margin) == int(margin)
+    module = network.module
+    exact = placed(network, "floor", nearest, "transformers")
     if type(module) not in KINDS:
         raise ValueError(
             f"{type(module).__name__} has no form for transformers, which is written of "
             f"{', '.join(kind.__name__ for kind in KINDS)}; {OTHERS}, timm"
-        )
-    if not exact and not nearest:
-        raise ValueError(
-            "transformers rounds down where a crop begins, the model's evaluation to the nearest "
-            "pixel, so that some images are cropped a pixel aside; nearest=True (--nearest) "
-            "accepts that"
         )
     form = KINDS[type(module)](module, network.variables, network.size)
     kind = _class(network, form)

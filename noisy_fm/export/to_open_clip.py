@@ -6,7 +6,7 @@ import numpy as np
 
 from noisy_fm import files
 from noisy_fm.export import network as network_lib
-from noisy_fm.export.network import Network, triples
+from noisy_fm.export.network import Network, placed, triples
 from noisy_fm.export.target import Target
 from noisy_fm.export.torch_side import runner, with_counters
 from noisy_fm.models import ModifiedResNet
@@ -34,6 +34,7 @@ def open_clip(network: Network, *, nearest: bool = False, **unused) -> Target:
                          "expected to='timm' or another format")  # fmt: skip
     fit, module = network.preprocess.fit, network.module
     exact = fit.shorter == fit.size and fit.filter in FILTERS
+    exact = placed(network, "round", nearest, "open_clip") and exact
     if not exact and not nearest:
         raise ValueError(
             f"open_clip resizes to {fit.size} pixels, bilinear or bicubic, the model was evaluated "

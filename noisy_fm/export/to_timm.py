@@ -4,13 +4,13 @@ from pathlib import Path
 
 from noisy_fm import files
 from noisy_fm.export import equal
-from noisy_fm.export.network import Network, triples, width
+from noisy_fm.export.network import Network, placed, triples, width
 from noisy_fm.export.target import Target
-from noisy_fm.export.timm_rows import KINDS, NAMES, OTHERS, SIZES
+from noisy_fm.export.timm_rows import KINDS, NAMES, OTHERS
 from noisy_fm.export.torch_side import runner, with_counters
 from noisy_fm.models import ModifiedResNet, Swin, ViT
 from noisy_fm.weights import files as weight_files
-from noisy_fm.weights import rules
+from noisy_fm.weights import rules, zoo
 
 LIBRARIES, INSTALL = ("timm", "torch"), "pip install timm"
 LOADING = """\
@@ -22,9 +22,10 @@ logits = model(transform(image)[None])  # of a PIL image
 """
 
 
-def timm(network: Network, **unused) -> Target:
+def timm(network: Network, *, nearest: bool = False, **unused) -> Target:
     """config.json and model.safetensors; CLIP's image tower alone, its projection the head."""
     module, variables = network.module, network.variables
+    exact = placed(network, "round", nearest, "timm")
     if network.texts:
         if isinstance(module.image, ModifiedResNet):
             raise ValueError(f"timm's CLIP ResNet has other names; {OTHERS}, open_clip")
@@ -33,15 +34,14 @@ def timm(network: Network, **unused) -> Target:
         raise ValueError(f"timm has no {type(module).__name__}; {OTHERS}")
     if isinstance(module, ViT):
         module, variables = equal.learned_positions(module, variables, network.size)
-    describe, names, stages = KINDS[type(module)]
-    row, arguments = describe(module)
-    architecture = NAMES.get(row, row)
+    describe, stages = KINDS[type(module)]
+    row, arguments = describe(module, network.name)
+    architecture, known = NAMES[row]
     if isinstance(module, ViT | Swin):
-        known = next((size for name, size in SIZES.items() if name in architecture), 224)
         arguments |= {} if network.size == known else {"img_size": network.size}
     if isinstance(module, Swin):
         variables = equal.small_windows(module, variables, network.size)
-    state = with_counters(rules.to_theirs(variables, names(module)))
+    state = with_counters(rules.to_theirs(variables, zoo.table("timm", module)))
     about = _config(network, module, architecture, arguments, state)
 
     def write(folder: Path) -> None:
@@ -59,6 +59,8 @@ def timm(network: Network, **unused) -> Target:
         LOADING,
         {"config.json": "timm's name, arguments and preprocessing", "model.safetensors": "weights"},
         see=_transform,
+        exact=exact,
+        aside=not exact,
     )
 
 

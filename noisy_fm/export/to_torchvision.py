@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from noisy_fm import files
-from noisy_fm.export.network import Network, triples
+from noisy_fm.export.network import Network, placed, triples
 from noisy_fm.export.target import Target
 from noisy_fm.export.torch_side import read_input, runner, with_counters
 from noisy_fm.models import ConvNeXt, EfficientNet, ResNet
 from noisy_fm.weights import files as weight_files
-from noisy_fm.weights import rules
-from noisy_fm.weights.maps import convnext, efficientnet, resnet
+from noisy_fm.weights import rules, zoo
 
 OTHERS = "expected one of saved_npz, stablehlo, onnx"
 LOADING = """\
 import json
 from functools import partial
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -28,7 +28,7 @@ SEEN
 logits = model(transform(image)[None])  # of a PIL image
 """
 SEEN = """\
-given = json.load(open("FOLDER/config.json"))["preprocess"]
+given = json.loads(Path("FOLDER/config.json").read_text())["preprocess"]
 transform = transforms.Compose([
     transforms.Resize(given["resize"], transforms.InterpolationMode(given["interpolation"])),
     transforms.CenterCrop(given["size"]),
@@ -117,31 +117,28 @@ def _efficientnet(module: EfficientNet) -> tuple[str, Callable[[], Any]]:
     return code, make
 
 
-# class → (Python and maker, table of names, the submodule that reads what a head reads, and
+# class → (Python and maker, the submodule that reads what a head reads, and
 # {our feature: torchvision's submodule})
-KINDS: dict[type, tuple[Callable, Callable, str, Callable[[Any], dict[str, str]]]] = {
+KINDS: dict[type, tuple[Callable, str, Callable[[Any], dict[str, str]]]] = {
     ResNet: (
         _resnet,
-        resnet.torchvision,
         "fc",
         lambda m: {f"layer{i}": f"layer{i}" for i in range(1, 5)},
     ),
     ConvNeXt: (
         _convnext,
-        convnext.torchvision,
         "classifier.2",
         lambda m: {f"stage{i}": f"features.{2 * i - 1}" for i in range(1, 5)},
     ),
     EfficientNet: (
         _efficientnet,
-        efficientnet.torchvision,
         "classifier.1",
         lambda m: {f"stage{i}": f"features.{i}" for i in range(1, len(m.stages) + 1)},
     ),
 }
 
 
-def torchvision(network: Network, **unused) -> Target:
+def torchvision(network: Network, *, nearest: bool = False, **unused) -> Target:
     """model.safetensors by torchvision's names, and config.json with the preprocessing."""
     module, fit = network.module, network.preprocess.fit
     if type(module) not in KINDS:
@@ -150,9 +147,10 @@ def torchvision(network: Network, **unused) -> Target:
                          f"of {known}; {OTHERS}, timm")  # fmt: skip
     if not module.num_classes:
         raise ValueError("torchvision's models have a head, this has none; expected to='timm'")
-    describe, names, head, stages = KINDS[type(module)]
+    exact = placed(network, "round", nearest, "torchvision")
+    describe, head, stages = KINDS[type(module)]
     code, make = describe(module)
-    state = with_counters(rules.to_theirs(network.variables, names(module)))
+    state = with_counters(rules.to_theirs(network.variables, zoo.table("torchvision", module)))
     mean, std = triples(network)
     seen = {
         "size": fit.size,
@@ -188,6 +186,8 @@ def torchvision(network: Network, **unused) -> Target:
         LOADING.replace("BUILD", code).replace("SEEN", SEEN),
         {"model.safetensors": "weights", "config.json": "the model's Python, and preprocessing"},
         see=_transform,
+        exact=exact,
+        aside=not exact,
     )
 
 
