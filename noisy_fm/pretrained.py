@@ -136,11 +136,11 @@ def about(source: str, found: Found, config, info: dict, variables) -> dict:
 
 def digest(variables) -> str:
     """16 hexadecimal digits of all arrays' paths and bits."""
-    found = hashlib.blake2b(digest_size=8)
+    found = hashlib.sha256()  # twice as fast as blake2b where the CPU has it
     for where, leaf in jax.tree_util.tree_leaves_with_path(variables):
         found.update(jax.tree_util.keystr(where).encode())
         found.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return found.hexdigest()
+    return found.hexdigest()[:16]
 
 
 def locate(source: str, path=None) -> Found:

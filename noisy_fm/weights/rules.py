@@ -113,9 +113,11 @@ def to_ours(state: Mapping[str, Any], shapes, rules: Map, *, where: str = "the w
             wrong.append(f"{names[0]} are {given[0].dtype}")
             continue
         try:
-            value = np.concatenate([np.atleast_1d(layout.ours(one)) for one in given], axis=-1)
-            found[path] = value.reshape(leaf.shape).astype(leaf.dtype)
-            same = value.shape == (leaf.shape or (1,))
+            parts = [layout.ours(one) for one in given]
+            value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            value = value.reshape(leaf.shape) if value.size == 1 else value  # a number
+            same = value.shape == tuple(leaf.shape)
+            found[path] = value.astype(leaf.dtype, copy=False)
         except (ValueError, IndexError):  # so other a shape that the layout cannot be
             same = False
         if not same:
