@@ -25,7 +25,7 @@ from noisy_fm.data.source import numbered
 from noisy_fm.data.storage import FORMATS, TFDS
 from noisy_fm.messages import unknown
 from noisy_fm.models.layers import pooled
-from noisy_fm.pretrained import OPEN_CLIP_CONFIG
+from noisy_fm.pretrained import EXPORTED, OPEN_CLIP_CONFIG
 from noisy_fm.tasks.task import separated
 
 KEPT = 8  # sets of zero-shot classes whose weights are kept
@@ -154,13 +154,9 @@ class Model(NamedTuple):
         return jax.device_put(separated(self.variables), everywhere)
 
     def data(self, name: str, **arguments):
-        """`data.load`, drawn at the size that the model sees where there is a choice.
-
-        Or else the next larger one, or the largest there is.
-        """
-        larger = [size for size in data_lib.SIZES if size >= self.preprocess.size]
-        size = min(larger, default=max(data_lib.SIZES))
-        own = {"size": size} if name in data_lib.IN_MEMORY else {}
+        """`data.load`, drawn at the size that the model sees where there is a choice."""
+        size = self.preprocess.size
+        own = {"size": size} if name in data_lib.IN_MEMORY and size in data_lib.SIZES else {}
         return data_lib.load(name, **arguments, **own)
 
     @property
@@ -300,8 +296,8 @@ def _is_run(source) -> bool:
     folder = files.absolute(source)
     if (folder / "config.json").exists():
         found = files.read_json(folder / "config.json")
-        return not {"architecture", "model_type"} & set(found)
-    if (folder / OPEN_CLIP_CONFIG).exists():
+        return not (folder / EXPORTED).exists() and not {"architecture", "model_type"} & set(found)
+    if any((folder / name).exists() for name in (OPEN_CLIP_CONFIG, EXPORTED)):
         return False
     return folder.exists() or str(source).partition("/")[0] not in pretrained.LIBRARIES
 

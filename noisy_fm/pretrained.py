@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from noisy_fm import checkpoint, models
 from noisy_fm import config as config_lib
@@ -30,6 +31,16 @@ from noisy_fm.weights import hf, rules, zoo
 HEADS = ("keep", "drop")
 HUB = "hf"  # before the repository's own name
 SIZES = Path(__file__).parent / "weights" / "sizes.json"  # of `tools/reference_sizes.py`
+EXPORTED = "noisy_fm.json"  # of `noisy_fm.export`
+OWN = "noisy_fm"
+# formats of `noisy_fm.export` → whose names their arrays have
+READ_AGAIN = {
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "open_clip": "open_clip",
+    "saved_npz": OWN,
+    "stablehlo": OWN,
+}
 LIBRARIES = (HUB, *zoo.ROWS)
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 FETCHED = ("*.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin", "*.npz")
@@ -49,6 +60,7 @@ class Found(NamedTuple):
     label_names: Sequence[str] = ()
     shorter: int = 0  # what the shorter side is resized to, if the config says it in pixels
     whole: bool = False
+    fit: decode.Fit | None = None  # if a file of ours says it
     table: Mapping[str, Any] = {}  # arguments of the table of names
     antialias: bool = True  # of resized positions
 
@@ -192,6 +204,8 @@ def fetched(repository: str) -> Path:
 def in_folder(folder: Path, path) -> Found:
     """A model in a folder that says what it is."""
     place = Path(path).expanduser() if path else folder
+    if (folder / EXPORTED).exists() and not (folder / "preprocessor_config.json").exists():
+        return of_export(read_config(folder / EXPORTED), place, where=folder)
     if (folder / OPEN_CLIP_CONFIG).exists():
         return of_open_clip(read_config(folder / OPEN_CLIP_CONFIG), place)
     if not (folder / "config.json").exists():
@@ -202,8 +216,22 @@ def in_folder(folder: Path, path) -> Found:
     if "model_type" in config:
         made = hf.described(folder, config)
         return Found("hf", made.row, place, made.images, made.label_names, made.shorter, made.whole,
-                     made.table, made.antialias)  # fmt: skip
+                     None, made.table, made.antialias)  # fmt: skip
     raise ValueError(f"{folder / 'config.json'} is neither timm's nor Hugging Face's")
+
+
+def of_export(said: dict, path: Path, *, where: Path) -> Found:
+    """What `noisy_fm.export` wrote."""
+    library = require_known(f"{where} is an export; to", said.get("to", ""), READ_AGAIN)
+    fields = dict(said["arguments"])
+    for name in ("num_classes", "logit_bias"):  # which the file of weights tells
+        fields.pop(name, None)
+    seen = said["preprocess"]
+    fit = decode.Fit(*(seen[name] for name in decode.Fit._fields))
+    norm = {n: tuple(np.broadcast_to(seen[n], 3).tolist()) for n in ("mean", "std")}
+    row = zoo.Row(fields.pop("name"), fit.size, fields)
+    images = zoo.Images(fit.size, 1.0, fit.filter, norm)
+    return Found(READ_AGAIN[library], row, path, images, said["label_names"], fit=fit)
 
 
 def of_timm(config: dict, path: Path, *, where: Path) -> Found:
@@ -273,7 +301,7 @@ def read_config(path: Path) -> dict:
 def network(found: Found, state: Mapping, head: str) -> tuple[nn.Module, Any]:
     """(The module, a training config that makes it)."""
     row = found.row
-    if found.library == "open_clip" or row.model == hf.CLIP or "text" in row.fields:
+    if found.library == "open_clip" or "text" in row.fields:
         config = config_lib.train("contrast")
         fields = {"name": row.model, **row.fields}
         module: nn.Module = models.create_clip(**fields)
@@ -297,6 +325,10 @@ def _classes(found: Found, bare: nn.Module, state: Mapping) -> int:
 
 
 def names_of(found: Found, module: nn.Module) -> rules.Map:
+    if found.library == OWN:
+        given = shapes_of(module, found.row.size)
+        paths = traverse_util.flatten_dict(dict(given), sep="/")
+        return rules.Map([rules.Rule(path, path) for path in paths], ignored=())
     return zoo.table(found.library, module, **found.table)
 
 
@@ -369,6 +401,8 @@ def resized(module, variables: dict, old: int, new: int, *, antialias: bool) -> 
 
 def fitted(found: Found, size: int, rounding: str) -> decode.Fit:
     images = found.images or DEFAULTS["open_clip"]
+    if found.fit and size == found.fit.size:
+        return found.fit
     if found.shorter:
         shorter = found.shorter if size == images.size else round(
             size * found.shorter / images.size

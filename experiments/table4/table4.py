@@ -31,22 +31,30 @@ UNSEEN = {
 }
 
 
-def features(model, name: str, out: Path, labels: str, domain: str, split: str) -> tuple:
-    """(features [n d], labels [n], concepts [n]) of one part of the emoji."""
+def features(model, name: str, out: Path, known: dict, labels: str, domain: str, split: str):
+    """(features [n d], labels [n], concepts [n]) of one part of the emoji.
+
+    known: {id: features} of what the model has seen, so that each drawing is looked at once.
+    """
     source = model.data("emoji_domains", labels=labels, domain=domain, split=split)
-    store = out / "features" / f"{name}-{labels}-{domain}-{split}"
-    if not store.exists():
-        extract(model, source, store, data={"labels": labels, "domain": domain, "split": split})
-    found = open_store(store)
-    rows = source.rows_of(found.ids)
-    return np.asarray(found.features), source.labels[rows], source.groups[rows]
+    new = np.array([i for i, one in enumerate(source.ids) if one not in known], int)
+    if len(new):
+        store = out / "features" / f"{name}-{labels}-{domain}-{split}"
+        about = {"labels": labels, "domain": domain, "split": split}
+        extract(model, source.select(new), store, data={"name": "emoji_domains", **about})
+        found = open_store(store)
+        known.update(zip(found.ids.tolist(), np.asarray(found.features), strict=True))
+    return np.stack([known[one] for one in source.ids.tolist()]), source.labels, source.groups
 
 
 def transfers(model, name: str, out: Path):
     """(labels, what is tuned on, {target: what is tested on}) one after another."""
+    known: dict[int, np.ndarray] = {}
     for labels, unseen in UNSEEN.items():
-        train = features(model, name, out, labels, SOURCE, "train")
-        tests = {to: features(model, name, out, labels, to, "test") for to in (SOURCE, *unseen)}
+        train = features(model, name, out, known, labels, SOURCE, "train")
+        tests = {
+            to: features(model, name, out, known, labels, to, "test") for to in (SOURCE, *unseen)
+        }
         yield labels, train, tests
 
 

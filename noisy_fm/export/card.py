@@ -27,6 +27,7 @@ def about(model: Model, network: Network, to: str, run, files_of: Mapping[str, s
         "version": __version__,
         "to": to,
         "model": network.name,
+        "arguments": network.arguments,
         "outputs": list(network.outputs),
         "label_names": list(network.label_names),
         "preprocess": {**fit._asdict(), "mean": network.preprocess.mean,
