@@ -141,9 +141,7 @@ def perturbed(monkeypatch) -> None:
 def test_what_differs_is_not_left(vit, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         perturbed(patched)
-        with pytest.raises(
-            ParityError, match=r"logits differs by .* tolerance 0\.0001"
-        ):
+        with pytest.raises(ParityError, match=r"logits differs by .* tolerance 0\.0001"):
             export(vit, "saved_npz", tmp_path / "out")
         assert not list(tmp_path.iterdir())
     export(vit, "saved_npz", tmp_path / "out")

@@ -38,7 +38,10 @@ def about(model: Model, network: Network, to: str, run, files_of: Mapping[str, s
     }  # fmt: skip
     config = meta.get("config", {})
     if isinstance(meta.get("source"), Mapping):  # another library's model
-        found["source"] = {key: meta["source"][key] for key in ("name", "library")}
+        name, library = (str(meta["source"][key]) for key in ("name", "library"))
+        # Of a folder on this machine its last part says enough.
+        name = name.rstrip("/").rpartition("/")[2] if name.startswith(("/", "~")) else name
+        found["source"] = {"name": name, "library": library}
     elif "data" in config:
         data = {key: value for key, value in config["data"].items() if key != "path"}
         found["trained"] = {"task": config["task"]["name"], "data": data, "split": config["split"]}

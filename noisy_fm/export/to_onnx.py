@@ -21,6 +21,7 @@ from noisy_fm.models import fast
 LIBRARIES = ("jax2onnx", "onnx")
 INSTALL = "pip install 'noisy-fm[onnx]'"
 OPSET = 18  # the first whose ReduceSumSquare takes its axes as jax2onnx writes them
+LARGEST = 1_900_000_000  # bytes of weights in one file
 FILE, INPUT = "model.onnx", "pixels"
 LOADING = f"""\
 import numpy as np
@@ -39,6 +40,12 @@ def onnx(network: Network, *, pixels: str = "uint8", head=None, **unused) -> Tar
     head: a fitted estimator of "pre_logits", whose probabilities are one more output.
     """
     require(LIBRARIES, INSTALL, "ONNX")
+    flat = network_lib.flat(network.variables)
+    weighs = sum(x.nbytes for name, x in flat.items() if not name.startswith("params/text"))
+    if weighs > LARGEST:
+        raise ValueError(
+            f"the weights are {weighs / 1e9:.1f} GB, one ONNX file holds 2; expected to='stablehlo'"
+        )
     with_head = None
     if head is not None:
         from noisy_fm.export import heads  # which loads scikit-learn
