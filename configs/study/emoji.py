@@ -11,6 +11,8 @@ long do: without that the spectrum moves less, and out-of-domain accuracy hardly
     --config=configs/study/emoji.py:full,augmented the same with augmentation, which keeps the
                                                    models from memorising
     --config=configs/study/emoji.py:full,persons   labels of persons wrong among one another
+    --config=configs/study/emoji.py:vit            small vision transformers, half an hour a model on
+                                                   a CPU core (not run)
     --config=configs/study/emoji.py:release        heads of the authors' code, which are tuned on
                                                    two views of each image
 """
@@ -49,7 +51,9 @@ def transfers() -> dict:
 
 
 def get_config(arg: str = ""):
-    args = config_lib.parse_arg(arg, full=False, augmented=False, persons=False, release=False)
+    args = config_lib.parse_arg(
+        arg, full=False, augmented=False, persons=False, release=False, vit=False
+    )
     config = study.defaults()
     config.transfers = transfers()
     config.noise_rates = (0.0, 0.3)
@@ -63,6 +67,11 @@ def get_config(arg: str = ""):
         config.noise_rates = (0.0, 0.025, 0.05, 0.1, 0.2, 0.3)
         config.seeds = 10
         config.pretrain.epochs = 25.0
+    if args.vit:
+        config.pretrain.model = {"name": "vit_tiny", "patch": 8}
+        config.pretrain.epochs = 40.0
+        config.pretrain.optimizer.learning_rate = 1e-3
+        config.pretrain.schedule.warmup_epochs = 2.0
     if not args.augmented:
         config.pretrain.task.augment = {"name": "none"}
     if args.persons:
