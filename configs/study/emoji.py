@@ -11,8 +11,8 @@ long do: without that the spectrum moves less, and out-of-domain accuracy hardly
     --config=configs/study/emoji.py:full,augmented the same with augmentation, which keeps the
                                                    models from memorising
     --config=configs/study/emoji.py:full,persons   labels of persons wrong among one another
-    --config=configs/study/emoji.py:vit            small vision transformers, half an hour a model on
-                                                   a CPU core (not run)
+    --config=configs/study/emoji.py:vit            small vision transformers: half an hour a model
+                                                   on a CPU core, not run here
     --config=configs/study/emoji.py:release        heads of the authors' code, which are tuned on
                                                    two views of each image
 """
