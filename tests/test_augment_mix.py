@@ -54,6 +54,7 @@ def test_mixup_ratios_are_beta(alpha):
     assert stats.kstest(drawn, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_cutmix_pastes_boxes_of_the_drawn_area():
     drawn, mixed = ratios(cutmix=1.0)
     assert set(np.unique(mixed)) <= {0, 1}

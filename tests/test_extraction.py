@@ -215,8 +215,9 @@ def test_outputs_are_fetched_while_the_next_ones_are_computed():
 
 def test_arguments_of_the_data_are_passed_on(capsys):
     line = "--model=m --data=folder --out=o --data.path=/x --data.split=val --step=3"
-    flags, chosen = command.parse(line.split())
-    assert (flags.model, flags.step, chosen) == ("m", 3, {"path": "/x", "split": "val"})
+    flags, chosen, of_model = command.parse(line.split())
+    assert (flags.model, flags.step, of_model) == ("m", 3, {})
+    assert chosen == {"path": "/x", "split": "val"}
     with pytest.raises(SystemExit):
         command.parse([*line.split(), "--bath-size=3"])
     assert "unknown argument --bath-size=3" in capsys.readouterr().err

@@ -200,6 +200,7 @@ def test_an_unfinished_seed_or_test_is_left_out_and_counted(repeated, tmp_path):
     assert len(found["slight"].differences) == 4  # at γ up to 10 % it is there
 
 
+@pytest.mark.slow
 def test_more_heads_with_the_same_outcome_add_no_evidence(repeated, tmp_path):
     rows = [json.loads(text) for text in (repeated / "records.jsonl").read_text().splitlines()]
     probes = [r for r in rows if r["stage"] == "probe"]
@@ -247,6 +248,7 @@ def scores_of(folder):
     return tables.probe_scores(records, shift="ood", metric="accuracy")
 
 
+@pytest.mark.slow
 def test_gains_and_changes_have_intervals_over_seeds(study, repeated):
     gains = paired.gains_over(scores_of(repeated), "LP", "noise_rate")
     gain = gains.set_index(["noise_rate", "label"]).loc[(0.1, "NMTune")]

@@ -269,6 +269,7 @@ def by_run(folder, shift, method):
     return means.groupby(["seed", "noise_rate"]).mean().unstack()
 
 
+@pytest.mark.slow
 def test_the_map_of_tasks_shows_changes_and_which_are_clear(repeated):
     page = Page(report.build(repeated).read_text())
     frame = pd.read_json(repeated / "records.jsonl", lines=True, precise_float=True)
@@ -288,6 +289,7 @@ def test_the_map_of_tasks_shows_changes_and_which_are_clear(repeated):
     assert set(marks) == {True, False}  # or the mark would say nothing
 
 
+@pytest.mark.slow
 def test_heads_that_are_still_learning_are_told(repeated, tmp_path):
     rows = [json.loads(text) for text in (repeated / "records.jsonl").read_text().splitlines()]
     records = tables.prepare(artifacts.tidy(rows, []))
@@ -443,6 +445,7 @@ def test_records_are_the_same_in_every_format(built):
     ],
 )
 @pytest.mark.usefixtures("unsaved")
+@pytest.mark.slow
 def test_missing_parts_become_a_line(study, tmp_path, kept, line):
     rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
     write_lines(tmp_path / "records.jsonl", [row for row in rows if kept(row)])
@@ -459,6 +462,7 @@ def test_missing_parts_become_a_line(study, tmp_path, kept, line):
 
 
 @pytest.mark.usefixtures("unsaved")
+@pytest.mark.slow
 def test_means_are_over_the_tasks_that_every_cell_has(study, tmp_path):
     rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
 
@@ -531,6 +535,7 @@ def test_a_sweep_of_lambda_is_a_section_of_its_own(study, built, tmp_path):
 
 
 @pytest.mark.usefixtures("unsaved")
+@pytest.mark.slow
 def test_records_that_do_not_say_where_or_mix_kinds_of_noise_are_told(study, tmp_path):
     rows = [json.loads(text) for text in (study / "records.jsonl").read_text().splitlines()]
     spectra = [r for r in rows if r["stage"] == "spectrum" and r["method"] is None]
@@ -546,6 +551,7 @@ def test_records_that_do_not_say_where_or_mix_kinds_of_noise_are_told(study, tmp
 
 
 @pytest.mark.usefixtures("unsaved")
+@pytest.mark.slow
 def test_bad_lines_are_skipped_and_named(study, tmp_path, capsys):
     text = (study / "records.jsonl").read_text().splitlines()
     text[2] = text[2][:30]
@@ -634,6 +640,7 @@ def test_help_says_what_is_read(capsys):
     assert "--out" in text
 
 
+@pytest.mark.slow
 def test_pretraining_says_what_its_intervals_are_from(study, repeated, tmp_path):
     found = collected(study)["pretrain"]
     assert (found.verdict, found.check) == ("described", True)
