@@ -13,7 +13,10 @@ LOGGED = {
     "scale": "Temperature: the factor of cosines",
 }
 TEXT = "Means since the log line before, and over seeds."
-NEAR = "Cosines of a few held-out images (rows) with their captions (columns), of one seed."
+NEAR = (
+    "Cosines of a few held-out images (rows) with their captions (columns), of one seed; ○ marks the "
+    "caption that an image is nearest to, a good model's along the diagonal."
+)
 
 
 def training(

@@ -51,7 +51,7 @@ class Run:
     """One run's folder: what it wrote before, and what it writes from now on.
 
     config.json, noise.npz, parameters.txt, checkpoints/, the writers' files and, when done,
-    result.json (validation metrics, durations, hashes).
+    result.json (validation metrics, the log's course, durations, hashes).
     """
 
     def __init__(self, config: ConfigDict, made: Setup, workdir: str, mine: lease.Lease, measures):
