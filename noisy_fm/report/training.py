@@ -14,8 +14,8 @@ LOGGED = {
 }
 TEXT = "Means since the log line before, and over seeds."
 NEAR = (
-    "Cosines of a few held-out images (rows) with their captions (columns), of one seed; ○ marks the "
-    "caption that an image is nearest to, a good model's along the diagonal."
+    "Cosines of a few held-out images (rows) with their captions (columns), of one seed; ○ marks "
+    "the caption that an image is nearest to, a good model's along the diagonal."
 )
 
 
