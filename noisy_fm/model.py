@@ -25,8 +25,8 @@ from noisy_fm.data.source import numbered
 from noisy_fm.data.storage import FORMATS, TFDS
 from noisy_fm.messages import unknown
 from noisy_fm.models.layers import pooled
-from noisy_fm.pretrained import EXPORTED, OPEN_CLIP_CONFIG
 from noisy_fm.tasks.task import separated
+from noisy_fm.weights import folders
 
 KEPT = 8  # sets of zero-shot classes whose weights are kept
 _class_weights: dict[tuple, np.ndarray] = {}
@@ -48,6 +48,11 @@ class Preprocess(NamedTuple):
     def size(self) -> int:
         """Pixels a side of what the network takes."""
         return self.fit.size
+
+    def said(self) -> dict:
+        """All of it, as JSON types."""
+        norm = {name: np.asarray(getattr(self, name)).tolist() for name in ("mean", "std")}
+        return {**self.fit._asdict(), **norm}
 
     @classmethod
     def of(cls, config: ConfigDict, info: Mapping) -> "Preprocess":
@@ -192,7 +197,8 @@ class Model(NamedTuple):
         return np.asarray(jax.nn.softmax(zeroshot.logits(images, weights, scale=scale)))
 
     def _class_weights(self, names: Sequence[str], chosen: tuple[str, ...]) -> np.ndarray:
-        key = (self.meta["weights"], names if isinstance(names, str) else tuple(names), chosen)
+        made = self.meta["weights"], self.meta.get("config_hash")
+        key = (*made, names if isinstance(names, str) else tuple(names), chosen)
         if key not in _class_weights:
             while len(_class_weights) >= KEPT:
                 del _class_weights[next(iter(_class_weights))]
@@ -259,7 +265,7 @@ def load_model(
 
     Or another library's model: "timm/resnet50.a1_in1k" with the `path` of its weights, a folder of
     timm, open_clip or Hugging Face; `foreign` are arguments of `pretrained.load`: head, part, size,
-    rounding.
+    rounding, images.
 
     Raises:
       FileNotFoundError: nothing there. ValueError: no such checkpoint, or none that can be read.
@@ -296,10 +302,13 @@ def _is_run(source) -> bool:
     folder = files.absolute(source)
     if (folder / "config.json").exists():
         found = files.read_json(folder / "config.json")
-        return not (folder / EXPORTED).exists() and not {"architecture", "model_type"} & set(found)
-    if any((folder / name).exists() for name in (OPEN_CLIP_CONFIG, EXPORTED)):
+        return not (folder / folders.EXPORTED).exists() and not {
+            "architecture",
+            "model_type",
+        } & set(found)
+    if any((folder / name).exists() for name in (folders.OPEN_CLIP_CONFIG, folders.EXPORTED)):
         return False
-    return folder.exists() or str(source).partition("/")[0] not in pretrained.LIBRARIES
+    return folder.exists() or str(source).partition("/")[0] not in folders.LIBRARIES
 
 
 def _of_another_library(source, path, arguments: Mapping) -> Model:

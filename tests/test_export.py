@@ -119,7 +119,7 @@ def test_a_crop_that_the_format_places_otherwise_is_said_first(tmp_path):
 
 def test_other_things_are_not_overwritten(vit, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no earlier export"):
+    with pytest.raises(ValueError, match=r"no noisy_fm\.json, which no export wrote"):
         export(vit, "saved_npz", tmp_path)
     with pytest.raises(ValueError, match="expected a local folder"):
         export(vit, "saved_npz", "gs://bucket/out")
@@ -190,7 +190,10 @@ def test_the_card_says_what_made_it(vit, tmp_path):
     run = tmp_path / "run"
     _, manifest = noise.flip_labels(np.arange(400) % 5, 5, 0.1, seed=3)
     manifest.save(run / "noise.npz")
-    result = {"eval": {"accuracy": {"value": 0.61, "low": 0.58, "high": 0.64}, "loss": 1.0}}
+    result = {
+        "steps": 7,
+        "eval": {"accuracy": {"value": 0.61, "low": 0.58, "high": 0.64}, "loss": 1.0},
+    }
     (run / "result.json").write_text(json.dumps(result))
     export(vit, "saved_npz", tmp_path / "out", run=run)
     about = json.loads((tmp_path / "out" / "noisy_fm.json").read_text())

@@ -12,10 +12,10 @@ import zoo as small
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from noisy_fm import load_model, models, pretrained
+from noisy_fm import data, load_model, models, pretrained
 from noisy_fm.data import decode
 from noisy_fm.features import __main__ as features_command
-from noisy_fm.features import open_store
+from noisy_fm.features import extraction, open_store
 from noisy_fm.weights import files, lite0, rules, zoo
 from noisy_fm.weights.maps import vit
 
@@ -77,6 +77,7 @@ def test_heads_are_kept_or_dropped_and_positions_resized(folder):
     assert larger.preprocess.size == 24
     assert larger.variables["params"]["pos_embed"].shape == (1, 37, 16)
     assert larger.features(images).shape == (3, 16)
+    assert load_model(folder, head="drop", size=24).meta["weights"] != larger.meta["weights"]
     with pytest.raises(ValueError, match="size is 22; expected a multiple of the patch size 4"):
         load_model(folder, size=22)
 
@@ -99,7 +100,8 @@ def changed(state: dict, **changes) -> dict:
         (state_of(OTHER), r"12 of no use: blocks\.1.*; it is timm's less_tiny"),
         (changed(state_of(ROW), norm__bias=np.full(16, np.nan, "f4")),
          "1 arrays hold NaN or infinity, as params/norm/bias"),
-        (changed(state_of(ROW), norm__bias=np.zeros(16, "i4")), "norm.bias are int32"),
+        (changed(state_of(ROW), norm__bias=np.zeros(16, "i4")),
+         r"1 no floats: norm\.bias \(int32\)"),
         ({k: v for k, v in state_of(ROW).items() if k != "norm.bias"}, "1 missing: norm.bias"),
         (changed(state_of(ROW), head__weight=np.zeros((4, 16), "f4")), "1 of another shape: head"),
         (changed(state_of(ROW), pos_embed=np.zeros((1, 16, 16), "f4")), "are no square of patches"),
@@ -151,6 +153,17 @@ def test_what_is_nowhere_is_one_line(tmp_path, folder):
         load_model("timm/resnet50.a1_in1k", path=tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match=r"how timm/resnet50\.x sees images is not known"):
         load_model("timm/resnet50.x", path=folder / "model.safetensors")
+    with pytest.raises(ValueError, match="holds timm's vit_tiny, not timm/resnet50"):
+        load_model("timm/resnet50.a1_in1k", path=folder)
+    with pytest.raises(ValueError, match="torchvision/resnet50 needs path"):
+        load_model("torchvision/resnet50")
+    with pytest.raises(ValueError, match=r"how open_clip/ViT-B-16 sees images is not known"):
+        load_model("open_clip/ViT-B-16", path=folder / "model.safetensors")
+    for wrong in (0, -16, 16.0, True):
+        with pytest.raises(ValueError, match="expected pixels a side, 1 or more"):
+            load_model(folder, size=wrong)
+    with pytest.raises(ValueError, match="unknown rounding 'up'"):
+        load_model(folder, rounding="up")
     with pytest.raises(ValueError, match="is no run, and has no step"):
         load_model(folder, step=3)
     (folder / "config.json").unlink()
@@ -166,6 +179,13 @@ def test_lite0_is_a_model_like_any_other():
     module, variables = lite0.load_lite0()
     _, features = module.apply(variables, model.preprocess(images))
     np.testing.assert_allclose(model.features(images), features["pre_logits"], atol=1e-4)
+
+
+def test_a_store_is_of_one_preprocessing(folder, tmp_path):
+    source = data.load("digits", split="test").select(np.arange(5))
+    extraction.extract(load_model(folder), source, tmp_path / "store", data={})
+    with pytest.raises(ValueError, match="preprocess"):
+        extraction.extract(load_model(folder, rounding="ceil"), source, tmp_path / "store", data={})
 
 
 def test_features_of_a_folder_by_the_command(folder, tmp_path, capsys):
@@ -209,16 +229,27 @@ def test_images_are_seen_as_timm_sees_them(filter, mode):
 
 
 @pytest.mark.parity
-def test_known_tags_are_timms():
+def test_known_tags_are_timms_and_torchvisions():
     import timm
+    import torchvision
 
-    for name, ours in zoo.IMAGES.items():
+    of_timm = {n.removeprefix("timm/"): i for n, i in zoo.IMAGES.items() if n.startswith("timm/")}
+    assert len(of_timm) > 15
+    for name, ours in of_timm.items():
         theirs = timm.get_pretrained_cfg(name)
         assert theirs is not None, name
         found = (theirs.input_size[1], theirs.crop_pct, theirs.interpolation)
         assert found == ours[:3], name
         assert (theirs.mean, theirs.std) == tuple(ours.norm.values()), name
     assert {n for n in zoo.TIMM if not timm.is_model(n)} == set()
+    for name in zoo.TORCHVISION:
+        for weights in torchvision.models.get_model_weights(name):
+            seen = weights.transforms()
+            ours = zoo.IMAGES[f"torchvision/{name}.{weights.name}"]
+            fit = decode.fitted(ours.size, ours.crop_fraction, filter=ours.filter)
+            found = (seen.crop_size[0], seen.resize_size[0], False, seen.interpolation.value)
+            assert fit[:4] == found, name
+            assert (tuple(seen.mean), tuple(seen.std)) == tuple(ours.norm.values())
 
 
 @pytest.mark.parity

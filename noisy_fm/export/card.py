@@ -16,7 +16,7 @@ def about(model: Model, network: Network, to: str, run, files_of: Mapping[str, s
 
     run: the folder of the run that the model came from, None for others.
     """
-    fit, meta = network.preprocess.fit, model.meta
+    meta = model.meta
     made = {
         key: meta[key]
         for key in ("weights", "step", "config_hash", "manifest_hash")
@@ -30,8 +30,7 @@ def about(model: Model, network: Network, to: str, run, files_of: Mapping[str, s
         "arguments": network.arguments,
         "outputs": list(network.outputs),
         "label_names": list(network.label_names),
-        "preprocess": {**fit._asdict(), "mean": network.preprocess.mean,
-                       "std": network.preprocess.std},
+        "preprocess": network.preprocess.said(),
         "precision": {"trained": network.precision, "exported": "float32"},
         "files": dict(files_of),
         **made,
@@ -45,11 +44,11 @@ def about(model: Model, network: Network, to: str, run, files_of: Mapping[str, s
     elif "data" in config:
         data = {key: value for key, value in config["data"].items() if key != "path"}
         found["trained"] = {"task": config["task"]["name"], "data": data, "split": config["split"]}
-    return found | _of_run(run)
+    return found | _of_run(run, meta.get("step"))
 
 
-def _of_run(run) -> dict[str, Any]:
-    """The noise and the measured values of a run's folder."""
+def _of_run(run, step) -> dict[str, Any]:
+    """The noise of a run's folder, and what was measured if that was of this step."""
     if run is None:
         return {}
     folder, found = files.absolute(run), {}
@@ -58,7 +57,9 @@ def _of_run(run) -> dict[str, Any]:
         names = ("kind", "rate", "realised", "changed", "n", "seed", "hash")
         found["noise"] = {name: said[name] for name in names}
     if (folder / "result.json").exists():
-        found["eval"] = files.read_json(folder / "result.json").get("eval", {})
+        result = files.read_json(folder / "result.json")
+        if result.get("steps") == step:
+            found["eval"] = result.get("eval", {})
     return found
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from noisy_fm import files
+
 Outputs = dict[str, np.ndarray]
 
 
@@ -51,8 +53,20 @@ def place(out) -> Path:
     if "://" in str(out):
         raise ValueError(f"out is {out}; expected a local folder")
     out = Path(out).expanduser().absolute()
-    if out.is_file() or (
-        out.is_dir() and any(out.iterdir()) and not (out / "noisy_fm.json").is_file()
-    ):
-        raise ValueError(f"{out} is no earlier export; expected a new folder, or one's own")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        strange = _strange(out)
+        if strange:
+            raise ValueError(f"{out} has {strange}, which no export wrote; expected a new folder")
     return out
+
+
+def _strange(folder: Path) -> str:
+    """What stands in a folder besides the files of the export that it says it is."""
+    if not (folder / "noisy_fm.json").is_file():
+        return "no noisy_fm.json"
+    own = {
+        "noisy_fm.json",
+        "README.md",
+        *files.read_json(folder / "noisy_fm.json").get("files", ()),
+    }
+    return next((one.name for one in sorted(folder.iterdir()) if one.name not in own), "")

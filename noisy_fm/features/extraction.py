@@ -49,6 +49,8 @@ def extract(
             "data_hash": identity(source, columns=supervised),
             "batch_size": batch_size,
         },
+        # A run's config says how it sees images, that of another library's model does not.
+        **({"preprocess": model.preprocess.said()} if "source" in model.meta else {}),
     }
     mesh = sharding.make_mesh(devices=jax.local_devices())
     keep = ("mask", f"features/{name}")

@@ -50,9 +50,11 @@ def logged(history: list[dict]) -> dict[str, dict[float, pd.Series]]:
         if name not in frame:
             continue
         rows = frame.dropna(subset=name)
-        curves = {
-            rate: group.groupby("step")[name].mean() for rate, group in rows.groupby("noise_rate")
-        }
+        curves = {}
+        for rate, group in rows.groupby("noise_rate"):
+            by_step = group.groupby("step")[name]
+            there = by_step.count() == group["seed"].nunique()  # or a mean is over other seeds
+            curves[rate] = by_step.mean()[there]
         if curves and min(map(len, curves.values())) > 1:
             found[name] = curves
     return found

@@ -89,6 +89,17 @@ def located(path) -> Path:
     return path
 
 
+def read_config(path: Path) -> dict:
+    """The object that a JSON file holds."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}; expected an object")
+    return found
+
+
 def _in_folder(folder: Path) -> Path:
     for pattern in (f"*{INDEX}", "*.safetensors", "*.npz", *(f"*{end}" for end in PYTORCH)):
         found = sorted(folder.glob(pattern))
@@ -149,12 +160,14 @@ def _arrays_of(found, part: str, *, where: str) -> dict[str, np.ndarray]:
     """The dict of arrays in what a training script saved."""
     if not isinstance(found, Mapping):
         raise ValueError(f"{where} holds a {type(found).__name__}; expected a dict of arrays")
-    parts = {
-        str(name): one
-        for name, one in found.items()
-        if isinstance(one, Mapping) and one and all(isinstance(x, np.ndarray) for x in one.values())
-    }
-    arrays = {name: one for name, one in found.items() if isinstance(one, np.ndarray)}
+    parts = {}
+    for name, one in found.items():
+        held = [isinstance(x, np.ndarray) for x in one.values()] if isinstance(one, Mapping) else []
+        if any(held) and not all(held):
+            raise ValueError(f"{where}: {name} holds arrays and other things; expected arrays")
+        if held and all(held):
+            parts[str(name)] = {str(key): value for key, value in one.items()}
+    arrays = {str(name): one for name, one in found.items() if isinstance(one, np.ndarray)}
     if part:
         return dict(parts[require_known("part", part, parts)])
     if arrays and not parts:
@@ -162,6 +175,8 @@ def _arrays_of(found, part: str, *, where: str) -> dict[str, np.ndarray]:
         if rest:
             say(f"{where}: {', '.join(rest[:4])} are no arrays and were left out")
         return arrays
+    if not parts:
+        raise ValueError(f"{where} holds no dict of arrays")
     if len(parts) != 1 or arrays:
         known = ", ".join(sorted(parts)) or "none"
         raise ValueError(

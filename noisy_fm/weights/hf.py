@@ -1,31 +1,19 @@
 """What a folder of Hugging Face says of its model: config and image processor, without PyTorch."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from noisy_fm.data.decode import Fit
 from noisy_fm.messages import require_known
-from noisy_fm.weights.zoo import Images, Row
+from noisy_fm.weights.files import read_config
+from noisy_fm.weights.zoo import Found, Images, Row
 
 CLIP = "clip_vit_b16"
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu"}
 FILTERS = {"1": "lanczos", "2": "bilinear", "3": "bicubic"}  # PIL's numbers
 
 
-class Described(NamedTuple):
-    """See `pretrained.Found`."""
-
-    row: Row
-    images: Images
-    label_names: Sequence[str]
-    shorter: int
-    whole: bool
-    table: Mapping[str, Any]
-    antialias: bool
-
-
-def described(folder: Path, given: Mapping) -> Described:
+def described(folder: Path, given: Mapping, path: Path) -> Found:
     """The row, image processing and classes of a folder with config.json.
 
     Raises ValueError for a model that has no counterpart here, and a processor that does what ours
@@ -43,12 +31,12 @@ def described(folder: Path, given: Mapping) -> Described:
     config = AutoConfig.from_pretrained(folder)
     classifies = any("Classification" in name for name in given.get("architectures") or ())
     row = make(config, classifies)
-    images, shorter, whole = processing(folder)
+    images, fit = processing(folder)
     names = [config.id2label[i] for i in sorted(config.id2label)] if classifies else []
     if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
         names = []
     table = {} if classifies or kind in WITHOUT_PREFIX else {"prefix": ""}
-    return Described(row, images, names, shorter, whole, table, kind not in PLAIN_CUBIC)
+    return Found("hf", row, path, images, names, fit, False, table, kind not in PLAIN_CUBIC)
 
 
 def _vit(config, classifies: bool) -> Row:
@@ -89,7 +77,9 @@ def _swin(config, classifies: bool) -> Row:
 
 
 def _convnext(config, classifies: bool) -> Row:
-    _expect(config, hidden_act="gelu", patch_size=4, layer_norm_eps=1e-12)
+    _expect(config, hidden_act="gelu", patch_size=4)
+    if config.layer_norm_eps not in (1e-12, 1e-6):  # of the last norm alone, where both are none
+        raise ValueError(f"config.json has layer_norm_eps {config.layer_norm_eps}; expected 1e-12")
     width = _doubling(config.hidden_sizes)
     return Row("convnext_tiny", config.image_size,
                {"stage_sizes": tuple(config.depths), "width": width})  # fmt: skip
@@ -139,7 +129,7 @@ KINDS: dict[str, Callable[..., Row]] = {
     "clip": _clip,
 }
 WITHOUT_PREFIX = ("convnext", "resnet", "clip")  # whose tables have one form of names
-PLAIN_CUBIC = ("dinov2", "vit")  # whose positions are resized without antialiasing
+PLAIN_CUBIC = ("dinov2", "vit", "clip")  # whose positions are resized without antialiasing
 
 
 def _expect(config, **values) -> None:
@@ -155,33 +145,49 @@ def _doubling(widths: Sequence[int]) -> int:
     return widths[0]
 
 
-def processing(folder: Path) -> tuple[Images, int, bool]:
-    """(images, what the shorter side is resized to, whether both sides are) of a folder."""
+def processing(folder: Path) -> tuple[Images, Fit]:
+    """How a folder's image processor sees images.
+
+    Raises FileNotFoundError or ValueError where it is not there, or does what ours cannot.
+    """
     path = folder / "preprocessor_config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no preprocessor_config.json, which says how it sees")
-    seen = json.loads(path.read_text())
-    missing = [key for key in ("size", "image_mean", "image_std") if key not in seen]
-    if missing or not seen.get("do_normalize", True):
-        raise ValueError(f"{path} has no {missing[0] if missing else 'normalisation'}")
+    seen = read_config(path)
+    missing = [key for key in ("size", "image_mean", "image_std", "resample") if key not in seen]
+    off = [key for key in ("do_resize", "do_rescale", "do_normalize") if seen.get(key) is False]
+    if missing or off:
+        what = f"no {missing[0]}" if missing else f"{off[0]} false"
+        raise ValueError(f"{path} has {what}, which no preprocessing here is")
     if abs(seen.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         raise ValueError(f"{path} has rescale_factor {seen['rescale_factor']}; expected 1/255")
     norm = {"mean": tuple(seen["image_mean"]), "std": tuple(seen["image_std"])}
-    name = FILTERS[require_known(f"{path}: resample", str(seen.get("resample", 2)), FILTERS)]
-    size, crop = seen["size"], seen.get("crop_size") or {}
-    shorter = size if isinstance(size, int) else size.get("shortest_edge", 0)
-    side = crop if isinstance(crop, int) else crop.get("height", 0)
-    if seen.get("crop_pct") and shorter:  # ConvNeXt's processor, which ResNets have too
-        # Below 384 pixels they are the crop, and `crop_pct` says of what.
-        if shorter < 384:
-            return Images(shorter, 1.0, name, norm), int(shorter / seen["crop_pct"]), False
-        return Images(shorter, 1.0, name, norm), shorter, True
-    if shorter and not (seen.get("do_center_crop", True) and side):
-        raise ValueError(f"{path}: images keep their shape; expected a crop")
-    if shorter:
-        return Images(side, 1.0, name, norm), shorter, False
-    if size.get("height") != size.get("width") or not size.get("height"):
+    name = FILTERS[require_known(f"{path}: resample", str(seen["resample"]), FILTERS)]
+    size, crop = seen["size"], seen.get("crop_size")
+    if isinstance(size, int):
+        kind = str(seen.get("image_processor_type") or seen.get("feature_extractor_type"))
+        shortest = any(word in kind for word in SHORTEST)
+        if not shortest and not any(word in kind for word in SQUARE):
+            raise ValueError(f"{path} has size {size} of {kind}, which may mean two things")
+        size = {"shortest_edge": size} if shortest else {"height": size, "width": size}
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop or {}
+    cropped = seen.get("do_center_crop", bool(crop)) and bool(crop)
+    if cropped and crop.get("height") != crop.get("width"):
+        raise ValueError(f"{path} has crop_size {crop}; expected a square")
+    side, shorter = crop.get("height", 0) if cropped else 0, size.get("shortest_edge", 0)
+    whole = not shorter
+    if whole and (size.get("height") != size.get("width") or not size.get("height")):
         raise ValueError(f"{path} has size {size}; expected a square")
-    if seen.get("do_center_crop") and side != size["height"]:
-        return Images(side, 1.0, name, norm), size["height"], True
-    return Images(size["height"], 1.0, name, norm), size["height"], True
+    if seen.get("crop_pct") and shorter:  # ConvNeXt's processor, which ResNets have too
+        # Below 384 pixels they are the crop's, and `crop_pct` says of what.
+        side, whole = shorter, shorter >= 384
+        shorter = shorter if whole else int(shorter / seen["crop_pct"])
+    shorter = shorter or size["height"]
+    if not side and not whole:
+        raise ValueError(f"{path}: images keep their shape; expected a crop")
+    side = side or shorter
+    return Images(side, 1.0, name, norm), Fit(side, shorter, whole, name, "floor")
+
+
+# Whose size, where it is one number, is the shorter side's, or both sides'.
+SHORTEST, SQUARE = ("CLIP", "Bit", "ConvNext"), ("ViT", "DeiT", "Swin", "Beit")

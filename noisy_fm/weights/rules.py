@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-FLOATS = "fV"  # NumPy has bfloat16 as a kind of its own
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 SHOWN = 5  # names of a list that an error gives
 
 
@@ -85,14 +85,14 @@ def batch_norm(ours: str, theirs: str) -> list[Rule]:
 
 
 def named(rules: Map, path: str) -> tuple[tuple[str, ...], Layout]:
-    """What a path of ours is called there, and its layout. Raises KeyError without a row for it."""
+    """What a path of ours is called there, and its layout. ValueError without a row."""
     for rule in rules.rules:
         found = _pattern(rule.ours).fullmatch(path)
         if found:
             numbers = {name: int(value) for name, value in found.groupdict().items()}
             names = (rule.theirs,) if isinstance(rule.theirs, str) else tuple(rule.theirs)
             return tuple(_filled(name, numbers) for name in names), rule.layout
-    raise KeyError(path)
+    raise ValueError(f"the table of names has no row for {path}")
 
 
 def to_ours(state: Mapping[str, Any], shapes, rules: Map, *, where: str = "the weights") -> dict:
@@ -101,7 +101,7 @@ def to_ours(state: Mapping[str, Any], shapes, rules: Map, *, where: str = "the w
     Every array is used exactly once. Raises ValueError that lists what is missing, what is left
     over, and what has another shape; `where` names the file there.
     """
-    left, missing, wrong, found = dict(state), [], [], {}
+    left, missing, wrong, strange, found = dict(state), [], [], [], {}
     for path, leaf in _leaves(shapes):
         names, layout = named(rules, path)
         absent = [name for name in names if name not in left]
@@ -109,8 +109,9 @@ def to_ours(state: Mapping[str, Any], shapes, rules: Map, *, where: str = "the w
         if absent:
             continue
         given = [np.asarray(left.pop(name)) for name in names]
-        if given[0].dtype.kind not in FLOATS:
-            wrong.append(f"{names[0]} are {given[0].dtype}")
+        kinds = [str(one.dtype) for one in given if str(one.dtype) not in FLOATS]
+        if kinds:
+            strange.append(f"{names[0]} ({kinds[0]})")
             continue
         try:
             parts = [layout.ours(one) for one in given]
@@ -123,15 +124,16 @@ def to_ours(state: Mapping[str, Any], shapes, rules: Map, *, where: str = "the w
         if not same:
             wrong.append(f"{names[0]} {list(given[0].shape)} ({path} is {list(leaf.shape)})")
     surplus = [n for n in left if not any(re.fullmatch(one, n) for one in rules.ignored)]
-    if missing or surplus or wrong:
-        kinds = {"missing": missing, "of no use": surplus, "of another shape": wrong}
-        said = [f"{len(n):,} {kind}: {_listed(n)}" for kind, n in kinds.items() if n]
+    if missing or surplus or wrong or strange:
+        faults = {"missing": missing, "of no use": surplus, "of another shape": wrong,
+             "no floats": strange}  # fmt: skip
+        said = [f"{len(n):,} {kind}: {_listed(n)}" for kind, n in faults.items() if n]
         raise ValueError(f"{where} are not this model's: {'; '.join(said)}")
     return traverse_util.unflatten_dict(found, sep="/")
 
 
 def to_theirs(variables, rules: Map) -> dict[str, np.ndarray]:
-    """Arrays by their names, C-contiguous, from our variables. Raises KeyError without a row."""
+    """Arrays by their names, C-contiguous, from our variables. Raises ValueError without a row."""
     found: dict[str, np.ndarray] = {}
     for path, leaf in _leaves(variables):
         names, layout = named(rules, path)

@@ -5,6 +5,8 @@ storage), and the older five pickles in a row (magic number, protocol, machine, 
 keys) with the storages behind.
 """
 
+import math
+import os
 import pickle
 import struct
 import zipfile
@@ -92,6 +94,8 @@ DAMAGED = (
     NotImplementedError,
     UnicodeDecodeError,
     ImportError,
+    RecursionError,
+    MemoryError,
 )
 
 
@@ -126,9 +130,12 @@ def _read_archive(path: Path) -> Any:
 
         def values(storage: _Storage) -> np.ndarray:
             if storage.key not in kept:
-                payload = archive.read(f"{folder}data/{storage.key}")
-                if len(payload) != storage.length * storage.dtype.itemsize:
-                    raise ValueError(f"storage {storage.key} has {len(payload):,} bytes")
+                entry = archive.getinfo(f"{folder}data/{storage.key}")
+                if entry.file_size != storage.length * storage.dtype.itemsize:
+                    raise ValueError(f"storage {storage.key} has {entry.file_size:,} bytes")
+                if entry.compress_type != zipfile.ZIP_STORED:  # torch.save never does it
+                    raise ValueError(f"storage {storage.key} is compressed")
+                payload = archive.read(entry)
                 kept[storage.key] = np.frombuffer(payload, storage.dtype)
             return kept[storage.key]
 
@@ -140,13 +147,16 @@ def _read_in_a_row(file) -> Any:
     if magic != MAGIC or protocol != PROTOCOL or not machine["little_endian"]:
         raise ValueError("its header is not that of a little-endian torch.save")
     found, keys = (_Unpickler(file).load() for _ in range(2))
+    size = os.fstat(file.fileno()).st_size
     storages: dict[str, _Storage] = {}
     _with_arrays(found, lambda one: storages.setdefault(one.key, one) and np.zeros(0), view=False)
     payloads = {}
     for key in keys:
         dtype, length = storages[key].dtype, struct.unpack("<q", file.read(8))[0]
-        payload = file.read(length * dtype.itemsize)
-        if length != storages[key].length or len(payload) != length * dtype.itemsize:
+        if length != storages[key].length:
+            raise ValueError(f"it ends in the middle of storage {key}, or says another length")
+        payload = file.read(min(length * dtype.itemsize, size))
+        if len(payload) != length * dtype.itemsize:
             raise ValueError(f"it ends in the middle of storage {key}")
         payloads[key] = np.frombuffer(payload, dtype)
     return _with_arrays(found, lambda one: payloads[one.key])
@@ -170,6 +180,8 @@ def _view(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
     reach = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if min((offset, *shape, *strides)) < 0 or (0 not in shape and reach >= len(values)):
         raise ValueError(f"a tensor of shape {shape} reaches outside its storage")
+    if math.prod(shape) > max(len(values), 1):  # a view that repeats it, as large as it likes
+        raise ValueError(f"a tensor of shape {shape} is larger than its storage")
     size = values.itemsize
     return np.lib.stride_tricks.as_strided(
         values[offset:], shape, [stride * size for stride in strides]

@@ -1,11 +1,13 @@
 """What models of other libraries are called, here and there, and what their images look like."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from noisy_fm.data.decode import Fit
 from noisy_fm.messages import unknown
 from noisy_fm.models import MODELS
 from noisy_fm.models.clip import Clip
@@ -124,12 +126,17 @@ OPEN_CLIP = {
     "ViT-B-16-quickgelu": Row("clip_vit_b16", 224, {**QUICK, "text": QUICK}),
     "ViT-L-14-quickgelu": Row("clip_vit_l14", 224, {**QUICK, "text": QUICK}),
 }
+GOOGLE = {
+    name: row
+    for name, row in TIMM.items()
+    if name.startswith("vit_") and row.model.startswith("vit_") and not row.fields
+}
 ROWS: dict[str, Mapping[str, Row]] = {
     "timm": TIMM,
     "torchvision": TORCHVISION,
     "open_clip": OPEN_CLIP,
-    "vision_transformer": {name: TIMM[name] for name in TIMM if name.startswith("vit_")},
-    "big_vision": {name: TIMM[name] for name in TIMM if name.startswith("vit_")},
+    "vision_transformer": GOOGLE,
+    "big_vision": GOOGLE,
     "bit": {name: TIMM[name] for name in TIMM if name.startswith("resnetv2_")},
     "lite_pytorch": {"efficientnet_lite0": Row("efficientnet_lite0")},
 }
@@ -152,28 +159,79 @@ class Images(NamedTuple):
     norm: Mapping[str, tuple[float, ...]]
 
 
-# As timm 1.0's `pretrained_cfg` has them. What is not here is read beside the weights.
+# As timm 1.0's `pretrained_cfg` and torchvision 0.29's weights have them, by LIBRARY/NAME.TAG. What
+# is not here is read beside the weights, or said.
 IMAGES: dict[str, Images] = {
-    "tf_efficientnet_b3.ns_jft_in1k": Images(300, 0.904, "bicubic", IMAGENET),
-    "tf_efficientnet_lite0.in1k": Images(224, 0.875, "bicubic", INCEPTION),
-    "efficientnet_b0.ra_in1k": Images(224, 0.875, "bicubic", IMAGENET),
-    "resnetv2_152x2_bit.goog_in21k": Images(224, 0.875, "bilinear", INCEPTION),
-    "resnetv2_152x2_bit.goog_in21k_ft_in1k": Images(448, 1.0, "bilinear", INCEPTION),
-    "swin_large_patch4_window7_224.ms_in22k": Images(224, 0.9, "bicubic", IMAGENET),
-    "swin_large_patch4_window7_224.ms_in22k_ft_in1k": Images(224, 0.9, "bicubic", IMAGENET),
-    "vit_large_patch14_clip_224.laion2b": Images(224, 1.0, "bicubic", INCEPTION),
-    "vit_large_patch14_clip_224.laion2b_ft_in12k_in1k": Images(224, 1.0, "bicubic", INCEPTION),
-    "convnext_large_mlp.clip_laion2b_augreg": Images(256, 1.0, "bicubic", OPENAI),
-    "convnext_large_mlp.clip_laion2b_augreg_ft_in1k": Images(256, 1.0, "bicubic", OPENAI),
-    "resnet18.a1_in1k": Images(224, 0.95, "bicubic", IMAGENET),
-    "resnet50.a1_in1k": Images(224, 0.95, "bicubic", IMAGENET),
-    "resnet50.tv_in1k": Images(224, 0.875, "bilinear", IMAGENET),
-    "deit3_base_patch16_224.fb_in22k_ft_in1k": Images(224, 1.0, "bicubic", IMAGENET),
-    "vit_small_patch14_dinov2.lvd142m": Images(518, 1.0, "bicubic", IMAGENET),
-    "vit_small_patch14_reg4_dinov2.lvd142m": Images(518, 1.0, "bicubic", IMAGENET),
-    "vit_base_patch16_224.augreg_in21k_ft_in1k": Images(224, 0.9, "bicubic", INCEPTION),
-    "vit_base_patch16_clip_224.openai": Images(224, 0.9, "bicubic", OPENAI),
+    "timm/tf_efficientnet_b3.ns_jft_in1k": Images(300, 0.904, "bicubic", IMAGENET),
+    "timm/tf_efficientnet_lite0.in1k": Images(224, 0.875, "bicubic", INCEPTION),
+    "timm/efficientnet_b0.ra_in1k": Images(224, 0.875, "bicubic", IMAGENET),
+    "timm/resnetv2_152x2_bit.goog_in21k": Images(224, 0.875, "bilinear", INCEPTION),
+    "timm/resnetv2_152x2_bit.goog_in21k_ft_in1k": Images(448, 1.0, "bilinear", INCEPTION),
+    "timm/swin_large_patch4_window7_224.ms_in22k": Images(224, 0.9, "bicubic", IMAGENET),
+    "timm/swin_large_patch4_window7_224.ms_in22k_ft_in1k": Images(224, 0.9, "bicubic", IMAGENET),
+    "timm/vit_large_patch14_clip_224.laion2b": Images(224, 1.0, "bicubic", INCEPTION),
+    "timm/vit_large_patch14_clip_224.laion2b_ft_in12k_in1k": Images(224, 1.0, "bicubic", INCEPTION),
+    "timm/convnext_large_mlp.clip_laion2b_augreg": Images(256, 1.0, "bicubic", OPENAI),
+    "timm/convnext_large_mlp.clip_laion2b_augreg_ft_in1k": Images(256, 1.0, "bicubic", OPENAI),
+    "timm/resnet18.a1_in1k": Images(224, 0.95, "bicubic", IMAGENET),
+    "timm/resnet50.a1_in1k": Images(224, 0.95, "bicubic", IMAGENET),
+    "timm/resnet50.tv_in1k": Images(224, 0.875, "bilinear", IMAGENET),
+    "timm/deit3_base_patch16_224.fb_in22k_ft_in1k": Images(224, 1.0, "bicubic", IMAGENET),
+    "timm/vit_small_patch14_dinov2.lvd142m": Images(518, 1.0, "bicubic", IMAGENET),
+    "timm/vit_small_patch14_reg4_dinov2.lvd142m": Images(518, 1.0, "bicubic", IMAGENET),
+    "timm/vit_base_patch16_224.augreg_in21k_ft_in1k": Images(224, 0.9, "bicubic", INCEPTION),
+    "timm/vit_base_patch16_clip_224.openai": Images(224, 0.9, "bicubic", OPENAI),
+    "torchvision/resnet18.IMAGENET1K_V1": Images(224, 224 / 256, "bilinear", IMAGENET),
+    "torchvision/resnet34.IMAGENET1K_V1": Images(224, 224 / 256, "bilinear", IMAGENET),
+    "torchvision/resnet50.IMAGENET1K_V1": Images(224, 224 / 256, "bilinear", IMAGENET),
+    "torchvision/resnet50.IMAGENET1K_V2": Images(224, 224 / 232, "bilinear", IMAGENET),
+    "torchvision/resnet101.IMAGENET1K_V1": Images(224, 224 / 256, "bilinear", IMAGENET),
+    "torchvision/resnet101.IMAGENET1K_V2": Images(224, 224 / 232, "bilinear", IMAGENET),
+    "torchvision/resnet152.IMAGENET1K_V1": Images(224, 224 / 256, "bilinear", IMAGENET),
+    "torchvision/resnet152.IMAGENET1K_V2": Images(224, 224 / 232, "bilinear", IMAGENET),
+    "torchvision/wide_resnet50_2.IMAGENET1K_V1": Images(224, 224 / 256, "bilinear", IMAGENET),
+    "torchvision/wide_resnet50_2.IMAGENET1K_V2": Images(224, 224 / 232, "bilinear", IMAGENET),
+    "torchvision/wide_resnet101_2.IMAGENET1K_V1": Images(224, 224 / 256, "bilinear", IMAGENET),
+    "torchvision/wide_resnet101_2.IMAGENET1K_V2": Images(224, 224 / 232, "bilinear", IMAGENET),
+    "torchvision/convnext_tiny.IMAGENET1K_V1": Images(224, 224 / 236, "bilinear", IMAGENET),
+    "torchvision/convnext_small.IMAGENET1K_V1": Images(224, 224 / 230, "bilinear", IMAGENET),
+    "torchvision/convnext_base.IMAGENET1K_V1": Images(224, 224 / 232, "bilinear", IMAGENET),
+    "torchvision/convnext_large.IMAGENET1K_V1": Images(224, 224 / 232, "bilinear", IMAGENET),
+    "torchvision/efficientnet_b0.IMAGENET1K_V1": Images(224, 224 / 256, "bicubic", IMAGENET),
+    "torchvision/efficientnet_b1.IMAGENET1K_V1": Images(240, 240 / 256, "bicubic", IMAGENET),
+    "torchvision/efficientnet_b1.IMAGENET1K_V2": Images(240, 240 / 255, "bilinear", IMAGENET),
+    "torchvision/efficientnet_b2.IMAGENET1K_V1": Images(288, 288 / 288, "bicubic", IMAGENET),
+    "torchvision/efficientnet_b3.IMAGENET1K_V1": Images(300, 300 / 320, "bicubic", IMAGENET),
+    "torchvision/efficientnet_b4.IMAGENET1K_V1": Images(380, 380 / 384, "bicubic", IMAGENET),
+    "torchvision/efficientnet_b5.IMAGENET1K_V1": Images(456, 456 / 456, "bicubic", IMAGENET),
+    "torchvision/efficientnet_b6.IMAGENET1K_V1": Images(528, 528 / 528, "bicubic", IMAGENET),
+    "torchvision/efficientnet_b7.IMAGENET1K_V1": Images(600, 600 / 600, "bicubic", IMAGENET),
+    "lite_pytorch/efficientnet_lite0": Images(224, 0.875, "bicubic", LITE),
+    # OpenAI's weights are those with QuickGELU.
+    "open_clip/RN50-quickgelu": Images(224, 1.0, "bicubic", OPENAI),
+    "open_clip/ViT-B-32-quickgelu": Images(224, 1.0, "bicubic", OPENAI),
+    "open_clip/ViT-B-16-quickgelu": Images(224, 1.0, "bicubic", OPENAI),
+    "open_clip/ViT-L-14-quickgelu": Images(224, 1.0, "bicubic", OPENAI),
 }
+
+
+class Found(NamedTuple):
+    """A model elsewhere, before its arrays are read.
+
+    library, row: its network. path: of the weights. images: how it sees them. label_names: of its
+    classes, if they are known. fit: how images are fitted, where not as `images` says it in timm's
+    way. table: arguments of the table of names. antialias: of resized positions.
+    """
+
+    library: str
+    row: Row
+    path: Path
+    images: Images
+    label_names: Sequence[str] = ()
+    fit: Fit | None = None
+    whole: bool = False
+    table: Mapping[str, Any] = MappingProxyType({})
+    antialias: bool = True
 
 
 def row(library: str, name: str) -> Row:

@@ -1,0 +1,215 @@
+"""Where a model of another library lies, and what it says of itself: names, folders, the hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from noisy_fm.data.decode import Fit
+from noisy_fm.messages import require_known
+from noisy_fm.weights import hf, zoo
+from noisy_fm.weights.files import read_config
+from noisy_fm.weights.zoo import Found
+
+HUB = "hf"  # before a repository's own name
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+EXPORTED = "noisy_fm.json"  # of `noisy_fm.export`
+FORMAT = 1  # of it
+OWN = "noisy_fm"  # whose arrays have our own names
+# formats of `noisy_fm.export` → whose names their arrays have
+READ_AGAIN = {"timm": "timm", "torchvision": "torchvision", "open_clip": "open_clip",
+              "saved_npz": OWN, "stablehlo": OWN}  # fmt: skip
+LIBRARIES = (HUB, *zoo.ROWS)
+FETCHED = ("*.json", "*.safetensors", "*.safetensors.index.json")
+
+
+def locate(source: str, path=None, images: str = "") -> Found:
+    """The network, file and preprocessing that a name or a folder says; see `pretrained.load`.
+
+    Raises FileNotFoundError or ValueError, one line.
+    """
+    library, _, name = str(source).partition("/")
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        found = in_folder(folder, path)
+    elif library == HUB and name.count("/") == 1:
+        if path is not None:
+            raise ValueError(f"{source} is fetched, and path is {path}; expected one of them")
+        found = in_folder(fetched(name), None)
+    elif library in zoo.ROWS and name:
+        found = named(library, name, path, images)
+        images = ""
+    else:
+        raise FileNotFoundError(
+            f"{source} is no folder, and no model by a name of {HUB}/OWNER/NAME, "
+            + ", ".join(f"{one}/NAME" for one in zoo.ROWS)
+        )
+    if images:
+        raise ValueError(f"images is {images!r}, and {source} says itself how it sees them")
+    return found
+
+
+def named(library: str, name: str, path, images: str) -> Found:
+    """A model by its name, and the file or folder of its weights."""
+    architecture, _, tag = name.partition(".")
+    row = zoo.row(library, architecture)
+    place = None if path is None else Path(path).expanduser()
+    if place is None:
+        if library != "timm":
+            raise ValueError(f"{library}/{name} needs path, the file of its weights")
+        place = fetched(f"{library}/{name}")
+    if place.is_dir() and any((place / one).exists() for one in CONFIGS):
+        found = in_folder(place, None)
+        if (found.library, found.row) != (library, row):
+            raise ValueError(
+                f"{place} holds {found.library}'s {found.row.model}, not {library}/{architecture}"
+            )
+        return found
+    full = f"{library}/{name}"
+    if images and full in zoo.IMAGES:
+        raise ValueError(f"images is {images!r}, and how {full} sees them is known")
+    seen = zoo.IMAGES[require_known("images", images or full, zoo.IMAGES)] if (
+        images or full in zoo.IMAGES
+    ) else None  # fmt: skip
+    if seen is None:
+        near = sorted(one for one in zoo.IMAGES if architecture in one) or ["none"]
+        raise ValueError(
+            f"how {full} sees images is not known; expected a folder with its config as path, or "
+            f"images='LIBRARY/NAME.TAG' that sees as it does (near it: {', '.join(near)})"
+        )
+    thousand = library in ("torchvision", "lite_pytorch") or tag.endswith("in1k")
+    names = imagenet_names() if thousand else ()
+    return Found(library, row, place, seen, names)
+
+
+def imagenet_names() -> tuple[str, ...]:
+    from noisy_fm.data import imagenet
+
+    return tuple(imagenet.names())
+
+
+def fetched(repository: str) -> Path:
+    """The folder of a repository of the hub, fetched or from its cache."""
+    hint = f"fetch its config.json and model.safetensors, and give their folder: {repository}"
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(f"{hint} (or pip install huggingface_hub)") from None
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(FETCHED)))
+    except Exception as error:  # its own kinds, those of HTTP, the system's
+        why = " ".join(str(error).split())[:120]
+        raise ValueError(f"{repository} could not be fetched ({why}); {hint}") from None
+
+
+CONFIGS = (EXPORTED, OPEN_CLIP_CONFIG, "config.json")
+
+
+def in_folder(folder: Path, path) -> Found:
+    """A model in a folder that says what it is."""
+    place = Path(path).expanduser() if path else folder
+    if (folder / EXPORTED).exists() and not (folder / "preprocessor_config.json").exists():
+        return of_export(read_config(folder / EXPORTED), place, where=folder)
+    if (folder / OPEN_CLIP_CONFIG).exists():
+        own = folder / "open_clip_model.safetensors"
+        place = own if path is None and own.exists() else place
+        return of_open_clip(read_config(folder / OPEN_CLIP_CONFIG), place)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} has no config.json that says what model it holds")
+    config = read_config(folder / "config.json")
+    if "architecture" in config:
+        return of_timm(config, place, where=folder)
+    if "model_type" in config:
+        return hf.described(folder, config, place)
+    raise ValueError(f"{folder / 'config.json'} is neither timm's nor Hugging Face's")
+
+
+def of_export(said: dict, path: Path, *, where: Path) -> Found:
+    """What `noisy_fm.export` wrote."""
+    to = said.get("to", "")
+    if to not in READ_AGAIN or said.get("format") != FORMAT or "arguments" not in said:
+        raise ValueError(
+            f"{where} is an export to {to!r} (format {said.get('format')}), which is not read "
+            f"again; expected one of {', '.join(READ_AGAIN)}"
+        )
+    fields = dict(said["arguments"])
+    for name in ("num_classes", "logit_bias"):  # which the weights tell
+        fields.pop(name, None)
+    if "text" in fields and to in ("timm", "stablehlo"):
+        raise ValueError(f"{where} holds the image tower of a CLIP alone, which is not read again")
+    seen = said["preprocess"]
+    fit = Fit(*(seen[name] for name in Fit._fields))
+    norm = {n: tuple(np.broadcast_to(seen[n], 3).tolist()) for n in ("mean", "std")}
+    row = zoo.Row(fields.pop("name"), fit.size, fields)
+    images = zoo.Images(fit.size, 1.0, fit.filter, norm)
+    return Found(READ_AGAIN[to], row, path, images, said["label_names"], fit)
+
+
+def of_timm(config: dict, path: Path, *, where: Path) -> Found:
+    """timm's config.json."""
+    row = zoo.row("timm", config["architecture"])
+    if config.get("model_args"):
+        raise ValueError(f"{where}: model_args {config['model_args']} are not read")
+    cfg = config.get("pretrained_cfg", {})
+    missing = [key for key in ("input_size", "mean", "std") if key not in cfg]
+    if missing:
+        raise ValueError(f"{where / 'config.json'} has no pretrained_cfg.{missing[0]}")
+    mode = cfg.get("crop_mode") or "center"
+    require_known(f"{where}: crop_mode", mode, ("center", "squash"))
+    _, height, width = cfg["input_size"]
+    if height != width:
+        raise ValueError(f"{where}: input_size is {cfg['input_size']}; expected a square")
+    norm = {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"])}
+    images = zoo.Images(
+        height, cfg.get("crop_pct") or 0.875, cfg.get("interpolation", "bicubic"), norm
+    )
+    names = config.get("label_names") or ()
+    if not names and str(cfg.get("tag", "")).endswith("in1k"):
+        names = imagenet_names()
+    return Found("timm", row, path, images, names, whole=mode == "squash")
+
+
+TOWERS = {  # what is read of open_clip's configs; what else they say must be what is the default
+    "model_cfg": ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text",
+                  "init_logit_scale", "init_logit_bias"),
+    "vision_cfg": ("layers", "width", "head_width", "patch_size", "image_size", "mlp_ratio",
+                   "norm_kwargs", "patch_dropout"),
+    "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers", "norm_kwargs"),
+}  # fmt: skip
+
+
+def of_open_clip(config: dict, path: Path) -> Found:
+    """open_clip's config: towers by their fields."""
+    cfg, seen = config["model_cfg"], config.get("preprocess_cfg", {})
+    vision, text = cfg["vision_cfg"], cfg["text_cfg"]
+    for part, said in (("model_cfg", cfg), ("vision_cfg", vision), ("text_cfg", text)):
+        for key, value in said.items():
+            if key not in TOWERS[part] and value not in (None, False, {}):
+                raise ValueError(f"{path}: {part}.{key} is {value!r}, which no CLIP here has")
+    epsilon, of_text = ((one.get("norm_kwargs") or {}).get("eps", 1e-5) for one in (vision, text))
+    if of_text != 1e-5 or any(
+        set(one.get("norm_kwargs") or {}) - {"eps"} for one in (vision, text)
+    ):
+        raise ValueError(f"{path}: norm_kwargs of the texts are {text.get('norm_kwargs')}")
+    quick = {"activation": "quick_gelu"} if cfg.get("quick_gelu") else {}
+    texts = {
+        "dim": text["width"], "depth": text["layers"], "num_heads": text["heads"],
+        "context": text.get("context_length", 77), "vocabulary": text["vocab_size"], **quick,
+    }  # fmt: skip
+    width, head = vision["width"], vision.get("head_width", 64)
+    if isinstance(vision["layers"], list):
+        base = "clip_resnet50"
+        fields = {"stage_sizes": tuple(vision["layers"]), "width": width,
+                  "num_heads": width * 32 // head}  # fmt: skip
+    else:
+        base = "clip_vit_b16"
+        fields = {"patch": vision["patch_size"], "dim": width, "depth": vision["layers"],
+                  "num_heads": width // head, "mlp_ratio": vision.get("mlp_ratio", 4.0),
+                  "epsilon": epsilon, **quick}  # fmt: skip
+    row = zoo.Row(base, vision["image_size"],
+                  {"embed_dim": cfg["embed_dim"], "text": texts, **fields})  # fmt: skip
+    norm = {name: tuple(seen.get(name, zoo.OPENAI[name])) for name in ("mean", "std")}
+    mode = require_known("resize_mode", seen.get("resize_mode", "shortest"), ("shortest", "squash"))
+    images = zoo.Images(vision["image_size"], 1.0, seen.get("interpolation", "bicubic"), norm)
+    table: Mapping = {"text": "text."} if cfg.get("custom_text") else {}
+    return Found("open_clip", row, path, images, whole=mode == "squash", table=table)
