@@ -35,7 +35,7 @@ test-slow: $(VENV)/.installed-test
 	XLA_FLAGS=--xla_cpu_use_fusion_emitters=true $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 test-parity: $(PARITY)/.installed
-	$(PARITY)/bin/python -m pytest -m parity -W ignore $(ARGS)
+	$(PARITY)/bin/python -m pytest -n 2 --dist loadfile -m parity -W ignore $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
