@@ -116,9 +116,11 @@ class Model(NamedTuple):
     def __repr__(self) -> str:
         name, size = self.meta["config"]["model"]["name"], self.preprocess.size
         knows = "texts" if self.texts else f"{len(self.label_names)} classes"
+        source = self.meta.get("source")
+        came = f"of {source['library']}" if source else f"step {self.meta['step']}"
         return (
             f"Model({name}, {optim.count(self.variables['params']):,} parameters, images "
-            f"{size}×{size}, {knows}, feature {self.feature!r}, step {self.meta['step']})"
+            f"{size}×{size}, {knows}, feature {self.feature!r}, {came})"
         )
 
     @property
@@ -147,6 +149,8 @@ class Model(NamedTuple):
         """
         if self.texts:
             raise ValueError("the model has no classes of its own; expected model.zero_shot(…)")
+        if not self.label_names:
+            raise ValueError("the model has no classifier; expected model.features(…)")
         logits = self._outputs(images, None, batch_size)
         if self.meta["config"]["task"]["loss"] == "softmax":
             return np.asarray(jax.nn.softmax(logits))
@@ -312,6 +316,7 @@ def _is_run(source) -> bool:
 
 
 def _of_another_library(source, path, arguments: Mapping) -> Model:
+    config_lib.check_arguments(pretrained.load, arguments, where="load_model", given=("source",))
     loaded = pretrained.load(str(source), path=path, **arguments)
     config = config_lib.from_plain(loaded.meta["config"])
     kind, info = tasks.TASKS[config.task.name], loaded.meta["info"]

@@ -24,6 +24,7 @@ from noisy_fm.data import decode
 from noisy_fm.data.source import numbered
 from noisy_fm.messages import require_known, say
 from noisy_fm.models.clip import Clip
+from noisy_fm.models.swin import Swin
 from noisy_fm.models.vit import ViT, resize_positions
 from noisy_fm.weights import files as weight_files
 from noisy_fm.weights import folders, rules, zoo
@@ -78,6 +79,9 @@ def load(
         variables = variables_of(found, module, state, head, trained)
     except ValueError as error:
         raise ValueError(f"{error}{_better(found, state)}") from None
+    _check_windows(found, module, wanted)
+    if wanted != trained and size is None:
+        say(f"{found.path.name}: positions of {trained} pixels, images of {wanted}, as it says")
     if wanted != trained:
         variables = resized(module, variables, trained, wanted, antialias=found.antialias)
     _check_numbers(variables, found.path)
@@ -85,6 +89,8 @@ def load(
     with config.ignore_type():
         config.task.normalize.update(found.images.norm)
     classes = 0 if isinstance(module, Clip) else module.num_classes
+    if found.classes and head == "keep" and classes != found.classes:
+        raise ValueError(f"{found.path} has {classes} classes, its config {found.classes}")
     info = {**numbered(classes), "encoded": True}
     if found.label_names and classes:
         if len(found.label_names) != classes:
@@ -238,6 +244,20 @@ def fitted(found: Found, size: int, rounding: str) -> decode.Fit:
         raise ValueError(f"rounding is {rounding!r}, and {found.path} says it in pixels")
     require_known("filter", fit.filter, decode.FILTERS)
     return fit._replace(size=size, shorter=max(size, round(fit.shorter * size / fit.size)))
+
+
+def _check_windows(found: Found, module: nn.Module, size: int) -> None:
+    """Hugging Face shifts padded maps, timm pads shifted ones; here it is timm's way."""
+    if found.library != "hf" or not isinstance(module, Swin):
+        return
+    side = size // module.patch
+    for _ in module.depths:
+        if side > module.window and side % module.window:
+            raise ValueError(
+                f"images of {size} pixels make a map of {side}, no multiple of the window "
+                f"{module.window}, which Hugging Face pads in a way that is not computed here"
+            )
+        side = -(-side // 2)
 
 
 def _check_numbers(variables, path: Path) -> None:

@@ -73,6 +73,8 @@ def test_heads_are_kept_or_dropped_and_positions_resized(folder):
     bare = load_model(folder, head="drop")
     np.testing.assert_array_equal(bare.features(images), whole.features(images))
     assert bare.label_names == ()
+    with pytest.raises(ValueError, match="the model has no classifier"):
+        bare.predict(images)
     larger = load_model(folder, size=24)
     assert larger.preprocess.size == 24
     assert larger.variables["params"]["pos_embed"].shape == (1, 37, 16)
@@ -121,7 +123,8 @@ def test_files_of_another_network_are_refused(folder, state, message):
         ({"pretrained_cfg": {**CFG, "crop_mode": "border"}}, "unknown .*crop_mode 'border'"),
         ({"pretrained_cfg": {**CFG, "interpolation": "area"}}, "unknown filter 'area'"),
         ({"pretrained_cfg": {"mean": 0}}, r"has no pretrained_cfg\.input_size"),
-        ({"model_args": {"depth": 3}}, "model_args .* are not read"),
+        ({"model_args": {"depth": 3}}, r"model_args\.depth is 3, which is not read"),
+        ({"num_classes": 7}, "has 5 classes, its config 7"),
     ],
 )
 def test_configs_that_are_not_ours_are_refused(folder, change, message):
@@ -147,18 +150,20 @@ def test_sizes_tell_networks_apart():
 
 
 def test_what_is_nowhere_is_one_line(tmp_path, folder):
+    alone = tmp_path / "alone" / "model.safetensors"
+    files.write(alone, state_of(ROW))
     with pytest.raises(FileNotFoundError, match="is not a run's folder"):
         load_model(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load_model("timm/resnet50.a1_in1k", path=tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match=r"how timm/resnet50\.x sees images is not known"):
-        load_model("timm/resnet50.x", path=folder / "model.safetensors")
+        load_model("timm/resnet50.x", path=alone)
     with pytest.raises(ValueError, match="holds timm's vit_tiny, not timm/resnet50"):
         load_model("timm/resnet50.a1_in1k", path=folder)
     with pytest.raises(ValueError, match="torchvision/resnet50 needs path"):
         load_model("torchvision/resnet50")
     with pytest.raises(ValueError, match=r"how open_clip/ViT-B-16 sees images is not known"):
-        load_model("open_clip/ViT-B-16", path=folder / "model.safetensors")
+        load_model("open_clip/ViT-B-16", path=alone)
     for wrong in (0, -16, 16.0, True):
         with pytest.raises(ValueError, match="expected pixels a side, 1 or more"):
             load_model(folder, size=wrong)

@@ -17,6 +17,7 @@ from noisy_fm.weights import torch_file
 
 INDEX = ".safetensors.index.json"
 PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+POINTER = b"version https://git-lfs"
 SUFFIXES = (".safetensors", ".npz", *PYTORCH)
 # What training wraps a network in; it comes off where all names have it.
 PREFIXES = ("module.", "_orig_mod.")
@@ -119,7 +120,10 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(str(path), framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError, ValueError) as error:
+    except (SafetensorError, TypeError, ValueError, AttributeError) as error:
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise ValueError(f"{path} is a pointer to a file of Git LFS; fetch that") from None
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
 
 

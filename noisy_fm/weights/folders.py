@@ -1,5 +1,6 @@
 """Where a model of another library lies, and what it says of itself: names, folders, the hub."""
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,8 +59,9 @@ def named(library: str, name: str, path, images: str) -> Found:
         if library != "timm":
             raise ValueError(f"{library}/{name} needs path, the file of its weights")
         place = fetched(f"{library}/{name}")
-    if place.is_dir() and any((place / one).exists() for one in CONFIGS):
-        found = in_folder(place, None)
+    folder = place if place.is_dir() else place.parent
+    if not images and place.exists() and any((folder / one).exists() for one in CONFIGS):
+        found = in_folder(folder, path)
         if (found.library, found.row) != (library, row):
             raise ValueError(
                 f"{place} holds {found.library}'s {found.row.model}, not {library}/{architecture}"
@@ -68,6 +70,9 @@ def named(library: str, name: str, path, images: str) -> Found:
     full = f"{library}/{name}"
     if images and full in zoo.IMAGES:
         raise ValueError(f"images is {images!r}, and how {full} sees them is known")
+    unknown = library == "timm" and tag and not images and full not in zoo.IMAGES
+    if unknown and (own := of_timms_own(name)) is not None:
+        return Found(library, row, place, own, imagenet_names() if tag.endswith("in1k") else ())
     seen = zoo.IMAGES[require_known("images", images or full, zoo.IMAGES)] if (
         images or full in zoo.IMAGES
     ) else None  # fmt: skip
@@ -80,6 +85,21 @@ def named(library: str, name: str, path, images: str) -> Found:
     thousand = library in ("torchvision", "lite_pytorch") or tag.endswith("in1k")
     names = imagenet_names() if thousand else ()
     return Found(library, row, place, seen, names)
+
+
+def of_timms_own(name: str) -> zoo.Images | None:
+    """How ARCHITECTURE.TAG sees images by timm itself, where it is installed and knows the tag."""
+    if importlib.util.find_spec("timm") is None:
+        return None
+    import timm
+
+    if name not in timm.list_pretrained():
+        return None
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg.crop_mode != "center":
+        raise ValueError(f"timm/{name} has crop_mode {cfg.crop_mode!r}; expected a folder as path")
+    norm = {"mean": tuple(cfg.mean), "std": tuple(cfg.std)}
+    return zoo.Images(cfg.input_size[1], cfg.crop_pct, cfg.interpolation, norm)
 
 
 def imagenet_names() -> tuple[str, ...]:
@@ -148,8 +168,11 @@ def of_export(said: dict, path: Path, *, where: Path) -> Found:
 def of_timm(config: dict, path: Path, *, where: Path) -> Found:
     """timm's config.json."""
     row = zoo.row("timm", config["architecture"])
-    if config.get("model_args"):
-        raise ValueError(f"{where}: model_args {config['model_args']} are not read")
+    pool = "token" if row.model.startswith(("vit_", "deit3_", "dinov2_", "clip_vit_")) else "avg"
+    known = {"in_chans": (3,), "global_pool": (pool,), "class_token": (True,)}
+    for key, value in config.get("model_args", {}).items():
+        if key not in ("num_classes", "img_size") and value not in known.get(key, ()):
+            raise ValueError(f"{where}: model_args.{key} is {value!r}, which is not read")
     cfg = config.get("pretrained_cfg", {})
     missing = [key for key in ("input_size", "mean", "std") if key not in cfg]
     if missing:
@@ -166,7 +189,11 @@ def of_timm(config: dict, path: Path, *, where: Path) -> Found:
     names = config.get("label_names") or ()
     if not names and str(cfg.get("tag", "")).endswith("in1k"):
         names = imagenet_names()
-    return Found("timm", row, path, images, names, whole=mode == "squash")
+    said = config.get("num_classes")
+    return Found(
+        "timm", row, path, images, names, whole=mode == "squash",
+        classes=said if isinstance(said, int) else 0,
+    )  # fmt: skip
 
 
 TOWERS = {  # what is read of open_clip's configs; what else they say must be what is the default

@@ -54,6 +54,9 @@ def _dinov2(config, classifies: bool) -> Row:
 
 def _fields(config) -> dict:
     """Of a ViT by its config."""
+    for name in ("patch_size", "image_size"):
+        if not isinstance(getattr(config, name), int):
+            raise ValueError(f"config.json has {name} {getattr(config, name)}; expected a number")
     if not config.qkv_bias:
         raise ValueError("config.json has qkv_bias false, which no ViT here has")
     wide = getattr(config, "mlp_ratio", None)
@@ -155,20 +158,21 @@ def processing(folder: Path) -> tuple[Images, Fit]:
         raise FileNotFoundError(f"{folder} has no preprocessor_config.json, which says how it sees")
     seen = read_config(path)
     missing = [key for key in ("size", "image_mean", "image_std", "resample") if key not in seen]
+    kind = str(seen.get("image_processor_type") or seen.get("feature_extractor_type"))
+    if seen.get("rescale_offset") or not any(word in kind for word in (*SHORTEST, *SQUARE)):
+        raise ValueError(f"{path} is of {kind}, which is not read")
     off = [key for key in ("do_resize", "do_rescale", "do_normalize") if seen.get(key) is False]
     if missing or off:
         what = f"no {missing[0]}" if missing else f"{off[0]} false"
         raise ValueError(f"{path} has {what}, which no preprocessing here is")
     if abs(seen.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         raise ValueError(f"{path} has rescale_factor {seen['rescale_factor']}; expected 1/255")
-    norm = {"mean": tuple(seen["image_mean"]), "std": tuple(seen["image_std"])}
+    both = ("mean", seen["image_mean"]), ("std", seen["image_std"])
+    norm = {name: tuple(one) if isinstance(one, list) else (one,) * 3 for name, one in both}
     name = FILTERS[require_known(f"{path}: resample", str(seen["resample"]), FILTERS)]
     size, crop = seen["size"], seen.get("crop_size")
     if isinstance(size, int):
-        kind = str(seen.get("image_processor_type") or seen.get("feature_extractor_type"))
         shortest = any(word in kind for word in SHORTEST)
-        if not shortest and not any(word in kind for word in SQUARE):
-            raise ValueError(f"{path} has size {size} of {kind}, which may mean two things")
         size = {"shortest_edge": size} if shortest else {"height": size, "width": size}
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop or {}
     cropped = seen.get("do_center_crop", bool(crop)) and bool(crop)

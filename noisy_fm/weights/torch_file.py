@@ -69,7 +69,10 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in NAMES:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor of numbers")
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which is no tensor of numbers; save the part with the "
+                "tensors alone, where PyTorch is"
+            )
         return NAMES[module, name]
 
     def persistent_load(self, identity):

@@ -232,6 +232,7 @@ class Found(NamedTuple):
     whole: bool = False
     table: Mapping[str, Any] = MappingProxyType({})
     antialias: bool = True
+    classes: int = 0  # that its config says, 0 where it says none
 
 
 def row(library: str, name: str) -> Row:
