@@ -91,16 +91,18 @@ def test_parameter_counts(name, count):
 LARGER = (
     *("resnet34", "resnet101", "resnet152"),
     *("clip_vit_b32", "clip_vit_b16", "clip_vit_l14"),
-    # `test_zoo_conv` has a small one of each
-    *(n for n in models.MODELS if n.startswith(("tf_", "efficientnet_b", "convnext", "wide"))),
-    *(n for n in models.MODELS if n.startswith("resnetv2")),
-    *(name for name in models.MODELS if re.match(r"(vit|deit3|dinov2)_[mblh]\d|swin_[sbl]", name)),
+    *("vit_b16", "deit3_s16", "dinov2_s14_reg", "swin_t"),
 )
+# `test_zoo_conv` and `test_zoo_transformers` have a small one of each.
+OF_THE_ZOO = re.compile(
+    "tf_|efficientnet_b|convnext|wide|resnetv2|swin_[sbl]|(vit|deit3|dinov2)_[smblh]\\d"
+)
+NAMED = [name for name in models.MODELS if name in LARGER or not OF_THE_ZOO.match(name)]
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGER)) for name in models.MODELS],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGER)) for name in NAMED],
 )
 def test_every_model_has_named_features(name):
     size = (

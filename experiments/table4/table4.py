@@ -42,10 +42,10 @@ def features(model, name: str, out: Path, known: dict, labels: str, domain: str,
     return np.stack([known[one] for one in source.ids.tolist()]), source.labels, source.groups
 
 
-def transfers(model, name: str, out: Path):
+def transfers(model, name: str, out: Path, labellings):
     """(labels, what is tuned on, {target: what is tested on}) one after another."""
     known: dict[int, np.ndarray] = {}
-    for labels in LABELS:
+    for labels in labellings:
         train = features(model, name, out, known, labels, SOURCE, "train")
         tests = {
             to: features(model, name, out, known, labels, to, "test") for to in (SOURCE, *UNSEEN)
@@ -53,10 +53,10 @@ def transfers(model, name: str, out: Path):
         yield labels, train, tests
 
 
-def rows(model, name: str, out: Path) -> list[dict]:
+def rows(model, name: str, out: Path, labellings) -> list[dict]:
     """Accuracy of each head on each example, meaned over seeds: a row a method and test set."""
     found = []
-    for labels, (x, y, _), tests in transfers(model, name, out):
+    for labels, (x, y, _), tests in transfers(model, name, out, labellings):
         heads = [probe.Head(method, seed=seed) for method in METHODS for seed in SEEDS]
         sets = {to: (features, own) for to, (features, own, _) in tests.items()}
         results = probe.fit_heads(
@@ -125,12 +125,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", action="append", required=True, metavar="NAME=SOURCE")
     parser.add_argument("--weights", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--labels", nargs="*", default=LABELS)
     args = parser.parse_args()
     weights, found = pairs(args.weights), []
     for name, source in pairs(args.model).items():
         model = load_model(source, path=weights.get(name))
         print(model)
-        found += rows(model, name, args.out)
+        found += rows(model, name, args.out, args.labels)
     table(found).to_csv(args.out / "records.csv", index=False, float_format="%.5f")
     summary = means(found)
     summary.to_csv(args.out / "means.csv", index=False, float_format="%.5f")
