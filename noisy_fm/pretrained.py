@@ -20,7 +20,7 @@ from flax import traverse_util
 
 from noisy_fm import checkpoint, models
 from noisy_fm import config as config_lib
-from noisy_fm.data import decode
+from noisy_fm.data import decode, imagenet
 from noisy_fm.data.source import numbered
 from noisy_fm.messages import require_known, say
 from noisy_fm.models.clip import Clip
@@ -92,10 +92,11 @@ def load(
     if found.classes and head == "keep" and classes != found.classes:
         raise ValueError(f"{found.path} has {classes} classes, its config {found.classes}")
     info = {**numbered(classes), "encoded": True}
-    if found.label_names and classes:
-        if len(found.label_names) != classes:
-            raise ValueError(f"{found.path} has {classes} classes, {len(found.label_names)} names")
-        info["label_names"] = list(found.label_names)
+    names = found.label_names or (imagenet.names() if found.imagenet and classes == 1000 else ())
+    if names and classes:
+        if len(names) != classes:
+            raise ValueError(f"{found.path} has {classes} classes, {len(names)} names")
+        info["label_names"] = list(names)
     fit = fitted(found, wanted, rounding)
     return Loaded(variables, fit, about(str(source), found, config, info, variables))
 

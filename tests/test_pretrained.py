@@ -258,6 +258,24 @@ def test_known_tags_are_timms_and_torchvisions():
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+def test_folders_that_timm_writes_are_read(tmp_path, name):
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=7).eval()
+    save_for_hf(theirs, tmp_path)
+    model = load_model(tmp_path)
+    assert len(model.label_names) == 7
+    images = load_sample_images().images
+    x = torch.from_numpy(np.array(model.preprocess(images)).transpose(0, 3, 1, 2).copy())
+    expected = theirs(x).softmax(-1).detach().numpy()
+    np.testing.assert_allclose(model.predict(images), expected, atol=1e-5)
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "tf_efficientnet_b0"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", "legacy.pth"])
 def test_timms_own_files_compute_the_same(tmp_path, name, suffix):

@@ -72,7 +72,7 @@ def named(library: str, name: str, path, images: str) -> Found:
         raise ValueError(f"images is {images!r}, and how {full} sees them is known")
     unknown = library == "timm" and tag and not images and full not in zoo.IMAGES
     if unknown and (own := of_timms_own(name)) is not None:
-        return Found(library, row, place, own, imagenet_names() if tag.endswith("in1k") else ())
+        return Found(library, row, place, own, imagenet=tag.endswith("in1k"))
     seen = zoo.IMAGES[require_known("images", images or full, zoo.IMAGES)] if (
         images or full in zoo.IMAGES
     ) else None  # fmt: skip
@@ -83,8 +83,7 @@ def named(library: str, name: str, path, images: str) -> Found:
             f"images='LIBRARY/NAME.TAG' that sees as it does (near it: {', '.join(near)})"
         )
     thousand = library in ("torchvision", "lite_pytorch") or tag.endswith("in1k")
-    names = imagenet_names() if thousand else ()
-    return Found(library, row, place, seen, names)
+    return Found(library, row, place, seen, imagenet=thousand)
 
 
 def of_timms_own(name: str) -> zoo.Images | None:
@@ -100,12 +99,6 @@ def of_timms_own(name: str) -> zoo.Images | None:
         raise ValueError(f"timm/{name} has crop_mode {cfg.crop_mode!r}; expected a folder as path")
     norm = {"mean": tuple(cfg.mean), "std": tuple(cfg.std)}
     return zoo.Images(cfg.input_size[1], cfg.crop_pct, cfg.interpolation, norm)
-
-
-def imagenet_names() -> tuple[str, ...]:
-    from noisy_fm.data import imagenet
-
-    return tuple(imagenet.names())
 
 
 def fetched(repository: str) -> Path:
@@ -187,12 +180,11 @@ def of_timm(config: dict, path: Path, *, where: Path) -> Found:
         height, cfg.get("crop_pct") or 0.875, cfg.get("interpolation", "bicubic"), norm
     )
     names = config.get("label_names") or ()
-    if not names and str(cfg.get("tag", "")).endswith("in1k"):
-        names = imagenet_names()
     said = config.get("num_classes")
     return Found(
         "timm", row, path, images, names, whole=mode == "squash",
         classes=said if isinstance(said, int) else 0,
+        imagenet=str(cfg.get("tag", "")).endswith("in1k"),
     )  # fmt: skip
 
 

@@ -233,6 +233,7 @@ class Found(NamedTuple):
     table: Mapping[str, Any] = MappingProxyType({})
     antialias: bool = True
     classes: int = 0  # that its config says, 0 where it says none
+    imagenet: bool = False  # a thousand classes are ImageNet's
 
 
 def row(library: str, name: str) -> Row:
