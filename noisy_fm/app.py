@@ -198,8 +198,8 @@ def chosen_model(flags: argparse.Namespace, arguments: dict):
     return load_model(flags.model, best=flags.best, step=flags.step, **arguments)
 
 
-def model_parser(name: str, doc: str, *, epilog: str) -> argparse.ArgumentParser:
-    """A command's parser, with the flags of all commands that run a model over a data set."""
+def model_parser(name: str, doc: str, *, epilog: str, data: bool = True) -> argparse.ArgumentParser:
+    """A command's parser, with the flags of all that take a model; `data`: and run it over some."""
     parser = argparse.ArgumentParser(
         prog=f"python -m noisy_fm.{name}",
         description=doc,
@@ -211,10 +211,12 @@ def model_parser(name: str, doc: str, *, epilog: str) -> argparse.ArgumentParser
     add("--model", required=True, metavar="MODEL",
         help="a training run's folder, or its URL; a folder of timm, open_clip or Hugging Face; or "
         "timm/NAME with --model.path=FILE, its weights (see noisy_fm.load_model)")  # fmt: skip
-    add("--data", required=True, metavar="NAME",
-        help="folder, tar, array_record, parquet, tfds:NAME, emoji_domains, digits")  # fmt: skip
     add("--best", action="store_true", help="the best checkpoint by config.keep_best")
     add("--step", type=int, help="the checkpoint of this step; by default the newest")
+    if not data:
+        return parser
+    add("--data", required=True, metavar="NAME",
+        help="folder, tar, array_record, parquet, tfds:NAME, emoji_domains, digits")  # fmt: skip
     add("--batch-size", type=int, default=128, help="images at a time (128)")
     add("--max-bad", type=float, default=0.001, metavar="SHARE",
         help="stop if more of the images than this share (0.001), and than three, cannot be read; "

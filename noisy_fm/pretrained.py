@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from noisy_fm import checkpoint, models
 from noisy_fm import config as config_lib
@@ -158,29 +157,12 @@ def _classes(found: Found, bare: nn.Module, state: Mapping) -> int:
 def names_of(found: Found, module: nn.Module, *, bias: bool = False) -> rules.Map:
     """The table of names of the file; `bias`: also of what only a sigmoid loss has."""
     if found.library == folders.OWN:
-        paths = list(traverse_util.flatten_dict(shapes_of(module, found.row.size), sep="/"))
-        paths += ["params/logit_bias"] if bias else []
-        return rules.Map([rules.Rule(path, path) for path in paths], ignored=())
+        return rules.OWN
     table = zoo.table(found.library, module, **found.table)
     if bias:  # Hugging Face's CLIP has no such array
         none = rules.Rule("params/logit_bias", "logit_bias")
         return rules.Map([*table.rules, none], table.ignored)
     return table
-
-
-def shapes_of(module: nn.Module, size: int):
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    given = [image]
-    if isinstance(module, Clip):
-        given.append(jax.ShapeDtypeStruct((1, module.text.context), jnp.int32))
-    return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *given)
-
-
-def names_and_shapes(module: nn.Module, size: int, table: rules.Map) -> dict[str, tuple]:
-    """{their name: shape} of the arrays of a network of ours."""
-    shapes = shapes_of(module, size)
-    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.bool_(0), leaf.shape), shapes)
-    return {name: value.shape for name, value in rules.to_theirs(empty, table).items()}
 
 
 def trained_size(found: Found, module: nn.Module, state: Mapping) -> int:
@@ -212,7 +194,7 @@ def variables_of(found: Found, module: nn.Module, state: Mapping, head: str, siz
     narrow = {str(v.dtype) for v in state.values()} & {"float16", "bfloat16"}
     if narrow:
         say(f"{found.path.name}: {', '.join(sorted(narrow))} weights, used in float32")
-    made = rules.to_ours(state, shapes_of(module, size), table, where=str(found.path))
+    made = rules.to_ours(state, zoo.shapes_of(module, size), table, where=str(found.path))
     return jax.tree.map(jnp.asarray, made)
 
 
@@ -293,7 +275,7 @@ def _better(found: Found, state: Mapping) -> str:
         counts = [len(body), sum(map(math.prod, body.values()))]
         if sizes.get(f"{found.library}/{name}", counts) != counts:
             continue
-        there = names_and_shapes(module, row.size, table)
+        there = zoo.names_and_shapes(module, row.size, table)
         if all(body.get(key, shape) == shape for key, shape in there.items()) and (
             body.keys() == there.keys() - head_names(table)
         ):

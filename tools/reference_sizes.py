@@ -21,7 +21,7 @@ def main() -> None:
         for name, row in zoo.ROWS[library].items():
             module = models.create(row.model, 1, **row.fields)
             table = zoo.table(library, module)
-            shapes = pretrained.names_and_shapes(module, row.size, table)
+            shapes = zoo.names_and_shapes(module, row.size, table)
             shapes = {n: s for n, s in shapes.items() if n not in pretrained.head_names(table)}
             found[f"{library}/{name}"] = [len(shapes), sum(map(math.prod, shapes.values()))]
     lines = [f" {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)]

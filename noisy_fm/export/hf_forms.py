@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from noisy_fm.export import equal
+from noisy_fm.export.target import OTHERS
 from noisy_fm.models import Clip, ConvNeXt, ResNet, ResNetV2, Swin, ViT
 from noisy_fm.weights import rules
 from noisy_fm.weights.maps import clip, convnext, resnet, resnetv2, swin, vit
-
-OTHERS = "expected one of saved_npz, stablehlo, onnx"
 
 
 class Form(NamedTuple):

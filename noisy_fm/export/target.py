@@ -10,6 +10,7 @@ import numpy as np
 from noisy_fm import files
 
 Outputs = dict[str, np.ndarray]
+OTHERS = "expected one of saved_npz, stablehlo, onnx"  # formats that have every network
 
 
 class Target(NamedTuple):

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from noisy_fm.export.target import OTHERS
 from noisy_fm.models import MODELS, ConvNeXt, EfficientNet, ResNet, ResNetV2, Swin, ViT
 from noisy_fm.weights import zoo
 
-OTHERS = "expected one of saved_npz, stablehlo, onnx"
 # our name → (timm's, its images' size); what timm has no name for is the nearest one with other
 # arguments.
 NAMES: dict[str, tuple[str, int]] = {

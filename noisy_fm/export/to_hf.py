@@ -7,9 +7,9 @@ import numpy as np
 from noisy_fm import files
 from noisy_fm.data.decode import FILTERS
 from noisy_fm.export import network as network_lib
-from noisy_fm.export.hf_forms import KINDS, OTHERS, Form
+from noisy_fm.export.hf_forms import KINDS, Form
 from noisy_fm.export.network import Network, placed, triples
-from noisy_fm.export.target import Target, require
+from noisy_fm.export.target import OTHERS, Target, require
 from noisy_fm.export.torch_side import read_input, runner, with_counters
 from noisy_fm.models import ViT
 from noisy_fm.texts import tokenizer as tokens_lib

@@ -7,7 +7,7 @@ import numpy as np
 from noisy_fm import files
 from noisy_fm.export import network as network_lib
 from noisy_fm.export.network import Network, placed, triples
-from noisy_fm.export.target import Target
+from noisy_fm.export.target import OTHERS, Target
 from noisy_fm.export.torch_side import runner, with_counters
 from noisy_fm.models import ModifiedResNet
 from noisy_fm.weights import files as weight_files
@@ -15,7 +15,6 @@ from noisy_fm.weights import rules
 from noisy_fm.weights.maps import clip
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-OTHERS = "expected one of saved_npz, stablehlo, onnx"
 LOADING = """\
 import open_clip
 

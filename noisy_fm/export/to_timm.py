@@ -5,8 +5,8 @@ from pathlib import Path
 from noisy_fm import files
 from noisy_fm.export import equal
 from noisy_fm.export.network import Network, placed, triples, width
-from noisy_fm.export.target import Target
-from noisy_fm.export.timm_rows import KINDS, NAMES, OTHERS
+from noisy_fm.export.target import OTHERS, Target
+from noisy_fm.export.timm_rows import KINDS, NAMES
 from noisy_fm.export.torch_side import runner, with_counters
 from noisy_fm.models import ModifiedResNet, Swin, ViT
 from noisy_fm.weights import files as weight_files

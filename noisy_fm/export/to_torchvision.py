@@ -6,13 +6,12 @@ from typing import Any
 
 from noisy_fm import files
 from noisy_fm.export.network import Network, placed, triples
-from noisy_fm.export.target import Target
+from noisy_fm.export.target import OTHERS, Target
 from noisy_fm.export.torch_side import read_input, runner, with_counters
 from noisy_fm.models import ConvNeXt, EfficientNet, ResNet
 from noisy_fm.weights import files as weight_files
 from noisy_fm.weights import rules, zoo
 
-OTHERS = "expected one of saved_npz, stablehlo, onnx"
 LOADING = """\
 import json
 from functools import partial

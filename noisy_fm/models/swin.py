@@ -19,7 +19,15 @@ from noisy_fm.models.layers import (
     drop_rates,
     pooled,
 )
-from noisy_fm.models.transformer import Init, Mlp, Qkv, dense, layer_norm, truncated_normal
+from noisy_fm.models.transformer import (
+    Init,
+    Mlp,
+    Qkv,
+    dense,
+    embed_patches,
+    layer_norm,
+    truncated_normal,
+)
 
 MASKED = -100.0  # added to the logits of pairs that only the shift brings into one window
 
@@ -216,19 +224,5 @@ class Swin(nn.Module):
 
     def _embed(self, x):
         """Patches, LayerNormed: a map [n h/patch w/patch dim]."""
-        height, width = x.shape[1:3]
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"images are {height}×{width}; expected multiples of the patch size {self.patch}"
-            )
-        patch = (self.patch, self.patch)
-        x = nn.Conv(
-            self.dim,
-            patch,
-            patch,
-            "VALID",
-            kernel_init=truncated_normal,
-            dtype=self.dtype,
-            name="patch_embed",
-        )(x)
+        x = embed_patches(x, self.patch, self.dim, dtype=self.dtype)
         return layer_norm(self.dtype, "patch_norm", epsilon=1e-5)(x)

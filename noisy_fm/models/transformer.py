@@ -52,6 +52,28 @@ def dense(features: int, dtype, name: str, *, init: Callable = truncated_normal,
     )
 
 
+def embed_patches(x, patch: int, dim: int, *, dtype, bias: bool = True):
+    """A linear map of each patch of images [n h w c]: [n h/patch w/patch dim], "patch_embed".
+
+    Raises ValueError for images that no whole number of patches makes.
+    """
+    height, width = x.shape[1:3]
+    if height % patch or width % patch:
+        raise ValueError(
+            f"images are {height}×{width}; expected multiples of the patch size {patch}"
+        )
+    return nn.Conv(
+        dim,
+        (patch, patch),
+        (patch, patch),
+        "VALID",
+        use_bias=bias,
+        kernel_init=truncated_normal,
+        dtype=dtype,
+        name="patch_embed",
+    )(x)
+
+
 class Qkv(nn.Module):
     """Queries, keys and values of x [b l d], each [b l heads d/heads]; one kernel [d 3d].
 

@@ -14,9 +14,9 @@ from noisy_fm.models.transformer import (
     Block,
     Init,
     dense,
+    embed_patches,
     layer_norm,
     stack,
-    truncated_normal,
 )
 
 POOLS = ("token", "gap", "norm_gap", "token_mean")
@@ -171,23 +171,8 @@ class ViT(nn.Module):
 
     def _embed(self, x):
         """Patches, the class token and their positions: [n l dim]."""
-        n, height, width, _ = x.shape
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"images are {height}×{width}; expected multiples of the patch size {self.patch}"
-            )
-        patch = (self.patch, self.patch)
-        x = nn.Conv(
-            self.dim,
-            patch,
-            patch,
-            "VALID",
-            use_bias=not self.pre_norm,
-            kernel_init=truncated_normal,
-            dtype=self.dtype,
-            name="patch_embed",
-        )(x)
-        h, w = x.shape[1:3]
+        x = embed_patches(x, self.patch, self.dim, dtype=self.dtype, bias=not self.pre_norm)
+        n, h, w, _ = x.shape
         x = x.reshape(n, h * w, self.dim)
         tokens = int(self.pool in OF_THE_TOKEN)
         placed = tokens and self.class_position and self.position == "learned"

@@ -168,8 +168,7 @@ class Studio:
         axes.minorticks_off()
         axes.set_xlabel("rank i of the singular value")
         axes.set_ylabel(ylabel)
-        legend = axes.legend(title="γ", frameon=False, fontsize=9, labelcolor=INK)
-        legend.get_title().set(color=INK, fontsize=9)
+        add_rates(axes)
         first = ", ".join(f"{c[0]:.3g} at γ = {tables.percent(r)}" for r, c in curves.items())
         return self.save(canvas, name, f"{title}, over rank i. At i = 1: {first}.")
 
@@ -180,8 +179,7 @@ class Studio:
             colour = self.levels[self.rates.index(rate)]
             axes.plot(line.index, line, color=colour, lw=1.6, label=tables.percent(rate))
         axes.set_xlabel(xlabel)
-        legend = axes.legend(title="γ", frameon=False, fontsize=9, labelcolor=INK)
-        legend.get_title().set(color=INK, fontsize=9)
+        add_rates(axes)
         last = ", ".join(
             f"{line.iloc[0]:.3g} to {line.iloc[-1]:.3g} at γ = {tables.percent(rate)}"
             for rate, line in curves.items()
@@ -264,6 +262,12 @@ def add_behind(axes, frame: pd.DataFrame, x: str, scale: float) -> list[tuple]:
         axes.plot(at, values, color=MUTED, alpha=0.4, lw=1.1, zorder=1, gid=f"{name}-mean")
         ends.append((values[-1], label, MUTED, f"{name}-name"))
     return ends
+
+
+def add_rates(axes) -> None:
+    """Say which line is of which γ."""
+    legend = axes.legend(title="γ", frameon=False, fontsize=9, labelcolor=INK)
+    legend.get_title().set(color=INK, fontsize=9)
 
 
 def add_dots(axes, dots: pd.DataFrame, places: Mapping, x: str, scale, colour, name) -> dict:

@@ -12,6 +12,8 @@ from noisy_fm import config as config_lib
 from noisy_fm import evaluators, features, train
 from noisy_fm.data import Source
 from noisy_fm.data.source import View
+from noisy_fm.evaluators.contrast import IMAGE
+from noisy_fm.evaluators.evaluator import readable
 from noisy_fm.evaluators.memorised import changed
 from noisy_fm.study.cells import Cell
 from noisy_fm.tasks import Task
@@ -20,7 +22,6 @@ from noisy_fm.train.build import Setup
 NUM_EXAMPLES = 12  # images with wrong labels shown in the report
 LARGEST = 128  # pixels a side of them
 PAIRS = 12  # held-out images and captions of which the report shows how near they are
-NORMALIZED = "features/normalized"
 
 
 def key(cell: Cell, config: ConfigDict) -> dict:
@@ -53,7 +54,7 @@ def work(cell: Cell, config: ConfigDict) -> dict:
         ),
         "examples": wrong_examples(made, cell.rate),
         "history": result.get("history", []),
-        "similarity": similarity(made, state.variables),
+        "similarity": similarity(cell, made, state.variables),
         "num_params": result["num_params"],
         "steps": result["steps"],
     }
@@ -121,23 +122,19 @@ def predictor(cell: Cell, task: Task, mesh: jax.sharding.Mesh, *keep: str):
     )
 
 
-def similarity(made: Setup, variables) -> dict:
+def similarity(cell: Cell, made: Setup, variables) -> dict:
     """Cosines of a few held-out images with their captions, of a model that knows texts."""
     if made.task.texts is None:
         return {}
     source = made.eval_source
-    rows = np.random.default_rng(0).permutation(len(source))
-    captions = np.asarray(source.columns["caption"][np.sort(rows[: 20 * PAIRS])]).astype(str)
+    drawn = np.sort(np.random.default_rng(0).permutation(len(source))[: 20 * PAIRS])
+    captions = np.asarray(source.columns["caption"][drawn]).astype(str)
     _, first = np.unique(captions, return_index=True)  # each caption once
-    rows = np.sort(np.sort(rows[: 20 * PAIRS])[np.sort(first)[:PAIRS]])
-    predict = features.predictor(
-        made.task, keep=(NORMALIZED, "mask"), columns=(), batch_size=PAIRS, mesh=made.mesh
-    )
-    chosen = source.select(rows)
-    found = predict(variables, chosen)
-    read = found["mask"] != 0
+    chosen = source.select(drawn[np.sort(first)[:PAIRS]])
+    predict = predictor(cell, made.task, made.mesh, IMAGE)
+    read, found = readable(predict(variables, chosen))
     said = np.asarray(chosen.columns["caption"][np.flatnonzero(read)]).astype(str).tolist()
-    cosines = found[NORMALIZED][read] @ made.task.texts(variables, said).T
+    cosines = found[IMAGE] @ made.task.texts(variables, said).T
     return {"captions": said, "cosines": np.round(cosines, 4).tolist()}
 
 

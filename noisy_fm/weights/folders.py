@@ -73,17 +73,15 @@ def named(library: str, name: str, path, images: str) -> Found:
     unknown = library == "timm" and tag and not images and full not in zoo.IMAGES
     if unknown and (own := of_timms_own(name)) is not None:
         return Found(library, row, place, own, imagenet=tag.endswith("in1k"))
-    seen = zoo.IMAGES[require_known("images", images or full, zoo.IMAGES)] if (
-        images or full in zoo.IMAGES
-    ) else None  # fmt: skip
-    if seen is None:
+    key = require_known("images", images, zoo.IMAGES) if images else full
+    if key not in zoo.IMAGES:
         near = sorted(one for one in zoo.IMAGES if architecture in one) or ["none"]
         raise ValueError(
             f"how {full} sees images is not known; expected a folder with its config as path, or "
             f"images='LIBRARY/NAME.TAG' that sees as it does (near it: {', '.join(near)})"
         )
     thousand = library in ("torchvision", "lite_pytorch") or tag.endswith("in1k")
-    return Found(library, row, place, seen, imagenet=thousand)
+    return Found(library, row, place, zoo.IMAGES[key], imagenet=thousand)
 
 
 def of_timms_own(name: str) -> zoo.Images | None:

