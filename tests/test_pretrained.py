@@ -144,7 +144,7 @@ def test_sizes_tell_networks_apart():
         row = zoo.row(library, architecture)
         module = models.create(row.model, 1, **row.fields)
         table = zoo.table(library, module)
-        shapes = pretrained.names_and_shapes(module, row.size, table)
+        shapes = zoo.names_and_shapes(module, row.size, table)
         body = [s for n, s in shapes.items() if n not in pretrained.head_names(table)]
         assert sizes[name] == [len(body), sum(map(math.prod, body))]
 

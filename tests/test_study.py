@@ -60,6 +60,10 @@ def test_it_leaves_a_record_for_every_cell_of_the_grid(done):
     } <= set(pre.index)
     for column in ("config_hash", "manifest_hash", "versions", "duration_s"):
         assert rows[column].notna().all()
+    logged = [json.loads(line) for line in (done[0] / "training.jsonl").read_text().splitlines()]
+    assert {row["noise_rate"] for row in logged} == {0.0, 0.3}
+    assert all(np.isfinite(row["loss"]) and row["step"] > 0 for row in logged)
+    assert 'id="training"' in Path(done[1]).read_text()
     assert rows.groupby("noise_rate").manifest_hash.nunique().eq(1).all()
     assert rows.manifest_hash.nunique() == 2
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import small_study as small
@@ -58,6 +59,14 @@ def test_the_page_shows_whose_caption_was_swapped(done):
         assert one["given"] != one["true"]
         assert ", " in one["true"]
     page = (done / "report" / "index.html").read_text()
+    near = json.loads((done / "similarity.json").read_text())
+    assert {one["noise_rate"] for one in near} == {0.0, 0.3}
+    for one in near:
+        count = len(set(one["captions"]))
+        assert np.shape(one["cosines"]) == (count, count)
+        assert np.abs(one["cosines"]).max() <= 1
+    assert 'id="training"' in page
+    assert "images are nearest to their own caption" in page
     assert "wapped captions" in page
     assert "rong labels" not in page
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from noisy_fm.weights import rules
+from noisy_fm.weights.zoo import names_and_shapes, shapes_of
 
 FROZEN = Path(__file__).parent / "references" / "zoo.json"
 
@@ -47,17 +48,6 @@ def drawn(name: str, shape) -> np.ndarray:
 
 def images(size: int, count: int = 3) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(count, size, size, 3)).astype(np.float32)
-
-
-def shapes_of(module: nn.Module, size: int):
-    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x), image)
-
-
-def names_and_shapes(module: nn.Module, size: int, table: rules.Map) -> dict[str, tuple]:
-    """{their name: shape} of all arrays of ours."""
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, bool), shapes_of(module, size))  # a byte each
-    return {name: value.shape for name, value in rules.to_theirs(zeros, table).items()}
 
 
 def outputs(small: Small) -> dict[str, np.ndarray]:
