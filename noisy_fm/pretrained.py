@@ -93,8 +93,8 @@ def load(
     info = {**numbered(classes), "encoded": True}
     names = found.label_names or (imagenet.names() if found.imagenet and classes == 1000 else ())
     if names and classes:
-        if len(names) != classes:
-            raise ValueError(f"{found.path} has {classes} classes, {len(names)} names")
+        if len(names) != classes or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{found.path} has {classes} classes; expected a text for each")
         info["label_names"] = list(names)
     fit = fitted(found, wanted, rounding)
     return Loaded(variables, fit, about(str(source), found, config, info, variables))

@@ -173,8 +173,8 @@ def fitted(
     rounding: of size / crop_fraction; timm rounds down since 0.9, and rounded up before.
     Raises ValueError for a share outside (0, 1] and names that are not known.
     """
-    if not 0 < crop_fraction <= 1:
-        raise ValueError(f"crop_fraction is {crop_fraction}; expected (0, 1]")
+    if not isinstance(crop_fraction, int | float) or not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction is {crop_fraction!r}; expected (0, 1]")
     rounded = ROUNDINGS[require_known("rounding", rounding, ROUNDINGS)]
     return Fit(size, rounded(size / crop_fraction), whole, require_known("filter", filter, FILTERS))
 

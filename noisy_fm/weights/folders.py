@@ -4,8 +4,6 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from noisy_fm.data.decode import Fit
 from noisy_fm.messages import require_known
 from noisy_fm.weights import hf, zoo
@@ -95,7 +93,7 @@ def of_timms_own(name: str) -> zoo.Images | None:
     cfg = timm.get_pretrained_cfg(name)
     if cfg.crop_mode != "center":
         raise ValueError(f"timm/{name} has crop_mode {cfg.crop_mode!r}; expected a folder as path")
-    norm = {"mean": tuple(cfg.mean), "std": tuple(cfg.std)}
+    norm = zoo.norm(cfg.mean, cfg.std, where=f"timm/{name}")
     return zoo.Images(cfg.input_size[1], cfg.crop_pct, cfg.interpolation, norm)
 
 
@@ -117,7 +115,14 @@ CONFIGS = (EXPORTED, OPEN_CLIP_CONFIG, "config.json")
 
 
 def in_folder(folder: Path, path) -> Found:
-    """A model in a folder that says what it is."""
+    """A model in a folder that says what it is; ValueError for a config that lacks something."""
+    try:
+        return _described(folder, path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the config in {folder} is not as expected ({error!r})") from error
+
+
+def _described(folder: Path, path) -> Found:
     place = Path(path).expanduser() if path else folder
     if (folder / EXPORTED).exists() and not (folder / "preprocessor_config.json").exists():
         return of_export(read_config(folder / EXPORTED), place, where=folder)
@@ -150,7 +155,7 @@ def of_export(said: dict, path: Path, *, where: Path) -> Found:
         raise ValueError(f"{where} holds the image tower of a CLIP alone, which is not read again")
     seen = said["preprocess"]
     fit = Fit(*(seen[name] for name in Fit._fields))
-    norm = {n: tuple(np.broadcast_to(seen[n], 3).tolist()) for n in ("mean", "std")}
+    norm = zoo.norm(seen["mean"], seen["std"], where=where)
     row = zoo.Row(fields.pop("name"), fit.size, fields)
     images = zoo.Images(fit.size, 1.0, fit.filter, norm)
     return Found(READ_AGAIN[to], row, path, images, said["label_names"], fit)
@@ -170,12 +175,12 @@ def of_timm(config: dict, path: Path, *, where: Path) -> Found:
         raise ValueError(f"{where / 'config.json'} has no pretrained_cfg.{missing[0]}")
     mode = cfg.get("crop_mode") or "center"
     require_known(f"{where}: crop_mode", mode, ("center", "squash"))
-    _, height, width = cfg["input_size"]
-    if height != width:
-        raise ValueError(f"{where}: input_size is {cfg['input_size']}; expected a square")
-    norm = {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"])}
+    size = cfg["input_size"]
+    if len(size) != 3 or size[0] != 3 or size[1] != size[2]:
+        raise ValueError(f"{where}: input_size is {size}; expected [3, pixels, pixels]")
+    norm = zoo.norm(cfg["mean"], cfg["std"], where=where)
     images = zoo.Images(
-        height, cfg.get("crop_pct") or 0.875, cfg.get("interpolation", "bicubic"), norm
+        size[1], cfg.get("crop_pct") or 0.875, cfg.get("interpolation", "bicubic"), norm
     )
     names = config.get("label_names") or ()
     said = config.get("num_classes")
@@ -225,7 +230,7 @@ def of_open_clip(config: dict, path: Path) -> Found:
                   "epsilon": epsilon, **quick}  # fmt: skip
     row = zoo.Row(base, vision["image_size"],
                   {"embed_dim": cfg["embed_dim"], "text": texts, **fields})  # fmt: skip
-    norm = {name: tuple(seen.get(name, zoo.OPENAI[name])) for name in ("mean", "std")}
+    norm = zoo.norm(*(seen.get(n, zoo.OPENAI[n]) for n in ("mean", "std")), where=path)
     mode = require_known("resize_mode", seen.get("resize_mode", "shortest"), ("shortest", "squash"))
     images = zoo.Images(vision["image_size"], 1.0, seen.get("interpolation", "bicubic"), norm)
     table: Mapping = {"text": "text."} if cfg.get("custom_text") else {}

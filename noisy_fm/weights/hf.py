@@ -5,6 +5,7 @@ from pathlib import Path
 
 from noisy_fm.data.decode import Fit
 from noisy_fm.messages import require_known
+from noisy_fm.weights import zoo
 from noisy_fm.weights.files import read_config
 from noisy_fm.weights.zoo import Found, Images, Row
 
@@ -167,8 +168,7 @@ def processing(folder: Path) -> tuple[Images, Fit]:
         raise ValueError(f"{path} has {what}, which no preprocessing here is")
     if abs(seen.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         raise ValueError(f"{path} has rescale_factor {seen['rescale_factor']}; expected 1/255")
-    both = ("mean", seen["image_mean"]), ("std", seen["image_std"])
-    norm = {name: tuple(one) if isinstance(one, list) else (one,) * 3 for name, one in both}
+    norm = zoo.norm(seen["image_mean"], seen["image_std"], where=path)
     name = FILTERS[require_known(f"{path}: resample", str(seen["resample"]), FILTERS)]
     size, crop = seen["size"], seen.get("crop_size")
     if isinstance(size, int):

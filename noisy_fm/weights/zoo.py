@@ -153,6 +153,21 @@ OPENAI = {
 }
 
 
+def norm(mean, std, *, where) -> dict[str, tuple[float, ...]]:
+    """{"mean", "std"} of pixels in [0, 1], three numbers each, from what a config says.
+
+    Raises ValueError for what no preprocessing has, such as means of pixels up to 255.
+    """
+    found = {}
+    for name, value, least in (("mean", mean, 0.0), ("std", std, 1e-6)):
+        numbers = value if isinstance(value, list | tuple) else [value] * 3
+        there = all(isinstance(one, int | float) and least <= one <= 1 for one in numbers)
+        if len(numbers) != 3 or not there:
+            raise ValueError(f"{where}: {name} is {value!r}; expected three numbers, of [0, 1]")
+        found[name] = tuple(map(float, numbers))
+    return found
+
+
 class Images(NamedTuple):
     """Size, share of the resized image that the centre crop keeps, filter, and pixels' norm."""
 
